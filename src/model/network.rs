@@ -1,0 +1,100 @@
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use super::{BridgeName, Domain, Invalid, Subnet, serde_as_text};
+
+/// Name of a configured network, `^[a-z0-9][a-z0-9-]{0,31}$`; `network_id` in the API.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NetworkName(String);
+
+impl NetworkName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for NetworkName {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let fits = (1..=32).contains(&text.len())
+            && !text.starts_with('-')
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        if fits {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Invalid::new(text, "a network name: 1 to 32 of a-z 0-9 -, not starting with -"))
+        }
+    }
+}
+
+impl fmt::Display for NetworkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+serde_as_text!(NetworkName);
+
+/// A rate limit in Mbit/s (10^6 bit/s), 1 to 100,000, the same each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RateMbps(u32);
+
+impl RateMbps {
+    pub fn mbps(self) -> u32 {
+        self.0
+    }
+
+    pub fn bytes_per_second(self) -> u64 {
+        u64::from(self.0) * 1_000_000 / 8
+    }
+}
+
+impl TryFrom<u32> for RateMbps {
+    type Error = Invalid;
+    fn try_from(mbps: u32) -> Result<Self, Invalid> {
+        if (1..=100_000).contains(&mbps) {
+            Ok(Self(mbps))
+        } else {
+            Err(Invalid::new(mbps, "a rate of 1 to 100000 Mbit/s"))
+        }
+    }
+}
+
+/// Who answers a network's guests' DNS questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsMode {
+    /// guestnet, on the gateway address.
+    On,
+    /// The upstreams themselves; guests are told their addresses.
+    Off,
+}
+
+/// A checked `[[network]]`: what its guests share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub name: NetworkName,
+    pub bridge: BridgeName,
+    pub subnet: Subnet,
+    /// The bridge's address in the subnet: the guests' gateway, DHCP server and (with `DnsMode::On`) DNS server.
+    pub gateway: Ipv4Addr,
+    /// `dns_servers` of the configuration, in order, at least one.
+    pub upstreams: Vec<IpAddr>,
+    pub dns: DnsMode,
+    pub domain: Domain,
+    /// Bytes, of every link from the guest's interface to the bridge.
+    pub mtu: u16,
+    /// Limit of a guest that asked for none of its own.
+    pub rate_limit: Option<RateMbps>,
+    /// Seconds; option 51.
+    pub lease_seconds: u32,
+}
+
+impl Network {
+    /// The DNS servers a guest is told: the one place that decides it.
+    pub fn guest_dns(&self) -> Vec<IpAddr> {
+        match self.dns {
+            DnsMode::On => vec![IpAddr::V4(self.gateway)],
+            DnsMode::Off => self.upstreams.clone(),
+        }
+    }
+}
