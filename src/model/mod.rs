@@ -4,6 +4,7 @@
 mod guest_net;
 mod hostname;
 mod if_name;
+mod lease;
 mod mac;
 mod network;
 mod subnet;
@@ -13,6 +14,7 @@ mod vm_id;
 pub use guest_net::GuestNet;
 pub use hostname::{Domain, Hostname};
 pub use if_name::{BridgeName, IfName};
+pub use lease::{LeaseState, LeaseView};
 pub use mac::Mac;
 pub use network::{DnsMode, Network, NetworkName, RateMbps};
 pub use subnet::Subnet;
