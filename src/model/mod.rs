@@ -11,6 +11,9 @@ mod subnet;
 mod vm;
 mod vm_id;
 
+#[cfg(test)]
+pub(crate) mod testing;
+
 pub use guest_net::GuestNet;
 pub use hostname::{Domain, Hostname};
 pub use if_name::{BridgeName, IfName};

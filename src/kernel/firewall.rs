@@ -1,0 +1,99 @@
+//! The host-wide iptables rules, checked before added. The `iptables` crate runs the `iptables` program, a constant few
+//! times at the start and the end, never for a VM.
+
+use iptables::IPTables;
+
+use super::error::KernelError;
+use crate::plan::{CHAINS, COMMENT, HostRules};
+
+fn failed(doing: String, error: impl std::fmt::Display) -> KernelError {
+    KernelError::new(doing, std::io::Error::other(error.to_string().trim().to_owned()))
+}
+
+fn open() -> Result<IPTables, KernelError> {
+    iptables::new(false)
+        .map_err(|error| failed("running iptables (Debian: apt-get install iptables)".into(), error))
+}
+
+/// Whether iptables can be used here at all, without changing anything.
+pub(super) fn check() -> Result<(), KernelError> {
+    open()?
+        .list("nat", "POSTROUTING")
+        .map(|_| ())
+        .map_err(|error| failed("listing the rules of iptables".into(), error))
+}
+
+/// Brings the host's rules to `rules`. Rules that stand are left alone; the others come first before old ones go, so
+/// that there is no moment without them.
+pub(super) fn apply(rules: &HostRules) -> Result<(), KernelError> {
+    let tables = open()?;
+    for rule in &rules.postrouting {
+        let exists = tables.exists("nat", "POSTROUTING", rule);
+        if !exists.map_err(|error| failed(format!("looking for nat POSTROUTING {rule}"), error))? {
+            let added = tables.append("nat", "POSTROUTING", rule);
+            added.map_err(|error| failed(format!("adding nat POSTROUTING {rule}"), error))?;
+        }
+    }
+    for ((chain, hook), wanted) in CHAINS.iter().zip([&rules.forward, &rules.input]) {
+        fill(&tables, chain, wanted)?;
+        let jump = format!("{COMMENT} -j {chain}");
+        let exists = tables.exists("filter", hook, &jump);
+        if !exists.map_err(|error| failed(format!("looking for {hook} {jump}"), error))? {
+            let added = tables.insert("filter", hook, &jump, 1);
+            added.map_err(|error| failed(format!("adding {hook} {jump}"), error))?;
+        }
+    }
+    Ok(())
+}
+
+fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<(), KernelError> {
+    let exists = tables.chain_exists("filter", chain);
+    if !exists.map_err(|error| failed(format!("looking for chain {chain}"), error))? {
+        tables.new_chain("filter", chain).map_err(|error| failed(format!("adding chain {chain}"), error))?;
+    }
+    // The first line of the listing is the chain itself.
+    let listed = tables.list("filter", chain);
+    let standing = listed.map_err(|error| failed(format!("listing chain {chain}"), error))?.len() - 1;
+    if standing == wanted.len()
+        && wanted.iter().all(|rule| tables.exists("filter", chain, rule).unwrap_or(false))
+    {
+        return Ok(());
+    }
+    for (position, rule) in wanted.iter().enumerate() {
+        let added = tables.insert("filter", chain, rule, position as i32 + 1);
+        added.map_err(|error| failed(format!("adding {chain} {rule}"), error))?;
+    }
+    let first_old = (wanted.len() + 1).to_string();
+    for _ in 0..standing {
+        let removed = tables.delete("filter", chain, &first_old);
+        removed.map_err(|error| failed(format!("removing an old rule of {chain}"), error))?;
+    }
+    Ok(())
+}
+
+/// Takes the host's rules back; what is gone already is fine. Goes on past errors and reports the last.
+pub(super) fn remove(rules: &HostRules) -> Result<(), KernelError> {
+    let tables = open()?;
+    let mut result = Ok(());
+    let mut note = |doing: String, done: Result<(), Box<dyn std::error::Error>>| {
+        if let Err(error) = done {
+            result = Err(failed(doing, error));
+        }
+    };
+    for (chain, hook) in CHAINS {
+        let jump = format!("{COMMENT} -j {chain}");
+        if tables.exists("filter", hook, &jump).unwrap_or(false) {
+            note(format!("removing {hook} {jump}"), tables.delete("filter", hook, &jump));
+        }
+        if tables.chain_exists("filter", chain).unwrap_or(false) {
+            note(format!("emptying chain {chain}"), tables.flush_chain("filter", chain));
+            note(format!("removing chain {chain}"), tables.delete_chain("filter", chain));
+        }
+    }
+    for rule in &rules.postrouting {
+        if tables.exists("nat", "POSTROUTING", rule).unwrap_or(false) {
+            note(format!("removing nat POSTROUTING {rule}"), tables.delete("nat", "POSTROUTING", rule));
+        }
+    }
+    result
+}

@@ -1,0 +1,37 @@
+//! Values for unit tests: the default network and its first VMs.
+
+use std::net::Ipv4Addr;
+
+use super::*;
+
+pub(crate) fn network() -> Network {
+    Network {
+        name: "default".parse().unwrap(),
+        bridge: "br-vms".parse().unwrap(),
+        subnet: "10.100.0.0/16".parse().unwrap(),
+        gateway: Ipv4Addr::new(10, 100, 0, 1),
+        upstreams: vec!["8.8.8.8".parse().unwrap(), "8.8.4.4".parse().unwrap()],
+        dns: DnsMode::On,
+        domain: "vm.internal".parse().unwrap(),
+        mtu: 1500,
+        rate_limit: Some(RateMbps::try_from(100).unwrap()),
+        lease_seconds: 43_200,
+    }
+}
+
+/// The n-th VM, `vm<n>` at 10.100.0.(n+1).
+pub(crate) fn vm(n: u8) -> Vm {
+    let address = Ipv4Addr::new(10, 100, 0, n + 1);
+    let vm_id: VmId = format!("vm{n}").parse().unwrap();
+    Vm {
+        hostname: Hostname::for_vm(&vm_id),
+        vm_id,
+        network: "default".parse().unwrap(),
+        workspace: None,
+        slot: Slot(u32::from(n)),
+        mac: Mac::for_address(address),
+        address,
+        rate_limit: network().rate_limit,
+        created_at_us: 1_700_000_000_000_000,
+    }
+}

@@ -1,0 +1,89 @@
+use crate::model::Network;
+
+/// The chains that hold our rules, each with the built-in chain that jumps to it first.
+pub const CHAINS: [(&str, &str); 2] = [("GUESTNET-FORWARD", "FORWARD"), ("GUESTNET-INPUT", "INPUT")];
+
+/// The comment of every rule outside our own chains.
+pub const COMMENT: &str = "-m comment --comment guestnet";
+
+/// The host-wide rules, as iptables-extensions(8) writes them. Their number depends on the networks, never on the VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HostRules {
+    /// nat POSTROUTING.
+    pub postrouting: Vec<String>,
+    /// filter GUESTNET-FORWARD.
+    pub forward: Vec<String>,
+    /// filter GUESTNET-INPUT.
+    pub input: Vec<String>,
+}
+
+/// What the host lets through for these networks, first match first.
+pub fn host_rules(networks: &[&Network]) -> HostRules {
+    let mut rules = HostRules::default();
+    let comment = |what: &str| format!("-m comment --comment guestnet:{what}");
+    for network in networks {
+        let bridge = &network.bridge;
+        // A guest's packet to anywhere but its own subnet leaves under the host's address.
+        rules.postrouting.push(format!(
+            "-s {subnet} ! -d {subnet} {comment} -j MASQUERADE",
+            subnet = network.subnet,
+            comment = comment("nat"),
+        ));
+        rules.forward.push(format!("-i {bridge} -o {bridge} {} -j DROP", comment("isolation")));
+    }
+    for network in networks {
+        let bridge = &network.bridge;
+        rules.forward.push(format!(
+            "-o {bridge} -m conntrack --ctstate RELATED,ESTABLISHED {} -j ACCEPT",
+            comment("answers")
+        ));
+        // Neither another network nor the world opens a connection to a guest.
+        rules.forward.push(format!("-o {bridge} {} -j DROP", comment("closed")));
+    }
+    for network in networks {
+        rules.forward.push(format!("-i {} {} -j ACCEPT", network.bridge, comment("egress")));
+    }
+    for network in networks {
+        let from_guest = format!("-i {} -d {}", network.bridge, network.gateway);
+        rules.input.extend([
+            format!(
+                "-i {} -m conntrack --ctstate RELATED,ESTABLISHED {} -j ACCEPT",
+                network.bridge,
+                comment("answers")
+            ),
+            format!("{from_guest} -p udp --dport 67 {} -j ACCEPT", comment("dhcp")),
+            format!("{from_guest} -p udp --dport 53 {} -j ACCEPT", comment("dns")),
+            format!("{from_guest} -p tcp --dport 53 {} -j ACCEPT", comment("dns")),
+            format!("{from_guest} -p icmp --icmp-type echo-request {} -j ACCEPT", comment("echo")),
+            // The DHCP server takes its frames before netfilter; what is left here is nobody's.
+            format!("-i {} {} -j DROP", network.bridge, comment("host")),
+        ]);
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+
+    #[test]
+    fn isolation_stands_before_every_accept() {
+        let (a, mut b) = (testing::network(), testing::network());
+        b.bridge = "br-two".parse().unwrap();
+        let rules = host_rules(&[&a, &b]).forward;
+        let first_accept = rules.iter().position(|rule| rule.ends_with("ACCEPT")).unwrap();
+        let last_isolation = rules.iter().rposition(|rule| rule.contains("isolation")).unwrap();
+        assert!(last_isolation < first_accept);
+        let first_egress = rules.iter().position(|rule| rule.contains("egress")).unwrap();
+        let last_closed = rules.iter().rposition(|rule| rule.contains("closed")).unwrap();
+        assert!(last_closed < first_egress, "a guest of one network must not reach the other");
+    }
+
+    #[test]
+    fn what_the_host_does_not_offer_is_dropped_last() {
+        let network = testing::network();
+        let rules = host_rules(&[&network]).input;
+        assert!(rules.last().unwrap().contains("-i br-vms") && rules.last().unwrap().ends_with("DROP"));
+    }
+}
