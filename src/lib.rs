@@ -2,6 +2,7 @@
 //! way out through NAT, and ready-made guest configuration. ARCHITECTURE.md is the map.
 
 pub mod kernel;
+pub mod config;
 pub mod model;
 pub mod plan;
 pub mod registry;

@@ -1,0 +1,136 @@
+//! What guestnet was told to do: TOML text and environment variables in, checked networks out, or every problem at once,
+//! each with its key, its value and what would fit. Parsed once, here; nobody validates again.
+
+mod env;
+mod network;
+mod section;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::{Table, Value};
+
+use crate::model::Network;
+pub use section::Problem;
+use section::Section;
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Absolute, and short enough for a socket's address.
+    pub api_socket: PathBuf,
+    /// Absolute.
+    pub state_directory: PathBuf,
+    /// At least one; the first is the default network.
+    pub networks: Vec<Arc<Network>>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration {}: {source}", path.display())]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("the configuration {} does not fit:\n{problems}", path.display())]
+    Refused { path: PathBuf, problems: Problems },
+}
+
+/// All that is wrong with a configuration, at least one problem; one a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+pub struct Problems(pub Vec<Problem>);
+
+impl Config {
+    pub const DEFAULT_PATH: &str = "/etc/guestnet/guestnet.toml";
+
+    /// Reads the file and the environment of this process. No `path` means the default one, which need not exist.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = path.unwrap_or(Path::new(Self::DEFAULT_PATH));
+        let text = match std::fs::read_to_string(file) {
+            Ok(text) => Some(text),
+            Err(missing) if path.is_none() && missing.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ConfigError::Unreadable { path: file.to_owned(), source }),
+        };
+        // A value that is not UTF-8 cannot fit any key; lossy, it is refused by the key's own check.
+        let env =
+            |variable: &str| std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
+        Self::from_parts(text.as_deref(), env)
+            .map_err(|problems| ConfigError::Refused { path: file.to_owned(), problems })
+    }
+
+    /// The same without file and process: `text` is the file, if there is one, `env` looks a variable up.
+    pub fn from_parts(text: Option<&str>, env: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        let mut file: Table = text.unwrap_or_default().parse().map_err(|syntax: toml::de::Error| {
+            Problems(vec![Problem { key: String::new(), message: syntax.to_string() }])
+        })?;
+        let mut problems = Vec::new();
+
+        let mut api = Section::of(&mut file, "api", &mut problems);
+        let api_socket = api.take("socket", "/run/guestnet/guestnet.sock", socket_path);
+        api.finish();
+        let mut state = Section::of(&mut file, "state", &mut problems);
+        let state_directory = state.take("directory", "/var/lib/guestnet", absolute_path);
+        state.finish();
+
+        let tables = network_tables(&mut file, &mut problems);
+        let mut read = Vec::new();
+        for (at, table) in tables.into_iter().enumerate() {
+            let mut section = Section::new(format!("network[{at}]"), table, &mut problems);
+            if at == 0 {
+                env::apply(&env, &mut section);
+            }
+            read.extend(network::read(section));
+        }
+        let clashes = network::clashes(&read);
+        problems.extend(clashes.into_iter().map(|(key, message)| Problem { key, message }));
+        problems.extend(env::refusal(&env));
+        let known = "unknown key; known here: [api], [state], [[network]]";
+        problems.extend(file.into_iter().map(|(key, _)| Problem { key, message: known.into() }));
+
+        match (api_socket, state_directory) {
+            (Some(api_socket), Some(state_directory)) if problems.is_empty() => {
+                let networks = read.into_iter().map(|read| Arc::new(read.network)).collect();
+                Ok(Self { api_socket, state_directory, networks })
+            }
+            _ => Err(Problems(problems)),
+        }
+    }
+}
+
+/// The `[[network]]` tables; one with every default when there is none.
+fn network_tables(file: &mut Table, problems: &mut Vec<Problem>) -> Vec<Table> {
+    let mut refuse = |key: String, value: &Value| {
+        problems.push(Problem { key, message: format!("{value} is not a [[network]] table") });
+    };
+    let items = match file.remove("network") {
+        None => return vec![Table::new()],
+        Some(Value::Array(items)) if !items.is_empty() => items,
+        // `[network]` for `[[network]]`: no table to read, but nothing to read wrong either.
+        Some(other) => {
+            refuse("network".into(), &other);
+            return Vec::new();
+        }
+    };
+    let mut tables = Vec::new();
+    for (at, item) in items.into_iter().enumerate() {
+        match item {
+            Value::Table(table) => tables.push(table),
+            other => refuse(format!("network[{at}]"), &other),
+        }
+    }
+    tables
+}
+
+fn absolute_path(value: &Value) -> Result<PathBuf, String> {
+    let path = value.as_str().filter(|path| path.starts_with('/') && !path.contains('\0'));
+    path.map(PathBuf::from).ok_or("an absolute path".into())
+}
+
+/// sun_path holds 108 bytes, the last of them NUL (unix(7)).
+fn socket_path(value: &Value) -> Result<PathBuf, String> {
+    let path = absolute_path(value).ok().filter(|path| path.as_os_str().len() < 108);
+    path.ok_or("an absolute path of at most 107 bytes".into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! One `[[network]]` table → `model::Network`, and what several networks must not do to each other. Pure.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use ipnetwork::Ipv4Network;
+use toml::Value;
+
+use super::section::Section;
+use crate::model::{BridgeName, DnsMode, Domain, Invalid, Network, NetworkName, RateMbps, Subnet};
+
+/// RFC 2132 section 9.2 with RFC 2131 section 3.3: this lease time means "infinity".
+const INFINITE: u32 = u32::MAX;
+
+/// Where no guest can live: "this network", loopback, link-local, multicast and reserved (RFC 6890 section 2.2.2).
+const NOT_FOR_GUESTS: [(Ipv4Addr, u8); 4] = [
+    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(169, 254, 0, 0), 16),
+    (Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+
+/// A network and the section it came from, for what is checked between networks.
+pub(super) struct Read {
+    pub(super) network: Network,
+    pub(super) named: Named,
+}
+
+/// How an operator finds the keys that two networks can clash over.
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) bridge_name: String,
+    pub(super) vm_subnet: String,
+    pub(super) dns_servers: String,
+}
+
+pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
+    let name = section.take("name", "default", text::<NetworkName>);
+    let bridge = section.take("bridge_name", "br-vms", text::<BridgeName>);
+    let bridge_ip = section.take("bridge_ip", "10.100.0.1/16", bridge_ip);
+    let subnet = section.take("vm_subnet", "10.100.0.0/16", subnet);
+    let upstreams = section.take("dns_servers", vec!["8.8.8.8", "8.8.4.4"], upstreams);
+    let dns = section.take("dns", "on", dns_mode);
+    let domain = section.take("domain", "vm.internal", text::<Domain>);
+    let limited =
+        section.take("enable_rate_limit", true, |value| value.as_bool().ok_or("true or false".into()));
+    let rate = section.take("rate_limit_mbps", 100, rate);
+    let mtu = section.take("mtu", 1500, mtu);
+    let lease_seconds = section.take("lease_seconds", 43_200, lease_seconds);
+    let plumbing = section.take("plumbing", "managed", plumbing);
+
+    let gateway = check_gateway(&mut section, bridge_ip, subnet);
+    check_upstreams(&mut section, upstreams.as_deref(), dns);
+    let named = Named {
+        name: section.name_of("name"),
+        bridge_name: section.name_of("bridge_name"),
+        vm_subnet: section.name_of("vm_subnet"),
+        dns_servers: section.name_of("dns_servers"),
+    };
+    section.finish();
+    plumbing?;
+    let (limited, rate) = (limited?, rate?);
+    let network = Network {
+        name: name?,
+        bridge: bridge?,
+        subnet: subnet?,
+        gateway: gateway?,
+        upstreams: upstreams?,
+        dns: dns?,
+        domain: domain?,
+        mtu: mtu?,
+        rate_limit: limited.then_some(rate),
+        lease_seconds: lease_seconds?,
+    };
+    Some(Read { network, named })
+}
+
+/// The gateway is a host address of the subnet, written with the subnet's own prefix length: guests are told the one,
+/// the bridge is given the other.
+fn check_gateway(
+    section: &mut Section<'_>,
+    bridge_ip: Option<Ipv4Network>,
+    subnet: Option<Subnet>,
+) -> Option<Ipv4Addr> {
+    let (bridge_ip, subnet) = (bridge_ip?, subnet?);
+    let beside = format!("{subnet} ({})", section.name_of("vm_subnet"));
+    if !subnet.has_host(bridge_ip.ip()) {
+        // The subnet has at least two host addresses after its own.
+        let first = Ipv4Addr::from(u32::from(subnet.network()) + 1);
+        let fits = format!("{first}/{}", subnet.prefix_len());
+        section
+            .problem("bridge_ip", format!("{bridge_ip} is not a host address of {beside}; {fits} would fit"));
+        return None;
+    }
+    if bridge_ip.prefix() != subnet.prefix_len() {
+        let (ip, fits) = (bridge_ip.ip(), subnet.prefix_len());
+        section.problem(
+            "bridge_ip",
+            format!("{bridge_ip} is not of the prefix length of {beside}; {ip}/{fits} would fit"),
+        );
+        return None;
+    }
+    Some(bridge_ip.ip())
+}
+
+/// With `dns = "off"` the guests themselves ask the upstreams, and they have IPv4 only.
+fn check_upstreams(section: &mut Section<'_>, upstreams: Option<&[IpAddr]>, dns: Option<DnsMode>) {
+    if dns == Some(DnsMode::Off) {
+        for upstream in upstreams.unwrap_or_default().iter().filter(|a| a.is_loopback() || a.is_ipv6()) {
+            section.problem(
+                "dns_servers",
+                format!("{upstream} is not an IPv4 address that guests can reach, which dns = \"off\" needs"),
+            );
+        }
+    }
+}
+
+fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Result<T, String> {
+    value.as_str().unwrap_or_default().parse().map_err(|invalid: Invalid| invalid.expected.to_owned())
+}
+
+fn bridge_ip(value: &Value) -> Result<Ipv4Network, String> {
+    let text = value.as_str().filter(|text| text.contains('/'));
+    text.and_then(|text| text.parse().ok())
+        .ok_or("an IPv4 address with its prefix length, like 10.100.0.1/16".into())
+}
+
+fn subnet(value: &Value) -> Result<Subnet, String> {
+    let subnet: Subnet = text(value)?;
+    let taken = NOT_FOR_GUESTS.iter().filter_map(|(address, len)| Ipv4Network::new(*address, *len).ok());
+    match taken.into_iter().find(|taken| subnet.overlaps(*taken)) {
+        None => Ok(subnet),
+        Some(taken) => Err(format!("a subnet for guests: {taken} has another meaning (RFC 6890)")),
+    }
+}
+
+fn upstreams(value: &Value) -> Result<Vec<IpAddr>, String> {
+    let upstream =
+        |item: &Value| item.as_str()?.parse::<IpAddr>().ok().filter(|address| is_unicast(*address));
+    let parsed: Option<Vec<IpAddr>> = value.as_array().and_then(|items| items.iter().map(upstream).collect());
+    parsed
+        .filter(|upstreams| (1..=8).contains(&upstreams.len()))
+        .ok_or("a list of 1 to 8 addresses of DNS servers, like [\"8.8.8.8\", \"8.8.4.4\"]".into())
+}
+
+fn is_unicast(address: IpAddr) -> bool {
+    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
+    // A link-local IPv6 address says nothing without an interface (RFC 4007 section 6).
+    let scoped = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    !(address.is_unspecified() || address.is_multicast() || broadcast || scoped)
+}
+
+fn rate(value: &Value) -> Result<RateMbps, String> {
+    let mbps = value.as_integer().and_then(|mbps| u32::try_from(mbps).ok());
+    mbps.and_then(|mbps| RateMbps::try_from(mbps).ok()).ok_or("a rate of 1 to 100000 Mbit/s".into())
+}
+
+fn dns_mode(value: &Value) -> Result<DnsMode, String> {
+    match value.as_str() {
+        Some("on") => Ok(DnsMode::On),
+        Some("off") => Ok(DnsMode::Off),
+        _ => Err("\"on\" or \"off\"".into()),
+    }
+}
+
+/// From what every IPv4 host must take (RFC 791 section 3.1) to jumbo frames.
+fn mtu(value: &Value) -> Result<u16, String> {
+    let mtu = value.as_integer().and_then(|mtu| u16::try_from(mtu).ok());
+    mtu.filter(|mtu| (576..=9000).contains(mtu)).ok_or("an MTU of 576 to 9000 bytes".into())
+}
+
+fn lease_seconds(value: &Value) -> Result<u32, String> {
+    if value.as_str() == Some("infinite") {
+        return Ok(INFINITE);
+    }
+    let seconds = value.as_integer().and_then(|seconds| u32::try_from(seconds).ok());
+    seconds
+        .filter(|s| (10..INFINITE).contains(s))
+        .ok_or("a lease of 10 to 4294967294 seconds, or \"infinite\"".into())
+}
+
+fn plumbing(value: &Value) -> Result<(), String> {
+    match value.as_str() {
+        Some("managed") => Ok(()),
+        Some("external") => Err("built yet; \"managed\" would fit".into()),
+        _ => Err("\"managed\"".into()),
+    }
+}
+
+/// What two networks of one host cannot both have: the key at fault, and why.
+pub(super) fn clashes(networks: &[Read]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (at, later) in networks.iter().enumerate() {
+        let (b, b_named) = (&later.network, &later.named);
+        for Read { network: a, named: a_named } in &networks[..at] {
+            if a.name == b.name {
+                let message =
+                    format!("\"{}\" is already the name of another network ({})", b.name, a_named.name);
+                found.push((b_named.name.clone(), message));
+            }
+            if share_a_device(&a.bridge, &b.bridge) {
+                let message = format!(
+                    "\"{}\" is the bridge \"{}\" ({}) or one of its shards; choose another name",
+                    b.bridge, a.bridge, a_named.bridge_name
+                );
+                found.push((b_named.bridge_name.clone(), message));
+            }
+            if a.subnet.overlaps(b.subnet.as_network()) {
+                let message = format!("{} overlaps {} ({})", b.subnet, a.subnet, a_named.vm_subnet);
+                found.push((b_named.vm_subnet.clone(), message));
+            }
+        }
+        // A resolver of ours as an upstream would ask itself for ever.
+        for gateway in
+            networks.iter().map(|n| IpAddr::V4(n.network.gateway)).filter(|g| b.upstreams.contains(g))
+        {
+            let message =
+                format!("{gateway} is a gateway of guestnet's own, so questions would go in a loop");
+            found.push((b_named.dns_servers.clone(), message));
+        }
+    }
+    found
+}
+
+/// A bridge's further shards are called `<bridge>-<n>`.
+fn share_a_device(a: &BridgeName, b: &BridgeName) -> bool {
+    let is_shard = |shard: &str, bridge: &str| {
+        let number = shard.strip_prefix(bridge).and_then(|rest| rest.strip_prefix('-'));
+        number.is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let (a, b) = (a.as_str(), b.as_str());
+    a == b || is_shard(a, b) || is_shard(b, a)
+}

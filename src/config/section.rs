@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use toml::{Table, Value};
+
+/// What is wrong with one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The key with its path, `network[0].bridge_name`, or the environment variable that set it; empty when the text is
+    /// not TOML at all.
+    pub key: String,
+    /// The value as given, and what would fit.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.key.is_empty() {
+            f.write_str(&self.message)
+        } else {
+            write!(f, "{}: {}", self.key, self.message)
+        }
+    }
+}
+
+/// One table of the file being read: each key is taken once and parsed, what is left at the end is unknown. All problems
+/// are kept, so that an operator sees them in one go.
+pub(super) struct Section<'a> {
+    path: String,
+    table: Table,
+    /// Environment variables that replaced a key's value, by key.
+    replaced: BTreeMap<&'static str, &'static str>,
+    known: Vec<&'static str>,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(path: impl Into<String>, table: Table, problems: &'a mut Vec<Problem>) -> Self {
+        Self { path: path.into(), table, replaced: BTreeMap::new(), known: Vec::new(), problems }
+    }
+
+    /// The top-level table `key`, empty when the file has none.
+    pub(super) fn of(file: &mut Table, key: &'static str, problems: &'a mut Vec<Problem>) -> Self {
+        let table = match file.remove(key) {
+            None => Table::new(),
+            Some(Value::Table(table)) => table,
+            Some(other) => {
+                problems
+                    .push(Problem { key: key.into(), message: format!("{other} is not a [{key}] table") });
+                Table::new()
+            }
+        };
+        Self::new(key, table, problems)
+    }
+
+    /// Puts the value of the environment variable `variable` in the place of `key`'s.
+    pub(super) fn replace(&mut self, key: &'static str, variable: &'static str, value: Value) {
+        self.table.insert(key.to_owned(), value);
+        self.replaced.insert(key, variable);
+    }
+
+    /// What an operator has to look for to change `key`.
+    pub(super) fn name_of(&self, key: &str) -> String {
+        match self.replaced.get(key) {
+            Some(variable) => (*variable).to_owned(),
+            None => format!("{}.{key}", self.path),
+        }
+    }
+
+    pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
+        let problem = Problem { key: self.name_of(key), message: message.into() };
+        self.problems.push(problem);
+    }
+
+    /// The value of `key`, or `default` when it is not given; none, and a problem, when `parse` refuses it. `parse`'s
+    /// error is what would fit, as a noun phrase.
+    pub(super) fn take<T>(
+        &mut self,
+        key: &'static str,
+        default: impl Into<Value>,
+        parse: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        self.known.push(key);
+        let value = self.table.remove(key).unwrap_or_else(|| default.into());
+        match parse(&value) {
+            Ok(parsed) => Some(parsed),
+            Err(expected) => {
+                self.problem(key, format!("{value} is not {expected}"));
+                None
+            }
+        }
+    }
+
+    /// Ends the section: what nobody took is unknown.
+    pub(super) fn finish(mut self) {
+        let unknown: Vec<String> = self.table.keys().cloned().collect();
+        for key in unknown {
+            let message = format!("unknown key; known here: {}", self.known.join(", "));
+            self.problem(&key, message);
+        }
+    }
+}
