@@ -1,8 +1,9 @@
 //! guestnet gives every microVM on a host a network: a port on a bridge, a reserved address handed out by DHCP, DNS, a
 //! way out through NAT, and ready-made guest configuration. ARCHITECTURE.md is the map.
 
-pub mod kernel;
 pub mod config;
+pub mod dhcp;
+pub mod kernel;
 pub mod model;
 pub mod plan;
 pub mod registry;
