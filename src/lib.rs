@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod dhcp;
+pub mod ipam;
 pub mod kernel;
 pub mod model;
 pub mod plan;

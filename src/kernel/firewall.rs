@@ -23,6 +23,13 @@ pub(super) fn check() -> Result<(), KernelError> {
         .map_err(|error| failed("listing the rules of iptables".into(), error))
 }
 
+/// Whether our chains stand.
+pub(super) fn present() -> Result<bool, KernelError> {
+    let (tables, (chain, _)) = (open()?, CHAINS[0]);
+    let exists = tables.chain_exists("filter", chain);
+    exists.map_err(|error| failed(format!("looking for chain {chain}"), error))
+}
+
 /// Brings the host's rules to `rules`. Rules that stand are left alone; the others come first before old ones go, so
 /// that there is no moment without them.
 pub(super) fn apply(rules: &HostRules) -> Result<(), KernelError> {

@@ -78,6 +78,11 @@ impl Kernel {
         sysctl::write(key, value).map(|_| ()).doing(|| format!("setting net/{key} back to {value}"))
     }
 
+    /// Whether an earlier start has set the host-wide rules.
+    pub fn has_host_rules(&self) -> Result<bool, KernelError> {
+        firewall::present()
+    }
+
     pub fn apply_host_rules(&self, rules: &HostRules) -> Result<(), KernelError> {
         firewall::apply(rules)
     }

@@ -1,0 +1,40 @@
+# guestnet: `make demo` and `make test` are all a newcomer needs. Both install what they need (as root, by apt).
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test test-guests images deps nextest clean
+
+help:
+	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
+	echo 'make test          formatting, lints, unit and integration tests, with real guests'
+	echo 'make test-guests   the tests that need the small kernel built from source'
+	echo 'make images        all guest images'
+
+deps:
+	@packaging/install-deps
+
+demo: deps
+	@vm-images/build.sh cloud-kernel
+	cargo build --quiet --bin guestnet --example demo
+	target/debug/examples/demo
+
+test: deps nextest
+	@vm-images/build.sh initramfs uml cloud-kernel
+	cargo fmt --check
+	cargo clippy --all-targets --quiet -- -D warnings
+	cargo nextest run --no-fail-fast -E 'not test(/^needs_kernel::/)'
+
+test-guests: deps nextest
+	@vm-images/build.sh all
+	cargo nextest run --no-fail-fast -E 'test(/^needs_kernel::/)'
+
+images: deps
+	@vm-images/build.sh all
+
+nextest:
+	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
+
+clean:
+	cargo clean
