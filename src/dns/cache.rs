@@ -166,3 +166,97 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::answer::{Verdict, read};
+    use super::super::name::Name;
+    use super::*;
+
+    fn question(name: &str) -> Question {
+        let name = Name::from_text(name).unwrap();
+        Question { name, qtype: 1, dnssec_ok: false, checking_disabled: false }
+    }
+
+    fn key(name: &str) -> Key {
+        Key::of(&question(name))
+    }
+
+    fn answer(name: &str, ttl: u32) -> Arc<Answer> {
+        let question = question(name);
+        let mut bytes = b"\0\x07\x81\x80\0\x01\0\x01\0\0\0\0".to_vec();
+        bytes.extend_from_slice(question.name.as_wire());
+        bytes.extend_from_slice(b"\0\x01\0\x01\xc0\x0c\0\x01\0\x01");
+        bytes.extend_from_slice(&ttl.to_be_bytes());
+        bytes.extend_from_slice(b"\0\x04\x01\x02\x03\x04");
+        match read(&bytes, 7, &question) {
+            Verdict::Answer(answer) => Arc::new(answer),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_answer_ages_goes_stale_and_goes() {
+        let (cache, start) = (Cache::new(1 << 20), Instant::now());
+        cache.put(&key("a"), answer("a", 10), start);
+        let held = |after| cache.get(&key("a"), start + after);
+        assert!(matches!(held(9 * SECOND), Some(Held::Fresh(_, Age::Seconds(9)))));
+        assert!(matches!(held(10 * SECOND), Some(Held::Stale { retry: true, .. })));
+        assert!(held(STALE_FOR + 10 * SECOND).is_none());
+        assert!(cache.get(&key("b"), start).is_none());
+    }
+
+    #[test]
+    fn a_failure_stands_for_two_seconds_and_keeps_the_stale_answer() {
+        let (cache, start) = (Cache::new(1 << 20), Instant::now());
+        cache.put_failure(&key("new"), start);
+        assert!(matches!(cache.get(&key("new"), start + SECOND), Some(Held::Failed)));
+        assert!(cache.get(&key("new"), start + 2 * SECOND).is_none());
+
+        cache.put(&key("old"), answer("old", 1), start);
+        cache.put_failure(&key("old"), start + SECOND);
+        assert!(matches!(cache.get(&key("old"), start + SECOND), Some(Held::Stale { retry: false, .. })));
+        assert!(matches!(cache.get(&key("old"), start + 3 * SECOND), Some(Held::Stale { retry: true, .. })));
+    }
+
+    #[test]
+    fn ttl_0_ends_what_was_held() {
+        let (cache, start) = (Cache::new(1 << 20), Instant::now());
+        cache.put(&key("a"), answer("a", 10), start);
+        cache.put(&key("a"), answer("a", 0), start);
+        assert!(cache.get(&key("a"), start).is_none());
+    }
+
+    #[test]
+    fn a_flood_of_names_neither_grows_the_cache_nor_pushes_out_the_hot_one() {
+        let (capacity, start) = (100_000, Instant::now());
+        let cache = Cache::new(capacity);
+        cache.put(&key("hot"), answer("hot", 300), start);
+        for n in 0..20_000 {
+            let name = format!("n{n}.example");
+            cache.put(&key(&name), answer(&name, 300), start);
+            if n % 50 == 0 {
+                assert!(cache.get(&key("hot"), start).is_some(), "{n}");
+            }
+        }
+        let table = cache.lock();
+        assert!(table.bytes <= capacity);
+        assert_eq!(table.queue.len(), table.entries.len());
+        assert_eq!(table.bytes, table.entries.values().map(|entry| entry.size).sum::<usize>());
+    }
+
+    #[test]
+    fn do_and_cd_are_other_questions() {
+        let plain = question("a");
+        let keys = [(false, false), (true, false), (false, true), (true, true)].map(
+            |(dnssec_ok, checking_disabled)| {
+                Key::of(&Question { dnssec_ok, checking_disabled, ..plain.clone() }).as_bytes().to_vec()
+            },
+        );
+        for (n, one) in keys.iter().enumerate() {
+            assert!(keys[n + 1..].iter().all(|other| other != one));
+        }
+    }
+}

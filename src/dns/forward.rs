@@ -24,7 +24,7 @@ use super::reply::{Ede, UDP_PAYLOAD};
 /// All the time a question has. A stub gives up at 5 s (resolv.conf(5)), and should hear from us before.
 pub(super) const BUDGET: Duration = Duration::from_millis(3_500);
 /// When the next upstream is asked too: at a few times what this one usually takes, within these.
-const LATE: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(200));
+const LATE: (Duration, Duration) = (Duration::from_millis(30), Duration::from_millis(150));
 /// When a datagram is sent again on the same socket, after the one before: lost packets are made good within the budget.
 const RESEND: [Duration; 3] =
     [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1_400)];

@@ -25,6 +25,8 @@ mod reply;
 mod resolve;
 mod route;
 mod server;
+#[cfg(test)]
+mod tests;
 mod zone;
 
 pub use counters::DnsCounters;
