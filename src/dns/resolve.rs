@@ -26,6 +26,9 @@ use crate::registry::Registry;
 /// RFC's 1.8 s is for a resolver that walks the tree; a forwarder's upstream that is this late is in trouble.
 const STALE_AFTER: Duration = Duration::from_millis(250);
 
+/// A guest waits this much longer than the upstreams are given, so that it hears what became of its question.
+const GRACE: Duration = Duration::from_millis(100);
+
 pub(super) struct Resolver {
     pub(super) network: Arc<Network>,
     pub(super) registry: Registry,
@@ -146,7 +149,7 @@ impl Resolver {
         };
         count(&self.counters.queries);
         count(&self.counters.forwarded);
-        let deadline = tokio::time::Instant::now() + BUDGET;
+        let deadline = tokio::time::Instant::now() + BUDGET + GRACE;
         let message = message.to_vec();
         Step::Wait(Box::new(Pending { message, query, from, how, question, stale, place, deadline }))
     }
@@ -154,7 +157,7 @@ impl Resolver {
     /// The answer to a query that had to wait, in `out`; `false` if there is none to give.
     pub(super) async fn finish(self: &Arc<Self>, pending: Box<Pending>, out: &mut Vec<u8>) -> bool {
         let Pending { message, query, from, how, question, stale, place, deadline } = *pending;
-        let wait = if stale.is_some() { STALE_AFTER.min(BUDGET) } else { BUDGET };
+        let wait = if stale.is_some() { STALE_AFTER } else { BUDGET + GRACE };
         let until = deadline.min(tokio::time::Instant::now() + wait);
         let outcome = timeout_at(until, async {
             let _turn = place.turn().await;

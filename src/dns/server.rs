@@ -57,6 +57,10 @@ pub enum DnsError {
     },
     #[error("network {network} has no upstream to forward DNS to: give dns_servers at least one address")]
     NoUpstream { network: String },
+    #[error(
+        "network {network} cannot forward DNS to {address}, which is its own resolver: name another in dns_servers"
+    )]
+    UpstreamIsSelf { network: String, address: SocketAddr },
     #[error("network {network}: domain {domain} is no DNS name: give a domain of labels of at most 63 bytes")]
     Domain { network: String, domain: String },
 }
@@ -109,6 +113,12 @@ impl DnsServer {
     ) -> Result<Self, DnsError> {
         if endpoints.upstreams.is_empty() {
             return Err(DnsError::NoUpstream { network: network.name.to_string() });
+        }
+        if endpoints.upstreams.contains(&endpoints.listen) {
+            return Err(DnsError::UpstreamIsSelf {
+                network: network.name.to_string(),
+                address: endpoints.listen,
+            });
         }
         let places = Places::of(&network).ok_or_else(|| DnsError::Domain {
             network: network.name.to_string(),

@@ -799,6 +799,14 @@ async fn an_address_that_is_not_here_is_named() {
     assert!(error.to_string().contains("192.0.2.1:53") && error.to_string().contains("bridge"), "{error}");
 }
 
+#[tokio::test]
+async fn a_resolver_cannot_be_its_own_upstream() {
+    let listen: SocketAddr = "127.0.0.1:5300".parse().unwrap();
+    let endpoints = DnsEndpoints { listen, upstreams: vec![listen], guests_only: true };
+    let error = DnsServer::start_at(network("default"), Registry::default(), endpoints).await.err().unwrap();
+    assert!(error.to_string().contains("127.0.0.1:5300"), "{error}");
+}
+
 // Hostile bytes.
 
 /// Bytes of any kind, and queries with a few bytes changed: these get further.
