@@ -5,6 +5,7 @@ pub mod config;
 pub mod dhcp;
 pub mod ipam;
 pub mod kernel;
+pub mod dns;
 pub mod model;
 pub mod plan;
 pub mod registry;

@@ -1,0 +1,435 @@
+//! PURE: an upstream's answer in wire form. In: the bytes an upstream sent for a question. Out: an answer that is whole, is to
+//! that question, and knows how long it holds; and from it, for any guest that asks the same, a message with its own id, the
+//! TTLs as they are now, and no more bytes than it can take.
+
+use hickory_proto::op::Message;
+
+use super::name::Name;
+use super::query::{CLASS_IN, HEADER, Query, flag, qtype};
+use super::records;
+use super::reply::{Ede, UDP_PAYLOAD};
+
+/// Seconds. No answer is held longer (RFC 8767 section 4 caps by days; a guest host's names move faster).
+const MOST: u32 = 86_400;
+/// Seconds. No denial is held longer (RFC 2308 section 5 found one to three hours to work well).
+const MOST_NEGATIVE: u32 = 3_600;
+/// Seconds a stale answer is told to hold (RFC 8767 section 5.2).
+const STALE_TTL: u32 = 30;
+
+const NOERROR: u16 = 0;
+const FORMERR: u16 = 1;
+const NXDOMAIN: u16 = 3;
+const NOTIMP: u16 = 4;
+
+/// What was asked upstream: all that decides the answer. Guests that ask the same share it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Question {
+    pub(super) name: Name,
+    pub(super) qtype: u16,
+    pub(super) dnssec_ok: bool,
+    pub(super) checking_disabled: bool,
+}
+
+impl Question {
+    pub(super) fn of(query: &Query) -> Self {
+        Self {
+            name: query.name,
+            qtype: query.qtype,
+            dnssec_ok: query.dnssec_ok(),
+            checking_disabled: query.has(flag::CD),
+        }
+    }
+}
+
+/// What a message from an upstream is worth.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    Answer(Answer),
+    /// Too long for a datagram: ask by TCP.
+    Truncated,
+    /// It does not understand EDNS, or says so: ask without (RFC 6891 section 6.2.2).
+    NoEdns,
+    /// It cannot or will not say: another upstream may (the rcode).
+    Unable(u16),
+    /// Not an answer to this question.
+    Foreign,
+}
+
+/// A whole answer without its OPT record.
+#[derive(Debug)]
+pub(super) struct Answer {
+    wire: Box<[u8]>,
+    /// Offset of each record's TTL.
+    ttl_at: Box<[u16]>,
+    /// Seconds it may be given to others; 0 is not at all.
+    lifetime: u32,
+}
+
+/// How old an answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Age {
+    Seconds(u32),
+    /// Past its lifetime, given because nothing better can be had (RFC 8767).
+    Stale,
+}
+
+/// Reads what came back for `question` under `id`.
+pub(super) fn read(message: &[u8], id: u16, question: &Question) -> Verdict {
+    let Some(header) = message.first_chunk::<HEADER>() else { return Verdict::Foreign };
+    let word = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let flags = word(2);
+    if word(0) != id || flags & flag::QR == 0 || flags & flag::OPCODE != 0 {
+        return Verdict::Foreign;
+    }
+    let rcode = flags & flag::RCODE;
+    // Servers without EDNS may answer with the header alone (RFC 6891 section 7).
+    if word(4) == 0 && matches!(rcode, FORMERR | NOTIMP) {
+        return Verdict::NoEdns;
+    }
+    let asked = Name::read(&message[HEADER..]);
+    let is_asked = |at: usize| {
+        let tail = message.get(at..at + 4);
+        tail.is_some_and(|tail| {
+            tail[..2] == question.qtype.to_be_bytes() && tail[2..] == CLASS_IN.to_be_bytes()
+        })
+    };
+    let Some(name) = asked.filter(|name| word(4) == 1 && *name == question.name) else {
+        return Verdict::Foreign;
+    };
+    let question_end = HEADER + name.as_wire().len() + 4;
+    if !is_asked(question_end - 4) {
+        return Verdict::Foreign;
+    }
+    if flags & flag::TC != 0 {
+        return Verdict::Truncated;
+    }
+    match rcode {
+        NOERROR | NXDOMAIN => {}
+        FORMERR | NOTIMP => return Verdict::NoEdns,
+        other => return Verdict::Unable(other),
+    }
+    let counts = [word(6), word(8), word(10)];
+    match sections(message, question_end, counts, question.qtype, rcode) {
+        Some(Sections { opt: Opt::Inside, .. }) => match without_opt(message) {
+            // The OPT record stands before others: written anew, the answer has it no more.
+            Some(rewritten) => read(&rewritten, id, question),
+            None => Verdict::Unable(rcode),
+        },
+        Some(sections) => Verdict::Answer(sections.into_answer(message)),
+        None => Verdict::Unable(rcode),
+    }
+}
+
+/// Where the OPT record stands.
+enum Opt {
+    None,
+    /// Last, at this offset: to be cut off.
+    Last(usize),
+    Inside,
+}
+
+struct Sections {
+    ttl_at: Vec<u16>,
+    lifetime: u32,
+    opt: Opt,
+    end: usize,
+}
+
+/// Walks all records once. `None` if one is broken.
+fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u16) -> Option<Sections> {
+    let mut found = Sections { ttl_at: vec![], lifetime: MOST, opt: Opt::None, end: start };
+    let mut has_asked = false;
+    let mut denial = None;
+    for (section, count) in counts.into_iter().enumerate() {
+        for _ in 0..count {
+            let record = records::read(message, found.end)?;
+            if matches!(found.opt, Opt::Last(_)) {
+                found.opt = Opt::Inside;
+            }
+            if record.rtype == qtype::OPT {
+                found.opt = if matches!(found.opt, Opt::None) { Opt::Last(found.end) } else { Opt::Inside };
+            } else {
+                found.ttl_at.push(u16::try_from(record.ttl_at).ok()?);
+                let ttl = held(record.ttl);
+                if section == 0 {
+                    found.lifetime = found.lifetime.min(ttl);
+                    has_asked |= record.rtype == asked || asked == qtype::ANY;
+                }
+                if section == 1 && record.rtype == qtype::SOA {
+                    // RFC 2308 section 3: the lesser of the SOA's own TTL and its last field.
+                    let minimum =
+                        record.rdata(message).last_chunk::<4>().map(|last| u32::from_be_bytes(*last));
+                    denial = Some(ttl.min(held(minimum?)).min(MOST_NEGATIVE));
+                }
+            }
+            found.end = record.end;
+        }
+    }
+    // A denial without SOA is not held (RFC 2308 section 5); that of a CNAME's target no longer than the CNAME.
+    if rcode == NXDOMAIN || !has_asked {
+        found.lifetime = found.lifetime.min(denial.unwrap_or(0));
+    }
+    Some(found)
+}
+
+/// RFC 2181 section 8: a TTL with the top bit set is 0.
+fn held(ttl: u32) -> u32 {
+    if ttl > i32::MAX as u32 { 0 } else { ttl.min(MOST) }
+}
+
+fn without_opt(message: &[u8]) -> Option<Vec<u8>> {
+    let mut whole = Message::from_vec(message).ok()?;
+    whole.edns = None;
+    whole.to_vec().ok()
+}
+
+impl Sections {
+    fn into_answer(self, message: &[u8]) -> Answer {
+        let end = if let Opt::Last(at) = self.opt { at } else { self.end };
+        let mut wire: Box<[u8]> = message[..end].into();
+        if matches!(self.opt, Opt::Last(_)) {
+            let additional = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
+            wire[10..HEADER].copy_from_slice(&additional.to_be_bytes());
+        }
+        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime }
+    }
+}
+
+impl Answer {
+    pub(super) fn lifetime(&self) -> u32 {
+        self.lifetime
+    }
+
+    /// Bytes it holds in memory.
+    pub(super) fn size(&self) -> usize {
+        size_of::<Self>() + self.wire.len() + self.ttl_at.len() * size_of::<u16>()
+    }
+
+    /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
+    pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
+        let question_end = HEADER + query.question_len();
+        let ede = (age == Age::Stale).then_some(Ede::StaleAnswer);
+        let opt = opt(query, ede);
+        let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
+        let whole = self.wire.len() + opt.len() <= limit;
+
+        out.clear();
+        out.extend_from_slice(&self.wire[..HEADER]);
+        // The name in the case the guest wrote it: some check that.
+        out.extend_from_slice(&message[HEADER..question_end]);
+        if whole {
+            out.extend_from_slice(&self.wire[question_end..]);
+            for &at in &self.ttl_at {
+                let at = usize::from(at);
+                let Some(field) = out.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { continue };
+                *field = ttl_now(u32::from_be_bytes(*field), age).to_be_bytes();
+            }
+        } else {
+            // RFC 2181 section 9: whoever sees TC asks again by TCP, so half an answer serves nobody.
+            out[6..HEADER].fill(0);
+        }
+        let additional = u16::from_be_bytes([out[10], out[11]]).saturating_add(u16::from(!opt.is_empty()));
+        out[10..HEADER].copy_from_slice(&additional.to_be_bytes());
+        out.extend_from_slice(opt);
+        out[..2].copy_from_slice(&query.id.to_be_bytes());
+        out[2..4].copy_from_slice(&self.flags(query, whole).to_be_bytes());
+    }
+
+    /// From the upstream only AD and the rcode. AA is left out: the answer is not ours and may be from the cache.
+    fn flags(&self, query: &Query, whole: bool) -> u16 {
+        let upstream = u16::from_be_bytes([self.wire[2], self.wire[3]]);
+        let ad = if query.wants_ad() { upstream & flag::AD } else { 0 };
+        let tc = if whole { 0 } else { flag::TC };
+        flag::QR | flag::RA | tc | ad | (query.flags & (flag::RD | flag::CD)) | (upstream & flag::RCODE)
+    }
+}
+
+fn ttl_now(ttl: u32, age: Age) -> u32 {
+    match age {
+        Age::Seconds(age) => held(ttl).saturating_sub(age),
+        Age::Stale => STALE_TTL,
+    }
+}
+
+/// Our OPT record (RFC 6891 section 6.1.2), with an extended error if there is one (RFC 8914 section 2).
+fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; 17], usize)> {
+    let edns = query.edns?;
+    let mut bytes = [0; 17];
+    bytes[2] = qtype::OPT as u8;
+    bytes[3..5].copy_from_slice(&UDP_PAYLOAD.to_be_bytes());
+    bytes[7] = u8::from(edns.dnssec_ok) << 7;
+    let Some(ede) = ede else { return Some((bytes, 11)) };
+    bytes[10] = 6;
+    bytes[12] = 15;
+    bytes[14] = 2;
+    bytes[15..].copy_from_slice(&ede.code().to_be_bytes());
+    Some((bytes, 17))
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::op::{Edns, MessageType, OpCode, Query as ProtoQuery, ResponseCode};
+    use hickory_proto::rr::rdata::{A, SOA};
+    use hickory_proto::rr::{self, RData, Record};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn question() -> Question {
+        let name = Name::from_text("www.example.com").unwrap();
+        Question { name, qtype: 1, dnssec_ok: false, checking_disabled: false }
+    }
+
+    fn name(text: &str) -> rr::Name {
+        rr::Name::from_ascii(text).unwrap()
+    }
+
+    fn a(ttl: u32) -> Record {
+        Record::from_rdata(name("www.example.com."), ttl, RData::A(A::new(198, 51, 100, 10)))
+    }
+
+    fn soa(ttl: u32, minimum: u32) -> Record {
+        let soa = SOA::new(name("ns.example.com."), name("root.example.com."), 1, 2, 3, 4, minimum);
+        Record::from_rdata(name("example.com."), ttl, RData::SOA(soa))
+    }
+
+    fn message(change: impl FnOnce(&mut Message)) -> Vec<u8> {
+        let mut message = Message::new(7, MessageType::Response, OpCode::Query);
+        message.add_query(ProtoQuery::query(name("www.example.com."), rr::RecordType::A));
+        change(&mut message);
+        message.to_vec().unwrap()
+    }
+
+    fn answer(bytes: &[u8]) -> Answer {
+        match read(bytes, 7, &question()) {
+            Verdict::Answer(answer) => answer,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lifetime(change: impl FnOnce(&mut Message)) -> u32 {
+        answer(&message(change)).lifetime()
+    }
+
+    const GUEST: &[u8] = b"\xab\xcd\x01\0\0\x01\0\0\0\0\0\0\x03wWw\x07example\x03com\0\0\x01\0\x01";
+
+    fn written(answer: &Answer, age: Age, limit: usize) -> Message {
+        let query = Query::parse(GUEST).unwrap();
+        let mut out = vec![];
+        answer.write(GUEST, &query, age, limit, &mut out);
+        assert_eq!(out[HEADER..GUEST.len()], GUEST[HEADER..]);
+        Message::from_vec(&out).unwrap()
+    }
+
+    #[test]
+    fn an_answer_holds_as_long_as_its_shortest_record() {
+        let several = |m: &mut Message| {
+            m.add_answers([a(300), a(60), a(3_000_000)]);
+        };
+        assert_eq!(lifetime(several), 60);
+        let ages = |age| {
+            written(&answer(&message(several)), age, 512).answers.iter().map(|r| r.ttl).collect::<Vec<_>>()
+        };
+        assert_eq!(ages(Age::Seconds(59)), [241, 1, MOST - 59]);
+        assert_eq!(ages(Age::Stale), [30, 30, 30]);
+    }
+
+    #[test]
+    fn ttl_0_and_negative_ttls_are_not_held() {
+        let with = |ttl| {
+            lifetime(|m| {
+                m.add_answers([a(ttl), a(300)]);
+            })
+        };
+        assert_eq!((with(0), with(0x8000_0001), with(u32::MAX)), (0, 0, 0));
+    }
+
+    #[test]
+    fn a_denial_holds_as_long_as_the_lesser_of_its_soas_numbers() {
+        let denied = |ttl, minimum| {
+            lifetime(|m| {
+                m.metadata.response_code = ResponseCode::NXDomain;
+                m.add_authority(soa(ttl, minimum));
+            })
+        };
+        assert_eq!((denied(900, 60), denied(30, 60), denied(90_000, 90_000)), (60, 30, MOST_NEGATIVE));
+        let nodata = lifetime(|m| {
+            m.add_authority(soa(900, 60));
+        });
+        assert_eq!(nodata, 60);
+        // Without SOA it is not held: nobody said for how long.
+        assert_eq!(lifetime(|_| {}), 0);
+        assert_eq!(lifetime(|m| m.metadata.response_code = ResponseCode::NXDomain), 0);
+    }
+
+    #[test]
+    fn an_upstreams_opt_record_is_left_out_wherever_it_stands() {
+        let last = message(|m| {
+            m.add_answer(a(300));
+            m.set_edns(Edns::new());
+        });
+        // An OPT record before another additional record: both counted, the second appended by hand.
+        let mut inside = last.clone();
+        inside.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0\x01\x2c\0\x04\x01\x02\x03\x04");
+        inside[11] = 2;
+        let plain = written(&answer(&last), Age::Seconds(0), 512);
+        assert!(plain.edns.is_none() && plain.additionals.is_empty());
+        let rewritten = written(&answer(&inside), Age::Seconds(0), 512);
+        assert!(rewritten.edns.is_none());
+        assert_eq!((rewritten.answers.len(), rewritten.additionals.len()), (1, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_only_a_question_with_tc() {
+        let many = answer(&message(|m| {
+            m.add_answers((0..40).map(|_| a(300)));
+        }));
+        let cut = written(&many, Age::Seconds(0), 512);
+        assert!(cut.metadata.truncation && cut.answers.is_empty());
+        assert!(!written(&many, Age::Seconds(0), 1232).metadata.truncation);
+    }
+
+    #[test]
+    fn broken_records_are_no_answer() {
+        let whole = message(|m| {
+            m.add_answers([a(300), a(300)]);
+        });
+        for cut in GUEST.len()..whole.len() {
+            assert!(matches!(read(&whole[..cut], 7, &question()), Verdict::Unable(_)), "{cut}");
+        }
+        for cut in 0..GUEST.len() {
+            assert!(matches!(read(&whole[..cut], 7, &question()), Verdict::Foreign), "{cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_an_upstream_sends_is_read_and_written_without_panic(
+            tail in prop::collection::vec(any::<u8>(), 0..300),
+            counts in prop::array::uniform3(0_u8..4),
+            changes in prop::collection::vec((0_usize..200, any::<u8>()), 0..4),
+        ) {
+            let mut bytes = message(|m| {
+                m.add_answers([a(300), a(60)]);
+                m.set_edns(Edns::new());
+            });
+            bytes.extend_from_slice(&tail);
+            for (field, count) in counts.into_iter().enumerate() {
+                bytes[7 + 2 * field] = bytes[7 + 2 * field].wrapping_add(count);
+            }
+            for (at, byte) in changes {
+                if let Some(place) = bytes.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            if let Verdict::Answer(answer) = read(&bytes, 7, &question()) {
+                let query = Query::parse(GUEST).unwrap();
+                let mut out = vec![];
+                for limit in [512, 65_535] {
+                    answer.write(GUEST, &query, Age::Seconds(1), limit, &mut out);
+                    prop_assert!(out.len() <= limit);
+                }
+            }
+        }
+    }
+}

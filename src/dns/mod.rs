@@ -1,0 +1,33 @@
+//! The resolver guests ask: names of VMs from the live bindings, everything else from upstreams through a cache. In: queries on a
+//! network's gateway address. Out: an answer to each within 4 s, SERVFAIL with a reason at the latest.
+//!
+//! ```text
+//! bytes ─ query ─ route ─┬─ zone ──────────────────────────┬─ reply ─ bytes
+//!                        ├─ refusal ───────────────────────┘
+//!                        └─ cache ─┬──────────────────────── answer ─ bytes
+//!                                  └─ fair ─ resolve ─ forward ┘
+//! ```
+//!
+//! Messages are read and written with hickory (`hickory_server`'s requests and responses, `hickory_proto`'s records). Its
+//! `Server` is not what listens, because what a guest can make it do has no bound: it spawns a task per datagram and accepts
+//! any number of TCP connections, with no hook before either; it reserves memory by the question count of the header (65,535
+//! for twelve bytes) before it reads a question; and it logs every name at INFO. `server` has the loops, each with a cap.
+
+mod answer;
+mod cache;
+mod counters;
+mod fair;
+mod forward;
+mod name;
+mod query;
+mod records;
+mod reply;
+mod resolve;
+mod route;
+mod server;
+#[cfg(test)]
+mod tests;
+mod zone;
+
+pub use counters::DnsCounters;
+pub use server::{DnsEndpoints, DnsError, DnsServer};

@@ -1,0 +1,183 @@
+//! PURE: our own answers as bytes: local data, refusals, failures. In: the guest's message and what to say. Out: a message
+//! no longer than its transport takes. Requests are read and responses encoded by hickory; forwarded answers pass by in wire
+//! form (`answer`).
+
+use std::net::SocketAddr;
+
+use hickory_proto::op::{Edns, Message, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::serialize::binary::BinEncoder;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::Request;
+use hickory_server::zone_handler::MessageResponseBuilder;
+
+use super::query::{Query, Reject};
+use super::route::Refusal;
+use super::zone;
+
+/// The largest datagram we send and the size we tell: it passes every path unfragmented (RFC 9715 section 3.1).
+pub(super) const UDP_PAYLOAD: u16 = 1232;
+/// What a datagram may hold for who sent no OPT record (RFC 1035 section 4.2.1).
+const UDP_PLAIN: usize = 512;
+
+/// How a guest asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Transport {
+    Udp,
+    Tcp,
+}
+
+impl Transport {
+    /// Bytes an answer to `query` may have.
+    pub(super) fn limit(self, query: &Query) -> usize {
+        match (self, query.edns) {
+            (Self::Tcp, _) => usize::from(u16::MAX),
+            (Self::Udp, None) => UDP_PLAIN,
+            // RFC 6891 section 6.2.3: less than 512 means 512.
+            (Self::Udp, Some(edns)) => usize::from(edns.payload.min(UDP_PAYLOAD)).max(UDP_PLAIN),
+        }
+    }
+}
+
+/// Extended DNS errors (RFC 8914 section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ede {
+    Other,
+    StaleAnswer,
+    CachedError,
+    Prohibited,
+    NoReachableAuthority,
+    NetworkError,
+    InvalidQueryType,
+}
+
+impl Ede {
+    pub(super) fn code(self) -> u16 {
+        match self {
+            Self::Other => 0,
+            Self::StaleAnswer => 3,
+            Self::CachedError => 13,
+            Self::Prohibited => 18,
+            Self::NoReachableAuthority => 22,
+            Self::NetworkError => 23,
+            Self::InvalidQueryType => 30,
+        }
+    }
+}
+
+/// An answer that is only a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Code {
+    pub(super) rcode: ResponseCode,
+    pub(super) ede: Option<Ede>,
+}
+
+impl Code {
+    pub(super) fn failed(ede: Ede) -> Self {
+        Self { rcode: ResponseCode::ServFail, ede: Some(ede) }
+    }
+
+    /// Who asks is not a guest of this network.
+    pub(super) fn prohibited() -> Self {
+        Self { rcode: ResponseCode::Refused, ede: Some(Ede::Prohibited) }
+    }
+}
+
+impl From<Refusal> for Code {
+    fn from(refusal: Refusal) -> Self {
+        let (rcode, ede) = match refusal {
+            Refusal::EdnsVersion => (ResponseCode::BADVERS, None),
+            Refusal::Class | Refusal::NoRecursion => (ResponseCode::Refused, None),
+            Refusal::Transfer => (ResponseCode::Refused, Some(Ede::Prohibited)),
+            Refusal::MetaType => (ResponseCode::FormErr, Some(Ede::InvalidQueryType)),
+        };
+        Self { rcode, ede }
+    }
+}
+
+impl From<Code> for zone::Answer {
+    fn from(code: Code) -> Self {
+        Self { rcode: code.rcode, answers: vec![], soa: None }
+    }
+}
+
+/// A header and nothing else, to a message whose question could not be read. `None` where silence is the answer.
+pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
+    let rcode = match reject {
+        Reject::Silent => return None,
+        Reject::FormErr => ResponseCode::FormErr,
+        Reject::NotImp => ResponseCode::NotImp,
+    };
+    let [id_high, id_low, flags, ..] = *message else { return None };
+    let op_code = OpCode::from_u8(flags >> 3 & 0xf);
+    let mut reply = Message::error_msg(u16::from_be_bytes([id_high, id_low]), op_code, rcode);
+    reply.metadata.recursion_desired = flags & 1 != 0;
+    reply.metadata.recursion_available = true;
+    reply.to_vec().ok()
+}
+
+/// `code` with the question, and an OPT record if the guest sent one.
+pub(super) fn code(
+    message: &[u8],
+    query: &Query,
+    from: SocketAddr,
+    how: Transport,
+    code: Code,
+) -> Option<Vec<u8>> {
+    encode(message, query, from, how, &code.into(), code.ede, false)
+}
+
+/// An answer of our own zone or of a special name: authoritative.
+pub(super) fn local(
+    message: &[u8],
+    query: &Query,
+    from: SocketAddr,
+    how: Transport,
+    answer: &zone::Answer,
+) -> Option<Vec<u8>> {
+    encode(message, query, from, how, answer, None, true)
+}
+
+fn encode(
+    message: &[u8],
+    query: &Query,
+    from: SocketAddr,
+    how: Transport,
+    answer: &zone::Answer,
+    ede: Option<Ede>,
+    authoritative: bool,
+) -> Option<Vec<u8>> {
+    let protocol = if how == Transport::Udp { Protocol::Udp } else { Protocol::Tcp };
+    // `Query` has been stricter on all but additional records that are not OPT; what hickory cannot read in those is a
+    // format error too.
+    let Ok(request) = Request::from_bytes(message.to_vec(), from, protocol) else {
+        return reject(message, Reject::FormErr);
+    };
+    let mut metadata = Metadata::response_from_request(&request.metadata);
+    metadata.response_code = answer.rcode;
+    metadata.authoritative = authoritative;
+    metadata.recursion_available = true;
+    let edns = query.edns.map(|_| edns(query, ede));
+    let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
+        metadata,
+        &answer.answers,
+        [],
+        &answer.soa,
+        [],
+    );
+    let mut bytes = Vec::with_capacity(256);
+    let mut encoder = BinEncoder::new(&mut bytes);
+    encoder.set_max_size(u16::try_from(how.limit(query)).unwrap_or(u16::MAX));
+    response.destructive_emit(&mut encoder).ok()?;
+    Some(bytes)
+}
+
+fn edns(query: &Query, ede: Option<Ede>) -> Edns {
+    let mut edns = Edns::new();
+    // RFC 3225 section 3: DO is copied.
+    edns.set_max_payload(UDP_PAYLOAD).set_version(0).set_dnssec_ok(query.dnssec_ok());
+    if let Some(ede) = ede {
+        edns.options_mut().insert(EdnsOption::Unknown(15, ede.code().to_be_bytes().to_vec()));
+    }
+    edns
+}
