@@ -3,9 +3,9 @@
 
 pub mod config;
 pub mod dhcp;
+pub mod dns;
 pub mod ipam;
 pub mod kernel;
-pub mod dns;
 pub mod model;
 pub mod plan;
 pub mod registry;
