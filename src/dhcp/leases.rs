@@ -40,3 +40,37 @@ impl Leases {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{ADDRESS, Lab, broadcast, discover, guest_mac};
+    use super::super::{L4Checksum, Request, Silence, decide};
+    use super::*;
+    use crate::model::LeaseState;
+
+    fn discovered(leases: &Leases, lab: &Lab) -> Outcome {
+        let request = Request::parse(&broadcast(&discover(&[])), L4Checksum::Complete).unwrap();
+        leases.exchange(guest_mac(), |record| decide(&request, lab.binding.as_ref(), record, lab.now))
+    }
+
+    #[test]
+    fn clones_see_the_same_leases() {
+        let (leases, lab) = (Leases::default(), Lab::new());
+        let reader = leases.clone();
+        assert_eq!(reader.view(guest_mac(), lab.now), LeaseView::default());
+        discovered(&leases, &lab);
+        assert_eq!(reader.view(guest_mac(), lab.now).state, LeaseState::Offered);
+        assert_eq!(reader.view(Mac::for_address([10, 9, 9, 9].into()), lab.now).state, LeaseState::Reserved);
+    }
+
+    #[test]
+    fn a_deleted_vm_is_forgotten_and_stays_so() {
+        let (leases, mut lab) = (Leases::default(), Lab::new());
+        discovered(&leases, &lab);
+        lab.binding = None;
+        leases.forget(Mac::for_address(ADDRESS));
+        assert_eq!(discovered(&leases, &lab), Outcome::Silent(Silence::UnknownMac));
+        assert_eq!(leases.view(guest_mac(), lab.now), LeaseView::default());
+        assert!(leases.lock().is_empty());
+    }
+}

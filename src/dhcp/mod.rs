@@ -5,6 +5,8 @@
 mod checksum;
 mod counters;
 mod decide;
+#[cfg(test)]
+mod fixture;
 mod leases;
 mod options;
 mod packet;

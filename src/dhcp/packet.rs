@@ -2,8 +2,9 @@
 //! lengths are proven on the raw bytes before dhcproto walks the options, and no option is half read.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
-use dhcproto::v4::borrowed::{DhcpOptionIterator, Message};
+use dhcproto::v4::borrowed::DhcpOptionIterator;
 use dhcproto::v4::{MAGIC, OptionCode};
 
 use super::{SERVER_PORT, checksum};
@@ -76,8 +77,10 @@ pub struct Request {
     pub rapid_commit: bool,
 }
 
-/// Fixed part of a BOOTP message and the magic cookie (RFC 2131 section 2, RFC 2132 section 2).
-const HEADER: usize = 240;
+/// Fixed part of a BOOTP message, RFC 2131 section 2.
+const HEADER: usize = 236;
+const SNAME: Range<usize> = 44..108;
+const FILE: Range<usize> = 108..236;
 const BOOT_REQUEST: u8 = 1;
 const ETHERNET: u8 = 1;
 
@@ -85,32 +88,30 @@ impl Request {
     pub fn parse(frame: &[u8], l4: L4Checksum) -> Result<Self, Silence> {
         let (source, packet) = ethernet(frame)?;
         let (ip_destination, message) = udp(packet, l4)?;
-        if message.len() < HEADER || message[236..HEADER] != MAGIC {
-            return Err(Silence::Malformed);
-        }
-        let [op, htype, hlen, ..] = *message else { return Err(Silence::Malformed) };
+        let (header, rest) = message.split_first_chunk::<HEADER>().ok_or(Silence::Malformed)?;
+        let [op, htype, hlen, ..] = *header;
         if op != BOOT_REQUEST {
             return Err(Silence::ServerMessage);
         }
+        // Before anything reads chaddr by hlen: a wire hlen over 16 reaches past the field.
         if htype != ETHERNET || hlen != 6 {
             return Err(Silence::Malformed);
         }
-        // At least 240 bytes and hlen 6: every field that dhcproto indexes is there.
-        let header = Message::new(message).map_err(|_| Silence::Malformed)?;
-        if !header.giaddr().is_unspecified() {
+        let address = |at: usize| Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3]);
+        if !address(24).is_unspecified() {
             return Err(Silence::Relayed);
         }
-        let mac = mac(header.chaddr())?;
+        let mac = mac(&header[28..34])?;
         if source != mac {
             return Err(Silence::SourceMismatch);
         }
-        let options = Options::read(message)?;
+        let options = Options::read(header, rest)?;
         Ok(Self {
             mac,
             kind: options.kind()?,
-            xid: header.xid(),
-            broadcast: header.flags().broadcast(),
-            ciaddr: header.ciaddr(),
+            xid: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
+            broadcast: header[10] & 0x80 != 0,
+            ciaddr: address(12),
             ip_destination,
             requested: options.requested.map(Ipv4Addr::from),
             server_id: options.server_id.map(Ipv4Addr::from),
@@ -186,16 +187,21 @@ struct Options {
 }
 
 impl Options {
-    /// `message` is at least `HEADER` long. Order of the areas: RFC 2131 section 4.1.
-    fn read(message: &[u8]) -> Result<Self, Silence> {
+    /// `rest` is what follows the header. Order of the areas: RFC 2131 section 4.1.
+    fn read(header: &[u8; HEADER], rest: &[u8]) -> Result<Self, Silence> {
         let mut options = Self::default();
-        options.add(&message[HEADER..])?;
+        match rest.split_first_chunk::<4>() {
+            Some((&MAGIC, area)) => options.add(area)?,
+            // BOOTP clients may send no vendor information (RFC 951 section 3), as klibc's ipconfig does.
+            Some((&[0, 0, 0, 0], _)) | None => return Ok(options),
+            Some(_) => return Err(Silence::Malformed),
+        }
         let [overload] = options.overload.unwrap_or([0]);
         if overload & 1 != 0 {
-            options.add(&message[108..236])?; // file
+            options.add(&header[FILE])?;
         }
         if overload & 2 != 0 {
-            options.add(&message[44..108])?; // sname
+            options.add(&header[SNAME])?;
         }
         Ok(options)
     }
@@ -270,4 +276,223 @@ fn printable(bytes: &[u8]) -> Option<String> {
     let end = bytes.iter().rposition(|byte| *byte != 0)?;
     let shown = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
     Some(bytes[..=end].iter().map(shown).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use dhcproto::Encodable;
+    use dhcproto::v4::{DhcpOption, MessageType};
+    use proptest::prelude::*;
+
+    use super::super::fixture::{
+        ADDRESS, GATEWAY, bare, broadcast, discover, frame, guest_mac, message, selecting,
+    };
+    use super::*;
+
+    /// Where the BOOTP message begins in a frame of the fixture.
+    const BOOTP: usize = 42;
+
+    fn parse(frame: &[u8]) -> Result<Request, Silence> {
+        Request::parse(frame, L4Checksum::Complete)
+    }
+
+    /// A DISCOVER whose options are these bytes.
+    fn with_options(options: &[u8]) -> Vec<u8> {
+        let mut payload = discover(&[]).to_vec().unwrap();
+        payload.truncate(240);
+        payload.extend(options);
+        frame(&payload, Ipv4Addr::BROADCAST)
+    }
+
+    /// A DISCOVER with one octet of its BOOTP message changed.
+    fn with_octet(at: usize, value: u8) -> Vec<u8> {
+        let mut payload = discover(&[]).to_vec().unwrap();
+        payload[at] = value;
+        frame(&payload, Ipv4Addr::BROADCAST)
+    }
+
+    #[test]
+    fn a_request_says_what_was_sent() {
+        let request = parse(&broadcast(&selecting(ADDRESS, GATEWAY))).unwrap();
+        assert_eq!((request.mac, request.kind, request.xid), (guest_mac(), Kind::Request, 0x2132_0001));
+        assert_eq!((request.requested, request.server_id), (Some(ADDRESS), Some(GATEWAY)));
+        assert_eq!(request.ip_destination, Ipv4Addr::BROADCAST);
+        assert!(!request.broadcast && !request.rapid_commit);
+    }
+
+    #[test]
+    fn ethernet_padding_is_not_part_of_the_request() {
+        let mut frame = broadcast(&discover(&[]));
+        frame.extend([0xff; 18]);
+        assert_eq!(parse(&frame).unwrap().kind, Kind::Discover);
+    }
+
+    #[test]
+    fn a_frame_that_is_cut_short_is_malformed() {
+        let frame = broadcast(&selecting(ADDRESS, GATEWAY));
+        for length in 0..frame.len() {
+            assert_eq!(parse(&frame[..length]), Err(Silence::Malformed), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_wrong_header_is_malformed() {
+        for (what, at, value) in [
+            ("htype", 1, 6),
+            ("no hlen", 2, 0),
+            ("hlen 17", 2, 17),
+            ("hlen 255", 2, 255),
+            ("multicast chaddr", 28, 0x01),
+            ("cookie", 239, 98),
+        ] {
+            assert_eq!(parse(&with_octet(at, value)), Err(Silence::Malformed), "{what}");
+        }
+        let mut unicast = bare();
+        unicast.set_chaddr(&[0; 6]);
+        assert_eq!(parse(&broadcast(&unicast)), Err(Silence::Malformed), "no chaddr");
+    }
+
+    #[test]
+    fn options_that_lie_about_their_length_are_malformed() {
+        for (what, options) in [
+            ("past the end", &[53, 1, 1, 12, 200, b'x'][..]),
+            ("no length", &[53, 1, 1, 12][..]),
+            ("long message type", &[53, 2, 1, 1][..]),
+            ("empty message type", &[53, 0][..]),
+            ("short address", &[53, 1, 1, 50, 3, 10, 100, 1][..]),
+            ("long address", &[53, 1, 1, 54, 5, 10, 100, 0, 1, 0][..]),
+            ("message type twice", &[53, 1, 1, 0, 53, 1, 3][..]),
+            ("rapid commit with data", &[53, 1, 1, 80, 1, 0][..]),
+            ("short maximum size", &[53, 1, 1, 57, 1, 2][..]),
+            ("unknown message type", &[53, 1, 200][..]),
+        ] {
+            assert_eq!(parse(&with_options(options)), Err(Silence::Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_missing_end_option_is_forgiven_and_nothing_after_it_is_read() {
+        assert_eq!(parse(&with_options(&[53, 1, 1])).unwrap().kind, Kind::Discover);
+        assert_eq!(parse(&with_options(&[53, 1, 1, 255, 12, 200])).unwrap().kind, Kind::Discover);
+    }
+
+    #[test]
+    fn a_long_option_in_pieces_is_joined_and_has_a_limit() {
+        let request = parse(&with_options(&[61, 2, 1, 2, 53, 1, 1, 61, 1, 3, 61, 1, 4])).unwrap();
+        assert_eq!(request.client_id.as_deref(), Some(&[1, 2, 3, 4][..]));
+
+        let mut pieces = vec![53, 1, 1];
+        for _ in 0..2 {
+            pieces.extend([61, 200]);
+            pieces.extend([7; 200]);
+        }
+        assert_eq!(parse(&with_options(&pieces)), Err(Silence::Malformed));
+    }
+
+    #[test]
+    fn options_overflow_into_file_and_sname() {
+        let mut payload = discover(&[]).to_vec().unwrap();
+        payload.truncate(240);
+        payload.extend([52, 1, 3, 255]);
+        payload[108..112].copy_from_slice(&[53, 1, 1, 255]);
+        payload[44..51].copy_from_slice(&[50, 4, 10, 100, 1, 2, 255]);
+        let request = parse(&frame(&payload, Ipv4Addr::BROADCAST)).unwrap();
+        assert_eq!((request.kind, request.requested), (Kind::Discover, Some(ADDRESS)));
+    }
+
+    #[test]
+    fn bootp_needs_no_options_and_no_cookie() {
+        let payload = bare().to_vec().unwrap();
+        for length in [236, 240] {
+            let request = parse(&frame(&payload[..length], Ipv4Addr::BROADCAST)).unwrap();
+            assert_eq!(request.kind, Kind::Bootp, "{length} bytes");
+        }
+        let mut zeros = payload;
+        zeros.truncate(236);
+        zeros.resize(300, 0);
+        assert_eq!(parse(&frame(&zeros, Ipv4Addr::BROADCAST)).unwrap().kind, Kind::Bootp);
+    }
+
+    #[test]
+    fn a_guest_cannot_ask_for_another() {
+        let mut frame = broadcast(&discover(&[]));
+        frame[11] ^= 1;
+        assert_eq!(parse(&frame), Err(Silence::SourceMismatch));
+    }
+
+    #[test]
+    fn a_guest_cannot_play_relay_or_server() {
+        assert_eq!(parse(&with_octet(24, 10)), Err(Silence::Relayed));
+        assert_eq!(parse(&with_octet(0, 2)), Err(Silence::ServerMessage));
+        for kind in [MessageType::Offer, MessageType::Ack, MessageType::Nak, MessageType::ForceRenew] {
+            assert_eq!(parse(&broadcast(&message(kind, &[]))), Err(Silence::ServerMessage));
+        }
+    }
+
+    #[test]
+    fn checksums_are_held_to_where_they_are_there() {
+        let good = broadcast(&discover(&[]));
+        let mut ip = good.clone();
+        ip[22] = 63; // TTL
+        assert_eq!(parse(&ip), Err(Silence::BadChecksum));
+        let mut udp = good.clone();
+        udp[BOOTP + 8] ^= 1; // secs
+        assert_eq!(parse(&udp), Err(Silence::BadChecksum));
+        // A guest that leaves it to virtio-net.
+        assert!(Request::parse(&udp, L4Checksum::LeftToOffload).is_ok());
+        // A guest that makes none.
+        udp[40..42].copy_from_slice(&[0, 0]);
+        assert!(parse(&udp).is_ok());
+    }
+
+    #[test]
+    fn fragments_other_ports_and_other_protocols_are_malformed() {
+        let good = broadcast(&discover(&[]));
+        for (what, at, value) in [
+            ("IPv6", 14, 0x65),
+            ("short IP header", 14, 0x44),
+            ("more fragments", 20, 0x20),
+            ("fragment offset", 21, 1),
+            ("TCP", 23, 6),
+            ("port 68", 37, 68),
+            ("ARP", 13, 6),
+            ("UDP shorter than its header", 39, 7),
+        ] {
+            let mut frame = good.clone();
+            frame[at] = value;
+            if at == 39 {
+                frame[38] = 0;
+            }
+            let sum = checksum::internet(&[&frame[14..24], &frame[26..34]]);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+            assert_eq!(Request::parse(&frame, L4Checksum::LeftToOffload), Err(Silence::Malformed), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_guests_text_reaches_no_terminal_raw() {
+        let class = b"evil\x1b[2J\nclass\xff\xe2\x80\xae!\0\0".to_vec();
+        let request = parse(&broadcast(&discover(&[DhcpOption::ClassIdentifier(class)]))).unwrap();
+        assert_eq!(request.vendor_class.as_deref(), Some("evil?[2J?class????!"));
+        let empty = DhcpOption::ClassIdentifier(vec![0, 0]);
+        assert_eq!(parse(&broadcast(&discover(&[empty]))).unwrap().vendor_class, None);
+    }
+
+    #[test]
+    fn text_that_is_not_utf8_does_not_hide_what_follows() {
+        let request = parse(&with_options(&[12, 2, 0xff, 0xfe, 53, 1, 3, 50, 4, 10, 100, 1, 2])).unwrap();
+        assert_eq!((request.kind, request.requested), (Kind::Request, Some(ADDRESS)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_request_or_are_not(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = Request::parse(&bytes, L4Checksum::LeftToOffload);
+        }
+
+        #[test]
+        fn any_options_are_read_or_refused(options in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _ = parse(&with_options(&options));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use nix::sys::socket::{LinkAddr, getsockname, setsockopt, sockopt};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 use super::SERVER_PORT;
@@ -77,9 +77,13 @@ impl PacketSocket {
 
     /// The device's own MAC.
     pub(super) fn device_mac(&self) -> io::Result<Mac> {
-        let address: LinkAddr = getsockname(self.0.as_raw_fd())?;
-        let mac = address.addr().filter(|_| address.hatype() == libc::ARPHRD_ETHER);
-        mac.and_then(|octets| Mac::try_from(octets).ok())
+        let address = self.0.local_addr()?;
+        // SAFETY: a SockAddr has the size of a sockaddr_storage, and this one is a packet socket's: the kernel wrote a
+        // sockaddr_ll, of which it leaves out only unused octets of sll_addr; these are zero.
+        let link = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
+        let octets = link.sll_addr.first_chunk::<6>().filter(|_| link.sll_hatype == libc::ARPHRD_ETHER);
+        octets
+            .and_then(|octets| Mac::try_from(*octets).ok())
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not an Ethernet device"))
     }
 
