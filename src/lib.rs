@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod model;
 pub mod plan;
 pub mod registry;
+pub mod store;
 
 /// Messages, service and client generated from `proto/guestnet/v1/guestnet.proto`.
 #[allow(clippy::all, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]
