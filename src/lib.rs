@@ -4,6 +4,7 @@
 pub mod config;
 pub mod dhcp;
 pub mod dns;
+pub mod guestcfg;
 pub mod ipam;
 pub mod kernel;
 pub mod model;

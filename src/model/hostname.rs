@@ -1,4 +1,5 @@
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use super::{Invalid, VmId, serde_as_text};
@@ -34,6 +35,11 @@ impl Hostname {
         label.truncate(63);
         Self(label.trim_end_matches('-').to_owned())
     }
+
+    /// `ip-10-100-0-2`: for a guest of which no more is known.
+    pub fn for_address(address: Ipv4Addr) -> Self {
+        Self(format!("ip-{}", address.to_string().replace('.', "-")))
+    }
 }
 
 impl FromStr for Hostname {
@@ -64,6 +70,13 @@ pub struct Domain(String);
 impl Domain {
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl Default for Domain {
+    /// ICANN keeps `internal` out of the public DNS for uses such as this.
+    fn default() -> Self {
+        Self("vm.internal".into())
     }
 }
 
