@@ -1,12 +1,17 @@
 //! guestnet gives every microVM on a host a network: a port on a bridge, a reserved address handed out by DHCP, DNS, a
 //! way out through NAT, and ready-made guest configuration. ARCHITECTURE.md is the map.
 
+pub mod api;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod dhcp;
 pub mod dns;
 pub mod guestcfg;
+pub mod host;
 pub mod ipam;
 pub mod kernel;
+pub mod manager;
 pub mod model;
 pub mod plan;
 pub mod registry;

@@ -379,7 +379,6 @@ mod tests {
         let mut lab = Lab::new();
         let reply = lab.answer(&bare());
         assert_eq!((reply.kind(), reply.message.yiaddr(), reply.length), (None, ADDRESS, 300));
-        assert_eq!(reply.message.siaddr(), GATEWAY);
         assert!(reply.codes.iter().all(|code| ![51, 53, 54, 58, 59, 61].contains(code)), "{:?}", reply.codes);
         assert_eq!((lab.view().state, lab.view().expires_at), (LeaseState::Bound, None));
     }

@@ -77,9 +77,7 @@ fn message(request: &Request, binding: &Binding, answer: Answer) -> Result<Vec<u
         Answer::Ack | Answer::Inform | Answer::Bootp => request.ciaddr,
         Answer::Offer | Answer::RapidAck | Answer::Nak => none,
     };
-    // In BOOTP this is the server (RFC 951 section 3), in DHCP where to boot from next: nowhere.
-    let siaddr = if answer == Answer::Bootp { binding.guest.gateway } else { none };
-    let mut header = Message::new_with_id(request.xid, ciaddr, yiaddr, siaddr, none, &request.mac.octets());
+    let mut header = Message::new_with_id(request.xid, ciaddr, yiaddr, none, none, &request.mac.octets());
     let flags = if request.broadcast { Flags::default().set_broadcast() } else { Flags::default() };
     header.set_opcode(Opcode::BootReply).set_flags(flags);
 

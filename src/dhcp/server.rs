@@ -24,7 +24,7 @@ pub enum DhcpError {
     PacketSocket { device: IfName, source: io::Error },
     #[error(
         "DHCP on {device}: holding UDP {gateway}:67: {source}; if the address is in use, another DHCP server runs here: \
-         stop it or keep it off {device}; if it is not available, give it to {device} first"
+         stop it or keep it off {device}; if it is not available, {device} does not have it"
     )]
     ServerPort { device: IfName, gateway: std::net::Ipv4Addr, source: io::Error },
     #[error("DHCP on {device}: starting a thread: {source}")]

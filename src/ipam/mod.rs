@@ -37,6 +37,8 @@ pub struct Allocator {
     next: u64,
     last: u32,
     taken: HashSet<u32>,
+    /// Given back unused: these need no rest.
+    unused: Vec<u32>,
     /// Freed addresses by the turn in which they were freed, so oldest first.
     freed: BTreeMap<u64, (u32, Instant)>,
     turn_of: HashMap<u32, u64>,
@@ -54,6 +56,7 @@ impl Allocator {
             next: u64::from(first) + 1,
             last,
             taken: HashSet::new(),
+            unused: Vec::new(),
             freed: BTreeMap::new(),
             turn_of: HashMap::new(),
             turn: 0,
@@ -62,7 +65,7 @@ impl Allocator {
 
     /// The next address: the lowest never used, else the longest freed that has rested.
     pub fn allocate_next(&mut self, now: Instant) -> Result<Ipv4Addr, Full> {
-        while let Some(address) = self.never_used() {
+        while let Some(address) = self.unused.pop().or_else(|| self.never_used()) {
             // One that was asked for by name has a life of its own.
             if !self.taken.contains(&address) && !self.turn_of.contains_key(&address) {
                 self.taken.insert(address);
@@ -93,6 +96,13 @@ impl Allocator {
             self.freed.remove(&turn);
         }
         Ok(())
+    }
+
+    /// No guest has had it: it is the next one again.
+    pub fn give_back(&mut self, address: Ipv4Addr) {
+        if self.taken.remove(&u32::from(address)) {
+            self.unused.push(address.into());
+        }
     }
 
     /// Its guest is gone: it rests from now on.

@@ -93,7 +93,7 @@ pub(super) async fn bridge(
 }
 
 /// The pair of `host` in our namespace, down, and `guest_side` made inside `namespace` (making it here and moving it
-/// takes twenty times as long), up.
+/// takes twenty times as long), down too: a veth cannot go up before its pair exists.
 pub(super) async fn veth(
     handle: &Handle,
     host: &str,
@@ -105,7 +105,6 @@ pub(super) async fn veth(
         .name(guest_side)
         .setns_by_fd(namespace.as_raw_fd())
         .mtu(mtu.into())
-        .up()
         .build();
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
         .name(host)

@@ -150,6 +150,7 @@ impl Kernel {
         links::veth(&self.handle, host.as_str(), GUEST_SIDE, &namespace, mtu).await?;
         let inner =
             self.inside(&namespace).doing(|| format!("opening a netlink socket in {}", vm_id.namespace()))?;
+        links::set_up(&inner, GUEST_SIDE, true).await?;
         let veth = links::existing(&inner, GUEST_SIDE).await?;
         let tap = links::existing(&inner, Vm::TAP).await?;
         let doing = || format!("joining {} and {GUEST_SIDE} in {}", Vm::TAP, vm_id.namespace());

@@ -1,1 +1,12 @@
-fn main() {}
+//! The integration tests: one binary, every scenario in a lab of its own (`tests/lab`), real kernels on real TAPs.
+//!
+//! Tests in `needs_kernel` boot the kernel that is built from source; `make test-guests` runs them.
+
+#[path = "../lab/mod.rs"]
+mod lab;
+
+mod bad_input;
+mod first_guest;
+mod needs_kernel;
+mod plumbing;
+mod restart;

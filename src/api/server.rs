@@ -1,0 +1,195 @@
+//! Serves the API on its socket: HTTP/1.1 and h2c, told apart by their first bytes. In: connections of anybody who may open
+//! the socket. Out: answers, within the bounds below whatever a caller sends or does not send.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use connectrpc::compression::CompressionPolicy;
+use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
+use hyper::body::Incoming;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use super::connections::{Connections, Place};
+use super::service::Service;
+use super::socket::{ApiSocket, SocketFile};
+use crate::manager::Manager;
+
+/// What callers can cost at most.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Open connections; the longest idle one makes room for a further one, which waits if none is idle.
+    pub connections: usize,
+    /// Requests being received or answered, over all connections; further ones wait.
+    pub requests: usize,
+    /// Of those, on one HTTP/2 connection.
+    pub requests_per_connection: u32,
+    /// Bytes of a request, as sent and as unpacked.
+    pub request_bytes: usize,
+    /// For the whole head of an HTTP/1.1 request, and for the quiet before it.
+    pub head: Duration,
+    /// To receive and answer a request, unless the caller's own deadline is sooner.
+    pub deadline: Duration,
+    /// For requests still in flight, and then for changes still under way, at a stop.
+    pub drain: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            requests: 256,
+            requests_per_connection: 32,
+            request_bytes: 1 << 20,
+            head: Duration::from_secs(30),
+            deadline: Duration::from_secs(30),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The running API. Dropped without `stop` it is cut off.
+pub struct ApiServer {
+    service: Service,
+    drain: Duration,
+    stopping: watch::Sender<bool>,
+    accepting: JoinHandle<JoinSet<()>>,
+    _file: SocketFile,
+}
+
+impl ApiServer {
+    /// Answers callers from here on. Needs a tokio runtime.
+    pub fn start(socket: ApiSocket, manager: Manager, bounds: Bounds) -> io::Result<Self> {
+        let ApiSocket { listener, file } = socket;
+        let listener = UnixListener::from_std(listener)?;
+        let service = Service::new(manager);
+        let (stopping, stop) = watch::channel(false);
+        let drain = bounds.drain;
+        let acceptor = Acceptor {
+            rpc: rpc(service.clone(), &bounds),
+            connections: Connections::new(bounds.connections),
+            requests: Arc::new(Semaphore::new(bounds.requests)),
+            bounds,
+            stop,
+        };
+        let accepting = tokio::spawn(acceptor.run(listener));
+        Ok(Self { service, drain, stopping, accepting, _file: file })
+    }
+
+    /// Takes no more requests, lets those in flight finish within the bound, and removes the socket. Changes that have begun
+    /// are waited for beyond their callers' connections.
+    pub async fn stop(mut self) {
+        self.stopping.send_replace(true);
+        let Ok(mut connections) = (&mut self.accepting).await else { return };
+        let drained = async { while connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(self.drain, drained).await.is_err() {
+            tracing::warn!(open = connections.len(), "API connections cut off at the stop");
+            connections.shutdown().await;
+        }
+        if tokio::time::timeout(self.drain, self.service.settled()).await.is_err() {
+            tracing::warn!("a change was still under way at the stop");
+        }
+    }
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+fn rpc(service: Service, bounds: &Bounds) -> ConnectRpcService {
+    let limits = Limits::default()
+        .with_max_request_body_size(bounds.request_bytes)
+        .with_max_message_size(bounds.request_bytes);
+    let deadline = DeadlinePolicy::new().with_default_timeout(bounds.deadline).with_max(bounds.deadline);
+    ConnectRpcService::new(Router::new().add_service(Arc::new(service)))
+        .with_limits(limits)
+        .with_deadline_policy(deadline)
+        // On one machine copying is cheaper than packing.
+        .with_compression_policy(CompressionPolicy::disabled())
+}
+
+#[derive(Clone)]
+struct Acceptor {
+    rpc: ConnectRpcService,
+    connections: Connections,
+    requests: Arc<Semaphore>,
+    bounds: Bounds,
+    stop: watch::Receiver<bool>,
+}
+
+impl Acceptor {
+    /// Accepts until the stop; the connections then still open.
+    async fn run(self, listener: UnixListener) -> JoinSet<()> {
+        let mut open = JoinSet::new();
+        let mut stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return open,
+                Some(_) = open.join_next() => {}
+                (stream, place) = self.next(&listener) => {
+                    open.spawn(self.clone().serve(stream, place));
+                }
+            }
+        }
+    }
+
+    /// Waits for a place first and accepts then: dropped in between, it has lost nobody's connection.
+    async fn next(&self, listener: &UnixListener) -> (UnixStream, Place) {
+        let place = self.connections.place().await;
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return (stream, place),
+                Err(error) => {
+                    // Out of file descriptors, most likely: accept(2) would fail at once again.
+                    tracing::warn!(%error, "the API could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(self, stream: UnixStream, mut place: Place) {
+        let Self { rpc, requests, bounds, mut stop, .. } = self;
+        let in_flight = place.requests();
+        let rpc = TowerToHyperService::new(rpc);
+        let answer = service_fn(move |request: hyper::Request<Incoming>| {
+            let (rpc, requests, in_flight) = (rpc.clone(), requests.clone(), in_flight());
+            async move {
+                let _in_flight = in_flight;
+                // The semaphore is never closed.
+                let _permit = requests.acquire_owned().await;
+                rpc.call(request).await
+            }
+        });
+
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        http.http1().timer(TokioTimer::new()).header_read_timeout(bounds.head).max_buf_size(64 << 10);
+        http.http2().timer(TokioTimer::new()).max_concurrent_streams(bounds.requests_per_connection);
+        let connection = http.serve_connection(TokioIo::new(stream), answer);
+        let mut connection = std::pin::pin!(connection);
+        let mut stopping = false;
+        loop {
+            tokio::select! {
+                done = connection.as_mut() => {
+                    if let Err(error) = done {
+                        tracing::debug!(error, "an API connection ended in an error");
+                    }
+                    return;
+                }
+                () = place.evicted() => return,
+                _ = stop.wait_for(|stop| *stop), if !stopping => {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The API's unix socket as a file: made for the owner and its group, never taken from a daemon that answers, removed when
+//! its owner goes. In: the path. Out: a listening socket, or what stands in the way of one.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// Why the API has no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    #[error("socket {path}: another guestnet answers there: stop it, or set another [api] socket")]
+    InUse { path: PathBuf },
+    #[error("socket {path}: there is something that is no socket: remove it, or set another [api] socket")]
+    NotASocket { path: PathBuf },
+    #[error("socket {path}: not a path for a unix socket: at most 107 bytes, none of them zero")]
+    Path { path: PathBuf },
+    #[error("socket {path}: {doing}: {source}")]
+    Io { path: PathBuf, doing: &'static str, source: io::Error },
+}
+
+/// A listening socket. Its file goes when this is dropped.
+#[derive(Debug)]
+pub struct ApiSocket {
+    pub(super) listener: UnixListener,
+    pub(super) file: SocketFile,
+}
+
+impl ApiSocket {
+    /// Callers may connect from here on; they wait until the server is started.
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+        let address = SockAddr::unix(path).map_err(|_| SocketError::Path { path: path.to_owned() })?;
+        let failed = |doing| move |source| SocketError::Io { path: path.to_owned(), doing, source };
+
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent).map_err(failed("making its directory"))?;
+        }
+        remove_if_stale(path, &address)?;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("making it"))?;
+        socket.bind(&address).map_err(failed("binding it"))?;
+        let file = SocketFile::of(path).map_err(failed("reading it back"))?;
+        // Before listen(2), which lets callers in: nobody connects under the umask's rights.
+        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("setting its rights"))?;
+        socket.listen(1024).map_err(failed("listening on it"))?;
+        socket.set_nonblocking(true).map_err(failed("listening on it"))?;
+        Ok(Self { listener: socket.into(), file })
+    }
+}
+
+/// Removes a socket file that nobody listens on. Who listens is asked by connecting, the only sure way.
+fn remove_if_stale(path: &Path, address: &SockAddr) -> Result<(), SocketError> {
+    let failed = |doing| move |source| SocketError::Io { path: path.to_owned(), doing, source };
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => {}
+        Ok(_) => return Err(SocketError::NotASocket { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("looking at it")(error)),
+    }
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("making a probe"))?;
+    probe.set_nonblocking(true).map_err(failed("making a probe"))?;
+    match probe.connect(address) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed("removing a stale one"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A full backlog (EAGAIN) is somebody's too.
+        Ok(()) => Err(SocketError::InUse { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(SocketError::InUse { path: path.to_owned() })
+        }
+        Err(error) => Err(failed("asking whether somebody answers on it")(error)),
+    }
+}
+
+/// The file a socket is bound to, known by inode: a successor's file at the same path is not ours to remove.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), identity: identity(path)? })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = identity(&self.path).is_ok_and(|now| now == self.identity);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, "the API's socket file could not be removed");
+        }
+    }
+}
+
+/// Device and inode.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}

@@ -1,0 +1,172 @@
+//! Wire types to the model and back, nothing else: what a request's text means, how a binding is written. Pure. In:
+//! messages as they were decoded, any text in them. Out: checked values, or the field, its value and what fits.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use buffa_types::google::protobuf::Timestamp;
+use ipnetwork::Ipv4Network;
+
+use crate::manager::{CreateVm, NetworkStatus};
+use crate::model::{GuestNet, Invalid, LeaseView, Mac, NetworkName, RateMbps, Subnet, Vm, VmId};
+use crate::proto::guestnet::v1;
+use crate::registry::Binding;
+
+/// A field whose value does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {invalid}")]
+pub struct FieldError {
+    /// Name of the field in the proto.
+    pub field: &'static str,
+    pub invalid: Invalid,
+}
+
+impl FieldError {
+    /// An error names the value, but does not send a megabyte of it back.
+    const SHOWN: usize = 80;
+
+    fn new(field: &'static str, mut invalid: Invalid) -> Self {
+        if let Some((cut, _)) = invalid.value.char_indices().nth(Self::SHOWN) {
+            invalid.value.truncate(cut);
+            invalid.value.push('…');
+        }
+        Self { field, invalid }
+    }
+}
+
+fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, FieldError> {
+    text.parse().map_err(|invalid| FieldError::new(field, invalid))
+}
+
+fn parse_set<T: FromStr<Err = Invalid>>(
+    field: &'static str,
+    text: Option<&str>,
+) -> Result<Option<T>, FieldError> {
+    text.map(|text| parse(field, text)).transpose()
+}
+
+fn parse_address(field: &'static str, text: &str) -> Result<Ipv4Addr, FieldError> {
+    let invalid = |_| Invalid::new(text, "an IPv4 address like 10.100.0.7");
+    text.parse().map_err(invalid).map_err(|invalid| FieldError::new(field, invalid))
+}
+
+pub fn vm_id(text: &str) -> Result<VmId, FieldError> {
+    parse("vm_id", text)
+}
+
+pub fn network_id(text: Option<&str>) -> Result<Option<NetworkName>, FieldError> {
+    parse_set("network_id", text)
+}
+
+pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateVm, FieldError> {
+    let rate_limit = request.rate_limit_mbps.map(RateMbps::try_from).transpose();
+    Ok(CreateVm {
+        vm_id: vm_id(request.vm_id)?,
+        network: network_id(request.network_id)?,
+        workspace: parse_set("workspace_id", request.workspace_id)?,
+        address: request.ip_address.map(|text| parse_address("ip_address", text)).transpose()?,
+        mac: parse_set("mac_address", request.mac_address)?,
+        hostname: parse_set("hostname", request.hostname)?,
+        rate_limit: rate_limit.map_err(|invalid| FieldError::new("rate_limit_mbps", invalid))?,
+    })
+}
+
+pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
+    let Binding { vm, network, guest } = binding;
+    v1::VmNetwork {
+        vm_id: vm.vm_id.to_string(),
+        network_id: vm.network.to_string(),
+        workspace_id: vm.workspace.as_ref().map(ToString::to_string).unwrap_or_default(),
+        namespace: vm.vm_id.namespace(),
+        tap_device: Vm::TAP.to_owned(),
+        ip_address: guest.address.to_string(),
+        netmask: guest.subnet.netmask().to_string(),
+        prefix_len: u32::from(guest.subnet.prefix_len()),
+        gateway: guest.gateway.to_string(),
+        mac_address: guest.mac.to_string(),
+        dns_servers: guest.dns_servers.iter().map(ToString::to_string).collect(),
+        hostname: guest.hostname.to_string(),
+        mtu: u32::from(guest.mtu),
+        host_device: vm.slot.host_device().to_string(),
+        created_at: timestamp_us(vm.created_at_us).into(),
+        rate_limit_mbps: vm.rate_limit.or(network.rate_limit).map(RateMbps::mbps).unwrap_or_default(),
+        domain: guest.domain.to_string(),
+        ..Default::default()
+    }
+}
+
+pub fn lease(binding: &Binding, view: &LeaseView) -> v1::Lease {
+    v1::Lease {
+        vm_id: binding.vm.vm_id.to_string(),
+        network_id: binding.vm.network.to_string(),
+        mac_address: binding.vm.mac.to_string(),
+        ip_address: binding.vm.address.to_string(),
+        hostname: binding.vm.hostname.to_string(),
+        state: view.state.to_string(),
+        last_seen: view.last_seen.map(timestamp).into(),
+        expires_at: view.expires_at.map(timestamp).into(),
+        vendor_class: view.vendor_class.clone().unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+pub fn network(status: &NetworkStatus) -> v1::Network {
+    let network = &status.network;
+    v1::Network {
+        network_id: network.name.to_string(),
+        bridge_name: network.bridge.as_str().to_owned(),
+        gateway: network.gateway.to_string(),
+        vm_subnet: network.subnet.to_string(),
+        dns_servers: network.upstreams.iter().map(ToString::to_string).collect(),
+        domain: network.domain.to_string(),
+        mtu: u32::from(network.mtu),
+        vm_count: status.vm_count,
+        free_addresses: status.free_addresses,
+        ..Default::default()
+    }
+}
+
+/// What a guest is told, back from an answer of the API: the generators of guest configuration work on this value.
+pub fn guest_net(vm: &v1::VmNetwork) -> Result<GuestNet, FieldError> {
+    let gateway = parse_address("gateway", &vm.gateway)?;
+    let dns_server = |text: &String| {
+        let invalid = |_| Invalid::new(text, "an IP address");
+        text.parse::<IpAddr>().map_err(invalid).map_err(|invalid| FieldError::new("dns_servers", invalid))
+    };
+    Ok(GuestNet {
+        mac: parse::<Mac>("mac_address", &vm.mac_address)?,
+        address: parse_address("ip_address", &vm.ip_address)?,
+        subnet: subnet_of(gateway, vm.prefix_len)?,
+        gateway,
+        dns_servers: vm.dns_servers.iter().map(dns_server).collect::<Result<_, _>>()?,
+        hostname: parse("hostname", &vm.hostname)?,
+        domain: parse("domain", &vm.domain)?,
+        mtu: u16::try_from(vm.mtu)
+            .map_err(|_| FieldError::new("mtu", Invalid::new(vm.mtu, "an MTU of at most 65535")))?,
+    })
+}
+
+fn subnet_of(gateway: Ipv4Addr, prefix_len: u32) -> Result<Subnet, FieldError> {
+    let invalid = || FieldError::new("prefix_len", Invalid::new(prefix_len, "a prefix length of 8 to 30"));
+    let prefix = u8::try_from(prefix_len).map_err(|_| invalid())?;
+    let network = Ipv4Network::new(gateway, prefix).map_err(|_| invalid())?;
+    let network = Ipv4Network::new(network.network(), prefix).map_err(|_| invalid())?;
+    Subnet::try_from(network).map_err(|_| invalid())
+}
+
+fn timestamp_us(us: i64) -> Timestamp {
+    // 0 to 999,999,000: fits.
+    #[allow(clippy::cast_possible_truncation)]
+    let nanos = (us.rem_euclid(1_000_000) * 1_000) as i32;
+    Timestamp::from_unix(us.div_euclid(1_000_000), nanos)
+}
+
+/// A time before 1970 can only be a clock not yet set: it is written as 1970.
+fn timestamp(time: SystemTime) -> Timestamp {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    // Below 1,000,000,000: fits.
+    #[allow(clippy::cast_possible_wrap)]
+    let nanos = since.subsec_nanos() as i32;
+    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos)
+}

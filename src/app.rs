@@ -1,0 +1,143 @@
+//! The composition root: what starts and stops in which order. A start that fails leaves the host as it was; a stop
+//! leaves guests' traffic running.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+
+use crate::api::{ApiServer, ApiSocket, Bounds, SocketError};
+use crate::config::{Config, ConfigError};
+use crate::dhcp::{Counters, DhcpError, DhcpServer, Leases};
+use crate::dns::{DnsError, DnsServer};
+use crate::host::{Host, HostError};
+use crate::kernel::{Kernel, KernelError};
+use crate::manager::{Manager, ManagerError};
+use crate::model::DnsMode;
+use crate::registry::Registry;
+use crate::store::{Store, StoreError};
+
+/// Why the daemon did not start, or what it could not do.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Manager(#[from] ManagerError),
+    #[error(transparent)]
+    Dhcp(#[from] DhcpError),
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    #[error("{doing}: {source}")]
+    Io { doing: &'static str, source: std::io::Error },
+}
+
+impl AppError {
+    /// Whether the configuration is to be mended, not the host.
+    pub fn is_config(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Host(HostError::Overlap { .. } | HostError::ForeignBridge { .. })
+        )
+    }
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. `config` is the file named on the command line.
+pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
+    let config = Config::load(config)?;
+    let kernel = Kernel::open()?;
+    kernel.check_host()?;
+    let store = Store::open(&config.state_directory)?;
+    let socket = ApiSocket::bind(&config.api_socket)?;
+    let mut host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
+
+    let mut terminate = signal(SignalKind::terminate())
+        .map_err(|source| AppError::Io { doing: "listening for SIGTERM", source })?;
+    match start(&config, kernel, store, &mut host, socket).await {
+        Ok(running) => {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+            info!(networks = config.networks.len(), "guestnet is ready");
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            running.stop().await;
+            info!("guestnet has stopped; guests' traffic goes on");
+            Ok(())
+        }
+        Err(error) => {
+            host.take_back().await;
+            Err(error)
+        }
+    }
+}
+
+/// Removes everything that guestnet has made on this host: VMs' networks, bridges, rules, changed settings.
+pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
+    let config = Config::load(config)?;
+    let kernel = Kernel::open()?;
+    kernel.check_host()?;
+    let store = Store::open(&config.state_directory)?;
+    let host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
+    let manager = Manager::new(&config.networks, kernel, store, Registry::default(), Leases::default());
+    manager.readmit().await?;
+    for binding in manager.list(None)? {
+        manager.delete(&binding.vm.vm_id).await?;
+    }
+    Ok(host.uninstall().await?)
+}
+
+struct Running {
+    api: ApiServer,
+    dns: Vec<DnsServer>,
+    dhcp: Vec<DhcpServer>,
+}
+
+async fn start(
+    config: &Config,
+    kernel: Kernel,
+    store: Store,
+    host: &mut Host,
+    socket: ApiSocket,
+) -> Result<Running, AppError> {
+    host.raise().await?;
+    let (registry, leases, counters) = (Registry::default(), Leases::default(), Arc::<Counters>::default());
+    let (mut dhcp, mut dns) = (Vec::new(), Vec::new());
+    for network in &config.networks {
+        let (device, registry) = (network.bridge.as_if_name(), registry.clone());
+        if network.dns == DnsMode::On {
+            dns.push(DnsServer::start(network.clone(), registry.clone()).await?);
+        }
+        dhcp.push(DhcpServer::start(network.clone(), device, registry, leases.clone(), counters.clone())?);
+    }
+    host.open_for_guests()?;
+    let observed = kernel.observe().await?;
+    let manager = Manager::new(&config.networks, kernel, store, registry, leases);
+    manager.adopt(&observed).await?;
+    let api = ApiServer::start(socket, manager, Bounds::default())
+        .map_err(|source| AppError::Io { doing: "serving the API", source })?;
+    Ok(Running { api, dns, dhcp })
+}
+
+impl Running {
+    /// No new calls first; then the servers of guests.
+    async fn stop(self) {
+        self.api.stop().await;
+        for server in self.dns {
+            server.stop().await;
+        }
+        for server in self.dhcp {
+            server.stop();
+        }
+    }
+}

@@ -1,0 +1,211 @@
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::output::Format;
+use crate::api::DEFAULT_SOCKET;
+use crate::model::{Domain, Hostname, Mac, NetworkName, RateMbps, Subnet, VmId, WorkspaceId};
+use crate::proto::guestnet::v1;
+
+/// The guest network of a microVM host.
+#[derive(Debug, Parser)]
+#[command(name = "guestnet", version, about, propagate_version = true)]
+#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// The service's socket.
+    #[arg(long, global = true, env = "GUESTNET_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// How to print.
+    #[arg(long, global = true, value_enum, default_value = "table")]
+    output: Format,
+    /// The same as --output json.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Global {
+    pub(super) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the service.
+    Serve {
+        /// The configuration [default: /etc/guestnet/guestnet.toml, or built-in defaults if there is none].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Networks of VMs.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Reservations, and what guests have made of them.
+    #[command(subcommand)]
+    Lease(LeaseCommand),
+    /// The configured networks.
+    #[command(subcommand)]
+    Network(NetworkCommand),
+    /// Configuration for guests that do not use DHCP.
+    #[command(subcommand)]
+    Gen(GenCommand),
+    /// With the service stopped: remove everything that guestnet has made on this host.
+    Uninstall {
+        /// The configuration that the service ran with.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum VmCommand {
+    /// Make a VM's network, ready to boot on. Repeated with the same arguments it prints the same network.
+    Create(CreateVm),
+    /// Print a VM's network.
+    Show { vm_id: VmId },
+    /// Print every VM's network.
+    List {
+        /// Only VMs of this network.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+    },
+    /// Remove VMs' networks. A VM that has none is fine.
+    Delete {
+        #[arg(required = true, value_name = "VM_ID")]
+        vm_ids: Vec<VmId>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CreateVm {
+    /// 1 to 64 of A-Z a-z 0-9 _ -.
+    vm_id: VmId,
+    /// The network [default: the first of the configuration].
+    #[arg(long, value_name = "NAME")]
+    network: Option<NetworkName>,
+    /// The guest's address [default: the next free one].
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// The guest's MAC [default: 06:00 and the address in hex].
+    #[arg(long)]
+    mac: Option<Mac>,
+    /// The guest's host name [default: made from the id].
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<Hostname>,
+    /// The tenant.
+    #[arg(long, value_name = "ID")]
+    workspace: Option<WorkspaceId>,
+    /// Limit in Mbit/s each way [default: the network's].
+    #[arg(long, value_name = "MBPS", value_parser = rate)]
+    rate_mbps: Option<RateMbps>,
+}
+
+impl From<CreateVm> for v1::CreateVmNetworkRequest {
+    fn from(asked: CreateVm) -> Self {
+        fn text(value: Option<impl ToString>) -> Option<String> {
+            value.map(|value| value.to_string())
+        }
+        Self {
+            vm_id: asked.vm_id.to_string(),
+            network_id: text(asked.network),
+            workspace_id: text(asked.workspace),
+            ip_address: text(asked.ip),
+            mac_address: text(asked.mac),
+            hostname: text(asked.hostname),
+            rate_limit_mbps: asked.rate_mbps.map(RateMbps::mbps),
+            ..Self::default()
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LeaseCommand {
+    /// Print every reservation with its lease.
+    List {
+        /// Only those of this network.
+        #[arg(long, value_name = "NAME")]
+        network: Option<NetworkName>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum NetworkCommand {
+    /// Print every network.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GenCommand {
+    /// Arguments for the guest kernel's command line: ip= as the kernel reads it (CONFIG_IP_PNP).
+    Cmdline {
+        #[command(flatten)]
+        guest: Guest,
+        /// The guest's network device.
+        #[arg(long, default_value = "eth0", value_name = "NAME")]
+        device: crate::model::IfName,
+    },
+    /// cloud-init's NoCloud files, or what takes their place.
+    CloudInit {
+        #[command(flatten)]
+        guest: Guest,
+        #[arg(long, value_enum, default_value = "nocloud-dir")]
+        form: Form,
+        /// Where to write the files; without it they are printed, each under its name.
+        #[arg(long, value_name = "DIRECTORY")]
+        out: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Form {
+    /// meta-data, user-data and network-config, for a seed disk or a web server.
+    NocloudDir,
+    /// Arguments for the kernel's command line that need no disk.
+    BootArgs,
+}
+
+/// Whose configuration: a VM of the service, or with --offline one described by arguments.
+#[derive(Debug, Args)]
+pub(super) struct Guest {
+    /// The VM, known to the service.
+    #[arg(required_unless_present = "offline", conflicts_with = "offline")]
+    pub vm_id: Option<VmId>,
+    /// Ask no service: the arguments below say all.
+    #[arg(long, requires_all = ["ip", "prefix", "gateway"])]
+    offline: bool,
+    #[arg(long, requires = "offline", value_name = "ADDRESS")]
+    pub ip: Option<Ipv4Addr>,
+    /// The subnet, like 10.100.0.0/16.
+    #[arg(long, requires = "offline", value_name = "SUBNET")]
+    pub prefix: Option<Subnet>,
+    #[arg(long, requires = "offline", value_name = "ADDRESS")]
+    pub gateway: Option<Ipv4Addr>,
+    /// A DNS server; may be repeated.
+    #[arg(long, requires = "offline", value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
+    #[arg(long, requires = "offline", value_name = "NAME")]
+    pub hostname: Option<Hostname>,
+    /// [default: 06:00 and the address in hex].
+    #[arg(long, requires = "offline")]
+    pub mac: Option<Mac>,
+    #[arg(long, requires = "offline", value_name = "NAME")]
+    pub domain: Option<Domain>,
+    /// Bytes [default: 1500].
+    #[arg(long, requires = "offline", value_name = "BYTES")]
+    pub mtu: Option<u16>,
+}
+
+fn rate(text: &str) -> Result<RateMbps, crate::model::Invalid> {
+    let mbps: u32 =
+        text.parse().map_err(|_| crate::model::Invalid::new(text, "a rate of 1 to 100000 Mbit/s"))?;
+    RateMbps::try_from(mbps)
+}

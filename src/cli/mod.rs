@@ -1,0 +1,114 @@
+//! The command line: every command but `serve` and `uninstall` is a client of the API. In: arguments. Out: a table or
+//! JSON on standard output, one line on standard error when it fails, and an exit code: 0 done, 1 failed, 2 usage or
+//! configuration.
+
+mod arguments;
+mod client;
+mod generate;
+mod output;
+
+use std::io::{self, Write};
+
+use clap::Parser;
+use connectrpc::{ConnectError, ErrorCode};
+
+use crate::app::{self, AppError};
+use crate::guestcfg::Refusal;
+use crate::model::Invalid;
+use arguments::{Arguments, Command, LeaseCommand, NetworkCommand, VmCommand};
+use client::Client;
+use output::Format;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    App(#[from] AppError),
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
+    #[error("{}", .0.message.as_deref().unwrap_or(.0.code.as_str()))]
+    Call(ConnectError),
+    #[error(
+        "no answer on {socket}: is the service running? (systemctl status guestnet, or: guestnet serve); {detail}"
+    )]
+    Unreachable { socket: String, detail: String },
+    #[error("the service's answer does not fit: {0}; are client and service of the same version?")]
+    Answer(String),
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+}
+
+impl CliError {
+    fn exit_code(&self) -> u8 {
+        let usage = match self {
+            Self::App(error) => error.is_config(),
+            Self::Invalid(_) | Self::Refusal(_) => true,
+            Self::Call(error) => error.code == ErrorCode::InvalidArgument,
+            _ => false,
+        };
+        if usage { 2 } else { 1 }
+    }
+}
+
+/// Runs the command that the process was started with; its exit code.
+pub async fn run() -> u8 {
+    let arguments = Arguments::parse();
+    match execute(arguments).await {
+        Ok(text) => write(&mut io::stdout().lock(), &text),
+        Err(error) => {
+            // Nothing more can be done if standard error is closed.
+            let _ = writeln!(io::stderr().lock(), "error: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+/// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted.
+fn write(stdout: &mut impl Write, text: &str) -> u8 {
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => 1,
+        _ => 0,
+    }
+}
+
+async fn execute(Arguments { global, command }: Arguments) -> Result<String, CliError> {
+    let client = Client::new(&global.socket);
+    let format = global.format();
+    match command {
+        Command::Serve { config } => {
+            app::serve(config.as_deref()).await?;
+            Ok(String::new())
+        }
+        Command::Uninstall { config } => {
+            app::uninstall(config.as_deref()).await?;
+            Ok(String::new())
+        }
+        Command::Vm(command) => vm(&client, format, command).await,
+        Command::Lease(LeaseCommand::List { network }) => {
+            Ok(output::leases(format, &client.list_leases(network).await?))
+        }
+        Command::Network(NetworkCommand::List) => {
+            Ok(output::networks(format, &client.list_networks().await?))
+        }
+        Command::Gen(command) => generate::run(&client, command).await,
+    }
+}
+
+async fn vm(client: &Client, format: Format, command: VmCommand) -> Result<String, CliError> {
+    match command {
+        VmCommand::Create(request) => Ok(output::vm(format, &client.create(request.into()).await?)),
+        VmCommand::Show { vm_id } => Ok(output::vm(format, &client.get(&vm_id).await?)),
+        VmCommand::List { network } => Ok(output::vms(format, &client.list(network).await?)),
+        VmCommand::Delete { vm_ids } => {
+            for vm_id in &vm_ids {
+                client.delete(vm_id).await?;
+            }
+            Ok(String::new())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

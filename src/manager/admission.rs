@@ -1,0 +1,288 @@
+//! Who gets what: a request becomes a VM with an address, a MAC and a slot of its own, or is refused by name. Pure: the
+//! clocks are arguments.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{CreateVm, ManagerError, NetworkStatus};
+use crate::ipam::Allocator;
+use crate::model::{Hostname, Mac, Network, NetworkName, Slot, Vm, VmId};
+
+/// What is given out, over all networks of the host.
+#[derive(Debug)]
+pub(super) struct Admission {
+    networks: Vec<Pool>,
+    macs: HashMap<Mac, VmId>,
+    slots: Slots,
+}
+
+#[derive(Debug)]
+struct Pool {
+    network: Arc<Network>,
+    addresses: Allocator,
+    holders: HashMap<Ipv4Addr, VmId>,
+}
+
+impl Admission {
+    /// `networks` in the order of the configuration: the first is the default.
+    pub(super) fn new(networks: &[Arc<Network>]) -> Self {
+        let pools = networks.iter().map(|network| Pool {
+            network: network.clone(),
+            addresses: Allocator::new(network.subnet, network.gateway),
+            holders: HashMap::new(),
+        });
+        Self { networks: pools.collect(), macs: HashMap::new(), slots: Slots::default() }
+    }
+
+    pub(super) fn network(&self, name: &NetworkName) -> Result<Arc<Network>, ManagerError> {
+        match self.networks.iter().find(|pool| pool.network.name == *name) {
+            Some(pool) => Ok(pool.network.clone()),
+            None => Err(self.unknown(name)),
+        }
+    }
+
+    /// The VM that `request` asks for; what it got is taken until `release`.
+    pub(super) fn admit(
+        &mut self,
+        request: CreateVm,
+        now: Instant,
+        created_at_us: i64,
+    ) -> Result<Vm, ManagerError> {
+        let index = match &request.network {
+            Some(name) => self.index(name)?,
+            None => 0,
+        };
+        let pool = &mut self.networks[index];
+        if let Some(mac) = request.mac
+            && let Some(by) = self.macs.get(&mac)
+        {
+            return Err(ManagerError::MacTaken { mac, by: by.clone() });
+        }
+        let address = match request.address {
+            Some(address) => pool.take(address)?,
+            None if request.mac.is_some() => pool.next(now)?,
+            None => pool.next_whose(now, |address| !self.macs.contains_key(&Mac::for_address(address)))?,
+        };
+        let mac = request.mac.unwrap_or_else(|| Mac::for_address(address));
+        if let Some(by) = self.macs.get(&mac) {
+            let by = by.clone();
+            pool.addresses.give_back(address);
+            return Err(ManagerError::MacTaken { mac, by });
+        }
+        let vm = Vm {
+            hostname: request.hostname.unwrap_or_else(|| Hostname::for_vm(&request.vm_id)),
+            vm_id: request.vm_id,
+            network: pool.network.name.clone(),
+            workspace: request.workspace,
+            slot: self.slots.take(),
+            mac,
+            address,
+            rate_limit: request.rate_limit.or(pool.network.rate_limit),
+            created_at_us,
+        };
+        self.hold(index, &vm);
+        Ok(vm)
+    }
+
+    /// Takes what a stored VM has; it was admitted before.
+    pub(super) fn readmit(&mut self, vm: &Vm) -> Result<Arc<Network>, ManagerError> {
+        let index = self.index(&vm.network)?;
+        let pool = &mut self.networks[index];
+        pool.take(vm.address)?;
+        self.slots.take_this(vm.slot);
+        self.hold(index, vm);
+        Ok(self.networks[index].network.clone())
+    }
+
+    /// Gives back what a VM had; its address rests in quarantine.
+    pub(super) fn release(&mut self, vm: &Vm, now: Instant) {
+        self.macs.remove(&vm.mac);
+        self.slots.give_back(vm.slot);
+        if let Some(pool) = self.networks.iter_mut().find(|pool| pool.network.name == vm.network) {
+            pool.holders.remove(&vm.address);
+            pool.addresses.free(vm.address, now);
+        }
+    }
+
+    pub(super) fn status(&self) -> Vec<NetworkStatus> {
+        let status = |pool: &Pool| NetworkStatus {
+            network: pool.network.clone(),
+            vm_count: u32::try_from(pool.holders.len()).unwrap_or(u32::MAX),
+            free_addresses: pool.addresses.free_count(),
+        };
+        self.networks.iter().map(status).collect()
+    }
+
+    fn hold(&mut self, index: usize, vm: &Vm) {
+        self.macs.insert(vm.mac, vm.vm_id.clone());
+        self.networks[index].holders.insert(vm.address, vm.vm_id.clone());
+    }
+
+    fn index(&self, name: &NetworkName) -> Result<usize, ManagerError> {
+        let found = self.networks.iter().position(|pool| pool.network.name == *name);
+        found.ok_or_else(|| self.unknown(name))
+    }
+
+    fn unknown(&self, name: &NetworkName) -> ManagerError {
+        let known: Vec<&str> = self.networks.iter().map(|pool| pool.network.name.as_str()).collect();
+        ManagerError::UnknownNetwork { name: name.clone(), known: known.join(", ") }
+    }
+}
+
+impl Pool {
+    fn next(&mut self, now: Instant) -> Result<Ipv4Addr, ManagerError> {
+        self.addresses.allocate_next(now).map_err(|full| ManagerError::SubnetFull {
+            network: self.network.name.clone(),
+            subnet: self.network.subnet,
+            detail: full.to_string(),
+        })
+    }
+
+    /// The next address that fits; those it steps over are the next ones still.
+    fn next_whose(
+        &mut self,
+        now: Instant,
+        fits: impl Fn(Ipv4Addr) -> bool,
+    ) -> Result<Ipv4Addr, ManagerError> {
+        let mut stepped_over = Vec::new();
+        let found = loop {
+            match self.next(now) {
+                Ok(address) if !fits(address) => stepped_over.push(address),
+                found => break found,
+            }
+        };
+        stepped_over.into_iter().rev().for_each(|address| self.addresses.give_back(address));
+        found
+    }
+
+    fn take(&mut self, address: Ipv4Addr) -> Result<Ipv4Addr, ManagerError> {
+        let subnet = self.network.subnet;
+        if address == self.network.gateway {
+            return Err(ManagerError::AddressUnusable { address, subnet, why: "it is the gateway's" });
+        }
+        if !subnet.has_host(address) {
+            return Err(ManagerError::AddressUnusable {
+                address,
+                subnet,
+                why: "it is no host of the subnet",
+            });
+        }
+        if let Some(by) = self.holders.get(&address) {
+            return Err(ManagerError::AddressTaken { address, by: by.clone() });
+        }
+        match self.addresses.allocate(address) {
+            Ok(()) => Ok(address),
+            Err(_) => Err(ManagerError::AddressUnusable { address, subnet, why: "it is excluded" }),
+        }
+    }
+}
+
+/// Numbers of bridge ports: the lowest free one, so that device names stay short and are used again.
+#[derive(Debug, Default)]
+struct Slots {
+    next: u32,
+    freed: BTreeSet<u32>,
+}
+
+impl Slots {
+    fn take(&mut self) -> Slot {
+        Slot(self.freed.pop_first().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        }))
+    }
+
+    fn take_this(&mut self, Slot(slot): Slot) {
+        if slot >= self.next {
+            self.freed.extend(self.next..slot);
+            self.next = slot + 1;
+        } else {
+            self.freed.remove(&slot);
+        }
+    }
+
+    fn give_back(&mut self, Slot(slot): Slot) {
+        self.freed.insert(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+
+    fn request(id: &str) -> CreateVm {
+        CreateVm {
+            vm_id: id.parse().unwrap(),
+            network: None,
+            workspace: None,
+            address: None,
+            mac: None,
+            hostname: None,
+            rate_limit: None,
+        }
+    }
+
+    fn admission() -> Admission {
+        Admission::new(&[Arc::new(testing::network())])
+    }
+
+    #[test]
+    fn vms_get_addresses_macs_and_slots_of_their_own() {
+        let (mut admission, now) = (admission(), Instant::now());
+        let a = admission.admit(request("a"), now, 0).unwrap();
+        let b = admission.admit(request("b"), now, 0).unwrap();
+        assert_eq!((a.address, b.address), ([10, 100, 0, 2].into(), [10, 100, 0, 3].into()));
+        assert_eq!(b.mac, Mac::for_address(b.address));
+        assert_ne!(a.slot, b.slot);
+    }
+
+    #[test]
+    fn what_is_taken_is_refused_with_its_holder() {
+        let (mut admission, now) = (admission(), Instant::now());
+        let a = admission.admit(request("a"), now, 0).unwrap();
+        let refusal = |admission: &mut Admission, change: fn(&mut CreateVm, &Vm), vm: &Vm| {
+            let mut request = request("b");
+            change(&mut request, vm);
+            admission.admit(request, now, 0).unwrap_err().to_string()
+        };
+        let taken = refusal(&mut admission, |r, vm| r.mac = Some(vm.mac), &a);
+        assert!(taken.contains("06:00:0a:64:00:02") && taken.contains("VM a"), "{taken}");
+        let taken = refusal(&mut admission, |r, vm| r.address = Some(vm.address), &a);
+        assert!(taken.contains("10.100.0.2") && taken.contains("VM a"), "{taken}");
+        let unusable = refusal(&mut admission, |r, _| r.address = Some([10, 100, 0, 1].into()), &a);
+        assert!(unusable.contains("gateway"), "{unusable}");
+        let unusable = refusal(&mut admission, |r, _| r.address = Some([10, 101, 0, 9].into()), &a);
+        assert!(unusable.contains("10.100.0.0/16"), "{unusable}");
+        // None of the refusals took anything.
+        assert_eq!(admission.admit(request("b"), now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 3]));
+    }
+
+    #[test]
+    fn an_address_whose_mac_another_vm_has_is_stepped_over() {
+        let (mut admission, now) = (admission(), Instant::now());
+        let mut a = request("a");
+        a.address = Some([10, 100, 0, 9].into());
+        a.mac = Some(Mac::for_address([10, 100, 0, 2].into()));
+        admission.admit(a, now, 0).unwrap();
+        assert_eq!(admission.admit(request("b"), now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 3]));
+        let mut c = request("c");
+        c.address = Some([10, 100, 0, 2].into());
+        assert!(matches!(admission.admit(c.clone(), now, 0), Err(ManagerError::MacTaken { .. })));
+        c.mac = Some("02:00:00:00:00:01".parse().unwrap());
+        assert_eq!(admission.admit(c, now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 2]));
+    }
+
+    #[test]
+    fn a_restart_takes_the_same_again() {
+        let (mut before, mut after, now) = (admission(), admission(), Instant::now());
+        let a = before.admit(request("a"), now, 0).unwrap();
+        let b = before.admit(request("b"), now, 0).unwrap();
+        after.readmit(&b).unwrap();
+        after.readmit(&a).unwrap();
+        let c = after.admit(request("c"), now, 0).unwrap();
+        assert_eq!((c.address, c.slot), ([10, 100, 0, 4].into(), Slot(2)));
+    }
+}

@@ -1,0 +1,312 @@
+//! The way of an API call: request, admission, durable intent, plan, kernel, live binding; and back. In: what a caller
+//! asks for. Out: the binding it has, or why it has none, with nothing half done left behind.
+
+mod admission;
+
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use tracing::{error, info};
+
+use crate::dhcp::Leases;
+use crate::kernel::Kernel;
+use crate::model::{Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId};
+use crate::plan::{self, Observed, Step, Undo};
+use crate::registry::{Binding, Registry};
+use crate::store::{Store, StoreError};
+use admission::Admission;
+
+/// What a caller asks for; unset fields ask for nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreateVm {
+    pub vm_id: VmId,
+    pub network: Option<NetworkName>,
+    pub workspace: Option<WorkspaceId>,
+    pub address: Option<Ipv4Addr>,
+    pub mac: Option<Mac>,
+    pub hostname: Option<Hostname>,
+    pub rate_limit: Option<RateMbps>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    #[error("there is no network {name}: the configuration has {known}")]
+    UnknownNetwork { name: NetworkName, known: String },
+    #[error(
+        "VM {vm_id} has a network already, with {field} {has}, not {asked}: delete it first or ask for the same"
+    )]
+    Differs { vm_id: VmId, field: &'static str, has: String, asked: String },
+    #[error("mac_address {mac} is taken by VM {by}: choose another or leave it unset")]
+    MacTaken { mac: Mac, by: VmId },
+    #[error("ip_address {address} is taken by VM {by}: choose another or leave it unset")]
+    AddressTaken { address: Ipv4Addr, by: VmId },
+    #[error("ip_address {address} cannot be a guest's in {subnet}: {why}")]
+    AddressUnusable { address: Ipv4Addr, subnet: Subnet, why: &'static str },
+    #[error("network {network} has no free address in {subnet}: {detail}")]
+    SubnetFull { network: NetworkName, subnet: Subnet, detail: String },
+    #[error("guestnet is stopping: repeat the call when it is back")]
+    Stopping,
+    #[error("the state could not be saved: {0}")]
+    Store(String),
+    #[error("the network of VM {vm_id}: {what}")]
+    Kernel { vm_id: VmId, what: String },
+}
+
+impl From<StoreError> for ManagerError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+}
+
+/// A configured network and how full it is.
+#[derive(Debug, Clone)]
+pub struct NetworkStatus {
+    pub network: Arc<Network>,
+    pub vm_count: u32,
+    pub free_addresses: u64,
+}
+
+/// Makes and removes VMs' networks. Clones share one state.
+#[derive(Clone)]
+pub struct Manager(Arc<Inner>);
+
+struct Inner {
+    kernel: Kernel,
+    store: Store,
+    registry: Registry,
+    leases: Leases,
+    admission: Mutex<Admission>,
+    /// One call at a time for a VM: the lock of each VM that a call is about.
+    in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Manager {
+    pub fn new(
+        networks: &[Arc<Network>],
+        kernel: Kernel,
+        store: Store,
+        registry: Registry,
+        leases: Leases,
+    ) -> Self {
+        let admission = Mutex::new(Admission::new(networks));
+        let in_hand = Mutex::default();
+        Self(Arc::new(Inner { kernel, store, registry, leases, admission, in_hand }))
+    }
+
+    /// Takes over the stored VMs: what of each is missing in the kernel is made, what stands is left alone.
+    pub async fn adopt(&self, observed: &Observed) -> Result<(), ManagerError> {
+        self.readmit().await?;
+        let bindings = self.0.registry.all();
+        let mut mended = 0;
+        for binding in &bindings {
+            let steps = plan::vm(&binding.vm, &binding.network, observed);
+            mended += usize::from(!steps.is_empty());
+            for step in &steps {
+                let applied = self.0.kernel.apply(step).await;
+                applied.map_err(|error| failed(&binding.vm, &[error.to_string()]))?;
+            }
+        }
+        info!(vms = bindings.len(), mended, "took over the stored VMs");
+        Ok(())
+    }
+
+    /// Binds the stored VMs to what they had, without a look at the kernel.
+    pub async fn readmit(&self) -> Result<(), ManagerError> {
+        for vm in self.0.store.load().await? {
+            let network = self.admission().readmit(&vm)?;
+            self.0.registry.bind(Arc::new(Binding::new(vm, network)));
+        }
+        Ok(())
+    }
+
+    /// The VM's network, made if it has none. Goes on to its end when the caller does not wait for it.
+    pub async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
+        let inner = self.0.clone();
+        join(tokio::spawn(async move { inner.create(request).await }).await)
+    }
+
+    /// Removes the VM's network; a VM that has none is fine.
+    pub async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
+        let (inner, vm_id) = (self.0.clone(), vm_id.clone());
+        join(tokio::spawn(async move { inner.delete(&vm_id).await }).await)
+    }
+
+    pub fn get(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
+        self.0.registry.by_vm(vm_id)
+    }
+
+    /// Every VM's binding, or those of one network, ordered by vm_id.
+    pub fn list(&self, network: Option<&NetworkName>) -> Result<Vec<Arc<Binding>>, ManagerError> {
+        if let Some(name) = network {
+            self.admission().network(name)?;
+        }
+        let all = self.0.registry.all().into_iter();
+        Ok(all.filter(|binding| network.is_none_or(|name| binding.vm.network == *name)).collect())
+    }
+
+    /// The same with what each guest has made of its reservation.
+    pub fn leases(
+        &self,
+        network: Option<&NetworkName>,
+    ) -> Result<Vec<(Arc<Binding>, LeaseView)>, ManagerError> {
+        let now = SystemTime::now();
+        let view = |binding: Arc<Binding>| {
+            let lease = self.0.leases.view(binding.vm.mac, now);
+            (binding, lease)
+        };
+        Ok(self.list(network)?.into_iter().map(view).collect())
+    }
+
+    pub fn networks(&self) -> Vec<NetworkStatus> {
+        self.admission().status()
+    }
+
+    fn admission(&self) -> MutexGuard<'_, Admission> {
+        self.0.admission()
+    }
+}
+
+impl Inner {
+    async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
+        let _turn = self.turn(&request.vm_id).await;
+        if let Some(binding) = self.registry.by_vm(&request.vm_id) {
+            return same(&request, binding);
+        }
+        let vm = self.admission().admit(request, Instant::now(), microseconds_now())?;
+        let network = self.admission().network(&vm.network)?;
+        if let Err(error) = self.store.insert(vm.clone()).await {
+            self.admission().release(&vm, Instant::now());
+            return Err(error.into());
+        }
+        if let Err(mut errors) = self.build(&plan::vm(&vm, &network, &Observed::default())).await {
+            if let Err(error) = self.store.remove(vm.vm_id.clone(), microseconds_now()).await {
+                errors.push(error.to_string());
+            }
+            self.admission().release(&vm, Instant::now());
+            return Err(failed(&vm, &errors));
+        }
+        let binding = Arc::new(Binding::new(vm, network));
+        self.registry.bind(binding.clone());
+        Ok(binding)
+    }
+
+    /// Carries out the steps, or leaves nothing of them: a step that fails has itself and the earlier ones taken back.
+    async fn build(&self, steps: &[Step]) -> Result<(), Vec<String>> {
+        for (done, step) in steps.iter().enumerate() {
+            if let Err(error) = self.kernel.apply(step).await {
+                let undos: Vec<Undo> = steps[..=done].iter().rev().filter_map(Step::undo).collect();
+                let mut errors = vec![error.to_string()];
+                errors.extend(self.take_back(&undos).await);
+                return Err(errors);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on past errors; all of them.
+    async fn take_back(&self, undos: &[Undo]) -> Vec<String> {
+        let mut errors = Vec::new();
+        for undo in undos {
+            if let Err(error) = self.kernel.undo(undo).await {
+                errors.push(error.to_string());
+            }
+        }
+        errors
+    }
+
+    async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
+        let _turn = self.turn(vm_id).await;
+        // No more leases and names from here on.
+        let Some(binding) = self.registry.unbind(vm_id) else { return Ok(()) };
+        let errors = self.take_back(&plan::remove_vm(&binding.vm, &binding.network)).await;
+        if !errors.is_empty() {
+            let error = failed(&binding.vm, &errors);
+            self.registry.bind(binding);
+            return Err(error);
+        }
+        if let Err(error) = self.store.remove(vm_id.clone(), microseconds_now()).await {
+            self.registry.bind(binding);
+            return Err(error.into());
+        }
+        self.leases.forget(binding.vm.mac);
+        self.admission().release(&binding.vm, Instant::now());
+        Ok(())
+    }
+
+    /// Waits until no other call is about this VM.
+    async fn turn(&self, vm_id: &VmId) -> Turn<'_> {
+        let lock = {
+            let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+            in_hand.entry(vm_id.clone()).or_default().clone()
+        };
+        Turn { inner: self, vm_id: vm_id.clone(), _guard: lock.lock_owned().await }
+    }
+
+    // A panic while it was held cannot leave it half changed: what can fail comes before the first change.
+    fn admission(&self) -> MutexGuard<'_, Admission> {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Held while a call is about a VM; the last one to go takes the VM's lock out of the map.
+struct Turn<'a> {
+    inner: &'a Inner,
+    vm_id: VmId,
+    _guard: tokio::sync::OwnedMutexGuard<()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut in_hand = self.inner.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
+        // One reference is the map's, one the guard's that goes right after this.
+        if in_hand.get(&self.vm_id).is_some_and(|lock| Arc::strong_count(lock) <= 2) {
+            in_hand.remove(&self.vm_id);
+        }
+    }
+}
+
+/// The binding a VM has, if the request asks for nothing else.
+fn same(request: &CreateVm, binding: Arc<Binding>) -> Result<Arc<Binding>, ManagerError> {
+    fn text(value: Option<&impl ToString>) -> Option<String> {
+        value.map(ToString::to_string)
+    }
+    let vm = &binding.vm;
+    let rate = |rate: Option<RateMbps>| rate.map(|rate| rate.mbps().to_string());
+    let facts = [
+        ("network_id", text(Some(&vm.network)), text(request.network.as_ref())),
+        ("workspace_id", text(vm.workspace.as_ref()), text(request.workspace.as_ref())),
+        ("ip_address", text(Some(&vm.address)), text(request.address.as_ref())),
+        ("mac_address", text(Some(&vm.mac)), text(request.mac.as_ref())),
+        ("hostname", text(Some(&vm.hostname)), text(request.hostname.as_ref())),
+        ("rate_limit_mbps", rate(vm.rate_limit), rate(request.rate_limit)),
+    ];
+    for (field, has, asked) in facts {
+        if let Some(asked) = asked
+            && has.as_ref() != Some(&asked)
+        {
+            let has = has.unwrap_or_else(|| "unset".into());
+            return Err(ManagerError::Differs { vm_id: vm.vm_id.clone(), field, has, asked });
+        }
+    }
+    Ok(binding)
+}
+
+fn failed(vm: &Vm, errors: &[String]) -> ManagerError {
+    ManagerError::Kernel { vm_id: vm.vm_id.clone(), what: errors.join("; then ") }
+}
+
+fn join<T>(result: Result<Result<T, ManagerError>, tokio::task::JoinError>) -> Result<T, ManagerError> {
+    result.unwrap_or_else(|error| {
+        if error.is_panic() {
+            error!(%error, "a call about a VM panicked: please report this");
+        }
+        Err(ManagerError::Stopping)
+    })
+}
+
+fn microseconds_now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,77 @@
+//! A real guest boots and is online; and when a part of that is off, the scenario says which.
+
+use crate::lab::scenario::{self, Report};
+use crate::lab::{Accelerator, Daemon, Lab, Machine};
+
+fn problems(lab: &Lab, daemon: &Daemon<'_>, break_it: impl FnOnce(&Lab)) -> Vec<String> {
+    let vms = scenario::create_vms(daemon);
+    break_it(lab);
+    let (_guests, reports) = scenario::run(lab, Machine::UserMode, &vms, |_| {});
+    reports.iter().flat_map(Report::problems).collect()
+}
+
+/// Every problem is of this part, and both guests have it.
+fn assert_only(part: &str, problems: &[String]) {
+    let of_part = problems.iter().filter(|problem| problem.contains(&format!(": {part}: "))).count();
+    assert!(of_part == 2 && problems.len() == 2, "expected each guest to miss {part} only: {problems:#?}");
+}
+
+#[test]
+fn two_guests_are_online_and_apart() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    assert_eq!(problems(&lab, &daemon, |_| {}), Vec::<String>::new());
+}
+
+#[test]
+fn two_guests_under_qemu_are_online_and_apart() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vms = scenario::create_vms(&daemon);
+    let (_guests, reports) = scenario::run(&lab, Machine::Cloud(Accelerator::best()), &vms, |_| {});
+    assert_eq!(reports.iter().flat_map(Report::problems).collect::<Vec<_>>(), Vec::<String>::new());
+}
+
+#[test]
+fn a_guest_without_nat_is_noticed() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let problems = problems(&lab, &daemon, |lab| {
+        lab.on_host("iptables", &["-t", "nat", "-F", "POSTROUTING"]);
+    });
+    assert_only("nat", &problems);
+}
+
+#[test]
+fn a_guest_without_dns_is_noticed() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let problems = problems(&lab, &daemon, |lab| {
+        lab.on_host("iptables", &["-I", "INPUT", "-p", "udp", "--dport", "53", "-j", "DROP"]);
+    });
+    assert_only("dns", &problems);
+}
+
+#[test]
+fn a_guest_without_isolation_is_noticed() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let problems = problems(&lab, &daemon, |lab| {
+        lab.on_host("iptables", &["-F", "GUESTNET-FORWARD"]);
+    });
+    assert_only("isolation", &problems);
+}
+
+#[test]
+fn a_guest_without_dhcp_is_noticed() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let problems = problems(&lab, &daemon, |lab| {
+        // Before the bridge hands the frame to anyone, the server's packet socket included.
+        lab.on_host("nft", &["add table bridge broken"]);
+        lab.on_host("nft", &["add chain bridge broken pre { type filter hook prerouting priority -300; }"]);
+        lab.on_host("nft", &["add rule bridge broken pre udp dport 67 drop"]);
+    });
+    let without_lease = problems.iter().filter(|problem| problem.ends_with(": dhcp: no lease")).count();
+    assert_eq!(without_lease, 2, "{problems:#?}");
+}
