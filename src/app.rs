@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::api::{ApiServer, ApiSocket, Bounds, SocketError};
 use crate::config::{Config, ConfigError};
@@ -54,6 +55,7 @@ impl AppError {
 /// Runs the daemon until SIGTERM or SIGINT. `config` is the file named on the command line.
 pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
     let config = Config::load(config)?;
+    raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
     let store = Store::open(&config.state_directory)?;
@@ -95,6 +97,16 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
         manager.delete(&binding.vm.vm_id).await?;
     }
     Ok(host.uninstall().await?)
+}
+
+/// Sockets to DNS upstreams are as many as questions under way: the soft limit of 1,024 files is for programs that use
+/// select(2), which nothing here does.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit on open files stays low: fewer DNS questions can be under way");
+    }
 }
 
 struct Running {

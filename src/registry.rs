@@ -2,6 +2,7 @@
 //! unbound. Out: a binding by VM, by MAC, by address or by host name. A binding is live for every reader when `bind` returns.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -28,6 +29,8 @@ struct Tables {
     by_mac: HashMap<Mac, Arc<Binding>>,
     by_address: HashMap<(NetworkName, Ipv4Addr), Arc<Binding>>,
     by_hostname: HashMap<(NetworkName, Hostname), Vec<Arc<Binding>>>,
+    /// By vm_id in lower case, as DNS compares names (RFC 4343): ids that differ in case only share an entry.
+    by_vm_label: HashMap<(NetworkName, String), Vec<Arc<Binding>>>,
 }
 
 /// The live bindings of every network. Clones share one state.
@@ -43,6 +46,7 @@ impl Registry {
         tables.by_address.insert((network.clone(), binding.vm.address), binding.clone());
         let name = (network.clone(), binding.vm.hostname.clone());
         tables.by_hostname.entry(name).or_default().push(binding.clone());
+        tables.by_vm_label.entry(vm_label(&binding)).or_default().push(binding.clone());
         tables.by_vm.insert(binding.vm.vm_id.clone(), binding.clone());
     }
 
@@ -54,12 +58,8 @@ impl Registry {
         tables.by_mac.remove(&binding.vm.mac);
         tables.by_address.remove(&(network.clone(), binding.vm.address));
         let name = (network.clone(), binding.vm.hostname.clone());
-        if let Some(namesakes) = tables.by_hostname.get_mut(&name) {
-            namesakes.retain(|other| other.vm.vm_id != *vm_id);
-            if namesakes.is_empty() {
-                tables.by_hostname.remove(&name);
-            }
-        }
+        forget(&mut tables.by_hostname, &name, vm_id);
+        forget(&mut tables.by_vm_label, &vm_label(&binding), vm_id);
         Some(binding)
     }
 
@@ -81,6 +81,11 @@ impl Registry {
         self.read().by_hostname.get(&(network.clone(), hostname.clone())).cloned().unwrap_or_default()
     }
 
+    /// The VMs whose id is `label` in lower case, first bound first.
+    pub fn by_vm_label(&self, network: &NetworkName, label: &str) -> Vec<Arc<Binding>> {
+        self.read().by_vm_label.get(&(network.clone(), label.to_owned())).cloned().unwrap_or_default()
+    }
+
     /// Every binding, ordered by vm_id.
     pub fn all(&self) -> Vec<Arc<Binding>> {
         self.read().by_vm.values().cloned().collect()
@@ -93,5 +98,18 @@ impl Registry {
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn vm_label(binding: &Binding) -> (NetworkName, String) {
+    (binding.vm.network.clone(), binding.vm.vm_id.as_str().to_ascii_lowercase())
+}
+
+fn forget<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Binding>>>, key: &K, vm_id: &VmId) {
+    if let Some(namesakes) = index.get_mut(key) {
+        namesakes.retain(|other| other.vm.vm_id != *vm_id);
+        if namesakes.is_empty() {
+            index.remove(key);
+        }
     }
 }

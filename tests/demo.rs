@@ -1,6 +1,14 @@
 //! `make demo`: opens a lab, starts guestnet in it, boots two VMs on it and prints what each of them sees. Exit status 0
 //! only if all is as it should be. With KEEP=1 the lab stays, and the commands to look around and to end it are printed.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "not shipped"
+)]
 
+#[allow(unused_imports, reason = "the tests' part of it")]
 mod lab;
 
 use std::io::{BufRead, BufReader};
@@ -107,6 +115,7 @@ fn print_commands(daemon: &Daemon<'_>, vms: &[serde_json::Value; 2]) {
 }
 
 /// Starts this program again in a session of its own, shows what it says, and returns once the lab stands.
+#[allow(clippy::zombie_processes, reason = "the keeper outlives this process")]
 fn start_keeper() -> ExitCode {
     let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
     command.env(KEEPER, "1").stdin(Stdio::null()).stdout(Stdio::piped());

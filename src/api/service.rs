@@ -47,7 +47,7 @@ impl Service {
             let _permit = permit;
             let begun = Instant::now();
             let done = work.await;
-            let took_us = begun.elapsed().as_micros();
+            let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             match &done {
                 Ok(_) => tracing::info!(verb, took_us, "VM network changed"),
                 Err(error) => {

@@ -92,13 +92,12 @@ fn addresses(network: &Network, registry: &Registry, label: &[u8]) -> Vec<Ipv4Ad
         return vec![network.gateway];
     }
     let Ok(text) = std::str::from_utf8(label) else { return vec![] };
+    // A VM of another network is as unknown here as one that does not exist.
     let named = text.parse().map(|host| registry.by_hostname(&network.name, &host)).unwrap_or_default();
     if !named.is_empty() {
         return named.iter().take(MOST_ADDRESSES).map(|binding| binding.vm.address).collect();
     }
-    let vm = text.parse().ok().and_then(|vm_id| registry.by_vm(&vm_id));
-    // A VM of another network is as unknown here as one that does not exist.
-    vm.filter(|binding| binding.vm.network == network.name).map(|b| b.vm.address).into_iter().collect()
+    registry.by_vm_label(&network.name, text).iter().take(MOST_ADDRESSES).map(|b| b.vm.address).collect()
 }
 
 fn host_of(network: &Network, registry: &Registry, address: Ipv4Addr) -> Option<RData> {

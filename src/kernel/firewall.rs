@@ -26,8 +26,16 @@ pub(super) fn check() -> Result<(), KernelError> {
 /// Whether our chains stand.
 pub(super) fn present() -> Result<bool, KernelError> {
     let (tables, (chain, _)) = (open()?, CHAINS[0]);
-    let exists = tables.chain_exists("filter", chain);
-    exists.map_err(|error| failed(format!("looking for chain {chain}"), error))
+    has_chain(&tables, chain)
+}
+
+/// Not by the crate's `chain_exists`: that has iptables look the rules' addresses up in DNS, which may not answer.
+fn has_chain(tables: &IPTables, chain: &str) -> Result<bool, KernelError> {
+    let chains = tables.list_chains("filter");
+    Ok(chains
+        .map_err(|error| failed(format!("looking for chain {chain}"), error))?
+        .iter()
+        .any(|name| name == chain))
 }
 
 /// Brings the host's rules to `rules`. Rules that stand are left alone; the others come first before old ones go, so
@@ -54,8 +62,7 @@ pub(super) fn apply(rules: &HostRules) -> Result<(), KernelError> {
 }
 
 fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<(), KernelError> {
-    let exists = tables.chain_exists("filter", chain);
-    if !exists.map_err(|error| failed(format!("looking for chain {chain}"), error))? {
+    if !has_chain(tables, chain)? {
         tables.new_chain("filter", chain).map_err(|error| failed(format!("adding chain {chain}"), error))?;
     }
     // The first line of the listing is the chain itself.
@@ -92,7 +99,7 @@ pub(super) fn remove(rules: &HostRules) -> Result<(), KernelError> {
         if tables.exists("filter", hook, &jump).unwrap_or(false) {
             note(format!("removing {hook} {jump}"), tables.delete("filter", hook, &jump));
         }
-        if tables.chain_exists("filter", chain).unwrap_or(false) {
+        if has_chain(&tables, chain).unwrap_or(false) {
             note(format!("emptying chain {chain}"), tables.flush_chain("filter", chain));
             note(format!("removing chain {chain}"), tables.delete_chain("filter", chain));
         }

@@ -95,7 +95,7 @@ impl Kernel {
         observe::observe(&self.handle).await
     }
 
-    /// Carries out one step.
+    /// Carries out one step, or leaves nothing of it.
     pub async fn apply(&self, step: &Step) -> Result<(), KernelError> {
         match step {
             Step::Bridge { bridge, gateway, subnet, mtu } => {
@@ -104,7 +104,12 @@ impl Kernel {
             Step::UnreachableSubnet { subnet } => routes::add_unreachable(&self.handle, *subnet).await,
             Step::Namespace { vm_id } => netns::create(&vm_id.namespace()),
             Step::Tap { vm_id, mtu } => make_tap(vm_id, *mtu),
-            Step::Veth { vm_id, slot, mtu } => self.make_veth(vm_id, *slot, *mtu).await,
+            Step::Veth { vm_id, slot, mtu, replace } => {
+                if *replace {
+                    links::remove(&self.handle, slot.host_device().as_str()).await?;
+                }
+                self.make_veth(vm_id, *slot, *mtu).await
+            }
             Step::Port { slot, bridge } => {
                 links::port(&self.handle, slot.host_device().as_str(), bridge.as_str()).await
             }
@@ -145,15 +150,22 @@ impl Kernel {
     async fn make_veth(&self, vm_id: &VmId, slot: Slot, mtu: u16) -> Result<(), KernelError> {
         let namespace = namespace_of(vm_id)?;
         let host = slot.host_device();
-        // An old one leads into a namespace that is gone.
-        links::remove(&self.handle, host.as_str()).await?;
         links::veth(&self.handle, host.as_str(), GUEST_SIDE, &namespace, mtu).await?;
-        let inner =
-            self.inside(&namespace).doing(|| format!("opening a netlink socket in {}", vm_id.namespace()))?;
+        let joined = self.join_tap(vm_id, &namespace).await;
+        if joined.is_err() {
+            // Half a step is not left behind; the first error is the one that tells.
+            let _ = links::remove(&self.handle, host.as_str()).await;
+        }
+        joined
+    }
+
+    /// Redirects both ways between the VM's end of the veth and its TAP.
+    async fn join_tap(&self, vm_id: &VmId, namespace: &File) -> Result<(), KernelError> {
+        let doing = || format!("joining {} and {GUEST_SIDE} in {}", Vm::TAP, vm_id.namespace());
+        let inner = self.inside(namespace).doing(doing)?;
         links::set_up(&inner, GUEST_SIDE, true).await?;
         let veth = links::existing(&inner, GUEST_SIDE).await?;
         let tap = links::existing(&inner, Vm::TAP).await?;
-        let doing = || format!("joining {} and {GUEST_SIDE} in {}", Vm::TAP, vm_id.namespace());
         tc::redirect(&inner, tap, veth).await.doing(doing)?;
         tc::redirect(&inner, veth, tap).await.doing(doing)
     }

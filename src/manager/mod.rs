@@ -192,11 +192,11 @@ impl Inner {
         Ok(binding)
     }
 
-    /// Carries out the steps, or leaves nothing of them: a step that fails has itself and the earlier ones taken back.
+    /// Carries out the steps, or leaves nothing of them: a step that fails has left nothing, the earlier ones are taken back.
     async fn build(&self, steps: &[Step]) -> Result<(), Vec<String>> {
         for (done, step) in steps.iter().enumerate() {
             if let Err(error) = self.kernel.apply(step).await {
-                let undos: Vec<Undo> = steps[..=done].iter().rev().filter_map(Step::undo).collect();
+                let undos: Vec<Undo> = steps[..done].iter().rev().filter_map(Step::undo).collect();
                 let mut errors = vec![error.to_string()];
                 errors.extend(self.take_back(&undos).await);
                 return Err(errors);

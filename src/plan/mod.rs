@@ -23,7 +23,9 @@ pub enum Step {
     /// `tap0`, persistent, with virtio-net headers, up.
     Tap { vm_id: VmId, mtu: u16 },
     /// `gv<slot>` on the host, down, and its peer `in0` in the netns, up; both ways redirected between `in0` and `tap0`.
-    Veth { vm_id: VmId, slot: Slot, mtu: u16 },
+    /// `replace` takes away the `gv<slot>` that leads into a netns that was lost; otherwise a device of that name is not
+    /// ours, and an error.
+    Veth { vm_id: VmId, slot: Slot, mtu: u16, replace: bool },
     /// `gv<slot>` as an isolated, locked port that neither learns nor floods.
     Port { slot: Slot, bridge: BridgeName },
     /// A token bucket on each end of the veth: the guest's upload on `in0`, its download on `gv<slot>`.
@@ -152,25 +154,26 @@ pub fn remove_network(network: &Network) -> Vec<Undo> {
 
 /// What a VM needs that is not there yet, in order; all of it for a new one.
 pub fn vm(vm: &Vm, network: &Network, observed: &Observed) -> Vec<Step> {
-    vm_steps(vm, network).into_iter().filter(|step| !step.is_in(observed)).collect()
+    let lost_its_netns = observed.ports.contains_key(&vm.slot);
+    vm_steps(vm, network, lost_its_netns).into_iter().filter(|step| !step.is_in(observed)).collect()
 }
 
 /// What takes a VM away: its port first, its netns last.
 pub fn remove_vm(vm: &Vm, network: &Network) -> Vec<Undo> {
-    undo_of(vm_steps(vm, network))
+    undo_of(vm_steps(vm, network, false))
 }
 
 fn undo_of(steps: Vec<Step>) -> Vec<Undo> {
     steps.iter().rev().filter_map(Step::undo).collect()
 }
 
-fn vm_steps(vm: &Vm, network: &Network) -> Vec<Step> {
+fn vm_steps(vm: &Vm, network: &Network, replace: bool) -> Vec<Step> {
     let (vm_id, slot, mtu, bridge) = (&vm.vm_id, vm.slot, network.mtu, &network.bridge);
     let rate_limit = vm.rate_limit.map(|rate| Step::RateLimit { vm_id: vm_id.clone(), slot, rate });
     [
         Step::Namespace { vm_id: vm_id.clone() },
         Step::Tap { vm_id: vm_id.clone(), mtu },
-        Step::Veth { vm_id: vm_id.clone(), slot, mtu },
+        Step::Veth { vm_id: vm_id.clone(), slot, mtu, replace },
         Step::Port { slot, bridge: bridge.clone() },
     ]
     .into_iter()
@@ -226,6 +229,6 @@ mod tests {
         let (network, vm) = (testing::network(), testing::vm(1));
         let observed = Observed { ports: [(vm.slot, ObservedPort::default())].into(), ..Observed::default() };
         let steps = self::vm(&vm, &network, &observed);
-        assert!(steps.iter().any(|step| matches!(step, Step::Veth { .. })));
+        assert!(steps.iter().any(|step| matches!(step, Step::Veth { replace: true, .. })));
     }
 }

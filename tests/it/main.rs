@@ -1,6 +1,13 @@
 //! The integration tests: one binary, every scenario in a lab of its own (`tests/lab`), real kernels on real TAPs.
 //!
 //! Tests in `needs_kernel` boot the kernel that is built from source; `make test-guests` runs them.
+#![allow(
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "not shipped"
+)]
 
 #[path = "../lab/mod.rs"]
 mod lab;

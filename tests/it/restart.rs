@@ -1,1 +1,79 @@
-//! restart
+//! The service stops, crashes and comes back; guests do not notice.
+
+use crate::lab::guest::Boot;
+use crate::lab::{Daemon, Guest, Lab, Machine, assert_same};
+
+/// Pings the internet every 20 ms for as long as `work` takes; how many of the pings got no answer.
+fn lost_while<T>(guest: &mut Guest, work: impl FnOnce() -> T) -> (T, usize) {
+    guest.succeed("ping -i 0.02 198.51.100.10 >/tmp/pings & echo $! >/tmp/pid");
+    let done = work();
+    guest.succeed("sleep 0.5; kill -INT $(cat /tmp/pid); sleep 0.5");
+    let summary = guest.succeed("grep transmitted /tmp/pings");
+    let mut counts = summary.split_whitespace().filter_map(|word| word.parse::<usize>().ok());
+    let (sent, received) = (counts.next().unwrap(), counts.next().unwrap());
+    assert!(sent > 20, "{summary}");
+    (done, sent - received)
+}
+
+fn booted(lab: &Lab, daemon: &Daemon<'_>) -> (serde_json::Value, Guest) {
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let mut guest =
+        Guest::boot(lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+    guest.event("ready");
+    (vm, guest)
+}
+
+#[test]
+fn a_restart_loses_no_packet_and_no_vm() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let (vm, mut guest) = booted(&lab, &daemon);
+    let before = lab.host_state();
+    let (daemon, lost) = lost_while(&mut guest, || {
+        assert!(daemon.stop().success());
+        Daemon::start(&lab)
+    });
+    assert_eq!(lost, 0);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    assert_same(&before, &lab.host_state());
+    guest.succeed("timeout 10 nslookup -type=a web.example.com.");
+}
+
+#[test]
+fn a_crash_loses_no_packet_and_no_vm() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let (vm, mut guest) = booted(&lab, &daemon);
+    let before = lab.host_state();
+    let (daemon, lost) = lost_while(&mut guest, || {
+        daemon.crash();
+        Daemon::start(&lab)
+    });
+    assert_eq!(lost, 0);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    assert_same(&before, &lab.host_state());
+    // What is taken stays taken, and what was deleted after the crash is gone.
+    assert_ne!(daemon.json(&["vm", "create", "vm2"])["ip_address"], vm["ip_address"]);
+    drop(guest);
+    daemon.guestnet(&["vm", "delete", "vm1", "vm2"]);
+    assert!(!lab.on_host("ip", &["netns", "list"]).contains("vm-"));
+}
+
+#[test]
+fn what_an_admin_broke_is_mended_at_the_next_start() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let before = lab.host_state();
+    assert!(daemon.stop().success());
+    lab.on_host("ip", &["link", "del", "gv0"]);
+    lab.on_host("iptables", &["-F"]);
+    lab.on_host("iptables", &["-t", "nat", "-F"]);
+    let daemon = Daemon::start(&lab);
+    assert_same(&before, &lab.host_state());
+    let mut guest =
+        Guest::boot(&lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+    guest.event("ready");
+    guest.succeed("timeout 10 wget -q -O - http://web.example.com/");
+    drop(daemon);
+}

@@ -29,9 +29,22 @@ pub enum Accelerator {
 }
 
 impl Accelerator {
-    /// KVM where it can really boot a kernel, else software emulation.
+    /// KVM where it can really boot a kernel, else software emulation. An openable /dev/kvm is no proof, so a kernel is
+    /// booted; the answer is kept until the machine's next boot.
     pub fn best() -> Self {
-        Self::Emulation
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("the boot's id");
+        let answer = images().join("kvm");
+        let kept = std::fs::read_to_string(&answer).unwrap_or_default();
+        let works = match kept.strip_prefix(&boot_id) {
+            Some(kept) => kept == "yes",
+            None => {
+                let works = std::fs::File::open("/dev/kvm").is_ok() && kvm_boots();
+                // Only to be faster the next time.
+                let _ = std::fs::write(&answer, format!("{boot_id}{}", if works { "yes" } else { "no" }));
+                works
+            }
+        };
+        if works { Self::Kvm } else { Self::Emulation }
     }
 
     fn name(self) -> &'static str {
@@ -261,14 +274,38 @@ fn virtio_net(command: &mut Command, device: &str, tap: &str, mac: &str) {
         .args(["-device", &format!("{device},netdev=net0,mac={mac}")]);
 }
 
+/// Whether a kernel gets to its userland under KVM. Where KVM works that takes a second; where it does not, some kinds say
+/// nothing and spin.
+fn kvm_boots() -> bool {
+    let mut command = Command::new("timeout");
+    command.args(["5", "qemu-system-x86_64"]);
+    cloud(&mut command, Accelerator::Kvm, "guestnet.net=none");
+    command.args(["-nic", "none"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let Ok(mut child) = command.spawn() else { return false };
+    let console = BufReader::new(child.stdout.take().expect("the console's output"));
+    let booted = console
+        .split(b'\n')
+        .map_while(Result::ok)
+        .any(|line| String::from_utf8_lossy(&line).contains("GUESTNET boot"));
+    let _ = nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(child.id() as i32),
+        nix::sys::signal::Signal::SIGTERM,
+    );
+    let _ = child.wait();
+    booted
+}
+
 /// An image made by vm-images/build.sh, in its cache.
 fn image(name: &str) -> PathBuf {
-    let images = std::env::var_os("GUESTNET_IMAGES").map(PathBuf::from).unwrap_or_else(|| {
+    let path = images().join(name);
+    assert!(path.exists(), "{} is not there: vm-images/build.sh makes it", path.display());
+    path
+}
+
+fn images() -> PathBuf {
+    std::env::var_os("GUESTNET_IMAGES").map(PathBuf::from).unwrap_or_else(|| {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME")).join(".cache");
         cache.unwrap_or_else(home).join("guestnet/images")
-    });
-    let path = images.join(name);
-    assert!(path.exists(), "{} is not there: vm-images/build.sh makes it", path.display());
-    path
+    })
 }

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 pub use daemon::Daemon;
-pub use guest::{Accelerator, Machine};
+pub use guest::{Accelerator, Guest, Machine};
 pub use namespace::Namespace;
 
 /// The host's address on its uplink: what the internet sees of a guest.
@@ -85,19 +85,30 @@ impl Lab {
     /// What of the host's network an operator sees: to compare before and after.
     pub fn host_state(&self) -> String {
         let links = self.on_host("ip", &["-o", "link", "show"]);
-        // A device's index and the state of the veth's carrier are not what an operator compares.
-        let links: Vec<&str> = links.lines().filter_map(|line| line.split(": ").nth(1)).collect();
+        // A device's index and its peer's are not what an operator compares.
+        let name = |line: &'_ str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
+        let links: Vec<String> = links.lines().filter_map(name).collect();
         format!(
             "links: {}\naddresses: {}\nroutes: {}\nnetns: {}\nfilter: {}\nnat: {}\nip_forward: {}",
             links.join(" "),
-            self.on_host("ip", &["-br", "-4", "addr"]),
-            self.on_host("ip", &["route", "show", "table", "all"]),
+            self.on_host("ip", &["-o", "-4", "addr", "show"]),
+            self.on_host("ip", &["-4", "route", "show", "table", "all"]),
             self.on_host("ip", &["netns", "list"]),
             self.on_host("iptables", &["-t", "filter", "-S"]),
             self.on_host("iptables", &["-t", "nat", "-S"]),
             self.on_host("cat", &["/proc/sys/net/ipv4/ip_forward"]),
         )
     }
+}
+
+/// Panics with the lines that differ.
+pub fn assert_same(before: &str, after: &str) {
+    let only = |mine: &str, other: &str, mark: char| -> Vec<String> {
+        let others: Vec<&str> = other.lines().collect();
+        mine.lines().filter(|line| !others.contains(line)).map(|line| format!("{mark} {line}")).collect()
+    };
+    let differ = [only(before, after, '-'), only(after, before, '+')].concat();
+    assert!(differ.is_empty(), "the host is not as it was:\n{}", differ.join("\n"));
 }
 
 /// The guestnet binary of the build that this test or demo belongs to.

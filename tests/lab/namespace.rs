@@ -11,7 +11,7 @@ use std::process::Command;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 
 pub struct Namespace {
     net: File,
@@ -62,7 +62,7 @@ impl Namespace {
         let net = self.net.try_clone().expect("a file descriptor");
         let mnt = self.mnt.as_ref().map(|file| file.try_clone().expect("a file descriptor"));
         let mut command = Command::new(program);
-        // SAFETY: between fork and exec only setns and prctl are called, which are async-signal-safe.
+        // SAFETY: between fork and exec only setns, prctl and sigprocmask are called, all async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 if let Some(mnt) = &mnt {
@@ -70,6 +70,8 @@ impl Namespace {
                 }
                 setns(&net, CloneFlags::CLONE_NEWNET)?;
                 prctl::set_pdeathsig(Signal::SIGKILL)?;
+                // The demo blocks the signals that it waits for.
+                SigSet::empty().thread_set_mask()?;
                 Ok(())
             });
         }
