@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::dhcp::Leases;
 use crate::kernel::Kernel;
@@ -104,6 +104,7 @@ impl Manager {
             let steps = plan::vm(&binding.vm, &binding.network, observed);
             mended += usize::from(!steps.is_empty());
             for step in &steps {
+                debug!(?step, "mending");
                 let applied = self.0.kernel.apply(step).await;
                 applied.map_err(|error| failed(&binding.vm, &[error.to_string()]))?;
             }
