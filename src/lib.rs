@@ -4,6 +4,7 @@
 pub mod config;
 pub mod model;
 pub mod registry;
+pub mod store;
 
 /// Messages, service and client generated from `proto/guestnet/v1/guestnet.proto`.
 #[allow(clippy::all, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]

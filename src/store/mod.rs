@@ -1,0 +1,141 @@
+//! Desired state that survives kill -9 and power loss, in one SQLite file held by one guestnet. In: VMs, devices and
+//! settings to remember. Out: what was remembered, and nothing is answered before it is durable.
+
+mod directory;
+mod error;
+mod owned;
+mod schema;
+mod vms;
+mod writer;
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::Connection;
+
+use crate::model::{NetworkName, Vm, VmId};
+pub use error::{StoreError, Taken};
+pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
+use writer::{Change, Effect, Writer};
+
+/// The open store. Changes come from any task and share commits; reads see every change that has been answered.
+#[derive(Debug)]
+pub struct Store {
+    // Dropped in this order: SQLite folds the write-ahead log in when the last connection closes, and only then may
+    // another guestnet have the directory.
+    reader: Mutex<Connection>,
+    writer: Writer,
+    file: PathBuf,
+    _lock: directory::DirectoryLock,
+}
+
+/// How the boot that was recorded before relates to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootChange {
+    /// There was none: nothing has ever been made on this host.
+    First,
+    /// The kernel still has what we made: adopt it.
+    Same,
+    /// The kernel has nothing of ours: build it again. The records of links and sysctls are gone with it.
+    Rebooted,
+}
+
+/// An address that a removed VM had and no other has had since.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Freed {
+    pub network: NetworkName,
+    pub address: Ipv4Addr,
+    /// Microseconds since 1970-01-01 UTC.
+    pub freed_at_us: i64,
+}
+
+impl Store {
+    /// Takes the directory for this process, made if it is not there, and opens the database in it.
+    pub fn open(directory: &Path) -> Result<Self, StoreError> {
+        let lock = directory::take(directory)?;
+        let (connection, file) = schema::open(directory)?;
+        let reader = Mutex::new(schema::open_reader(&file)?);
+        let started = Writer::start(connection, file.clone());
+        let writer = started.map_err(StoreError::directory("start a writer for", &file))?;
+        Ok(Self { reader, writer, file, _lock: lock })
+    }
+
+    /// Every VM, first created first.
+    pub fn load(&self) -> Result<Vec<Vm>, StoreError> {
+        self.read(vms::load)
+    }
+
+    /// The addresses of removed VMs, freed first comes first: what an allocator's quarantine is restored from.
+    pub fn freed(&self) -> Result<Vec<Freed>, StoreError> {
+        self.read(vms::load_freed)
+    }
+
+    /// Remembers a VM. `StoreError::Taken` names what another VM already has, be it the vm_id, MAC, address or slot.
+    pub async fn insert(&self, vm: Vm) -> Result<(), StoreError> {
+        self.writer.write(Change::Insert(Box::new(vm))).await.map(drop)
+    }
+
+    /// Forgets a VM; whether there was one.
+    pub async fn remove(&self, vm_id: VmId) -> Result<bool, StoreError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+        Ok(self.writer.write(Change::Remove { vm_id, now_us }).await? != Effect::Nothing)
+    }
+
+    /// Remembers under which boot (`/proc/sys/kernel/random/boot_id`) the host's state is about to be made.
+    pub async fn record_boot(&self, boot_id: &str) -> Result<BootChange, StoreError> {
+        Ok(match self.writer.write(Change::RecordBoot(boot_id.to_owned())).await? {
+            Effect::Nothing => BootChange::Same,
+            Effect::Changed => BootChange::First,
+            Effect::Rebooted => BootChange::Rebooted,
+        })
+    }
+
+    /// Remembers a device as ours, in the place of any with its ifindex or name.
+    pub async fn record_link(&self, link: OwnedLink) -> Result<(), StoreError> {
+        self.writer.write(Change::RecordLink(link)).await.map(drop)
+    }
+
+    /// Forgets a device; whether it was ours.
+    pub async fn forget_link(&self, ifindex: u32) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::ForgetLink(ifindex)).await? != Effect::Nothing)
+    }
+
+    /// The devices that are ours, by ifindex.
+    pub fn links(&self) -> Result<Vec<OwnedLink>, StoreError> {
+        self.read(owned::links)
+    }
+
+    /// Remembers what a setting was before we changed it; false, and the first record stands, when there is one already.
+    pub async fn record_sysctl(&self, changed: ChangedSysctl) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::RecordSysctl(changed)).await? != Effect::Nothing)
+    }
+
+    /// Forgets a setting that has been put back; whether it was recorded.
+    pub async fn forget_sysctl(&self, path: &str) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::ForgetSysctl(path.to_owned())).await? != Effect::Nothing)
+    }
+
+    /// The settings that we have changed, by path.
+    pub fn sysctls(&self) -> Result<Vec<ChangedSysctl>, StoreError> {
+        self.read(owned::sysctls)
+    }
+
+    /// The number of the last commit that changed anything.
+    pub fn generation(&self) -> Result<i64, StoreError> {
+        self.read(|connection| {
+            connection.query_row("SELECT value FROM meta WHERE key = 'generation'", [], |row| row.get(0))
+        })
+    }
+
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        // A panic while the lock was held cannot leave a read-only connection half changed.
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        query(&reader).map_err(StoreError::sqlite(&self.file))
+    }
+}
+
+#[cfg(test)]
+mod tests;

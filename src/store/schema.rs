@@ -1,0 +1,139 @@
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::StoreError;
+
+/// In the header of each of our files ("gnet"), so that no other program's database is taken for one.
+const APPLICATION_ID: i64 = 0x676e_6574;
+
+/// What brings a database from version n to n + 1. Append; never change one that was released.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO meta (key, value) VALUES ('generation', 0);
+    CREATE TABLE vm (
+        vm_id TEXT PRIMARY KEY,
+        network TEXT NOT NULL,
+        workspace TEXT,
+        slot INTEGER NOT NULL UNIQUE,
+        mac TEXT NOT NULL UNIQUE,
+        address TEXT NOT NULL,
+        hostname TEXT NOT NULL,
+        rate_limit_mbps INTEGER,
+        created_at_us INTEGER NOT NULL,
+        UNIQUE (network, address)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE freed (
+        network TEXT NOT NULL,
+        address TEXT NOT NULL,
+        freed_at_us INTEGER NOT NULL,
+        PRIMARY KEY (network, address)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE link (
+        ifindex INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        owner TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE sysctl (path TEXT PRIMARY KEY, old_value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+"];
+
+/// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that
+/// is there but cannot be used is an error, whatever it is: it may be all that is left of every VM's reservation.
+pub(super) fn open(directory: &Path) -> Result<(Connection, PathBuf), StoreError> {
+    let file = directory.join("guestnet.db");
+    if !file.try_exists().map_err(StoreError::directory("look for", &file))? {
+        create(directory, &file)?;
+    }
+    let mut connection = connect(&file).map_err(StoreError::sqlite(&file))?;
+    check(&connection, &file)?;
+    // FULL: a commit is on the disk when it returns, not only after the next checkpoint.
+    let durable = connection
+        .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))
+        .and_then(|mode| connection.pragma_update(None, "synchronous", "FULL").map(|()| mode))
+        .and_then(|mode| connection.pragma_update(None, "foreign_keys", true).map(|()| mode))
+        .map_err(StoreError::sqlite(&file))?;
+    if durable != "wal" {
+        let source = io::Error::other(format!("SQLite offers journal mode {durable} there, not WAL"));
+        return Err(StoreError::directory("keep a write-ahead log beside", &file)(source));
+    }
+    migrate(&mut connection).map_err(StoreError::sqlite(&file))?;
+    Ok((connection, file))
+}
+
+/// A second connection that cannot write, to a file that `open` has opened.
+pub(super) fn open_reader(file: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(file, flags).map_err(StoreError::sqlite(file))
+}
+
+fn connect(file: &Path) -> rusqlite::Result<Connection> {
+    // Without CREATE: SQLite must never put an empty database in the place of a lost one.
+    Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+}
+
+/// The whole database is made under another name first, so that under its own there is never a half-made or empty one.
+fn create(directory: &Path, file: &Path) -> Result<(), StoreError> {
+    let orphan = file.with_extension("db-wal");
+    if orphan.exists() {
+        let detail = format!("it is missing, though {} is there", orphan.display());
+        return Err(StoreError::Damaged { file: file.to_owned(), detail });
+    }
+    let draft = file.with_extension("db-new");
+    match std::fs::remove_file(&draft) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(StoreError::directory("remove the unfinished", &draft)(error));
+        }
+        _ => {}
+    }
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&draft)
+        .map_err(StoreError::directory("create", &draft))?;
+    let made = connect(&draft).and_then(|mut connection| {
+        connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        migrate(&mut connection)?;
+        connection.close().map_err(|(_, error)| error)
+    });
+    made.map_err(StoreError::sqlite(&draft))?;
+    std::fs::rename(&draft, file).map_err(StoreError::directory("create", file))?;
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(StoreError::directory("sync", directory))
+}
+
+fn check(connection: &Connection, file: &Path) -> Result<(), StoreError> {
+    let damaged = |detail: String| StoreError::Damaged { file: file.to_owned(), detail };
+    let application_id = read_pragma(connection, "application_id").map_err(StoreError::sqlite(file))?;
+    let version = read_pragma(connection, "user_version").map_err(StoreError::sqlite(file))?;
+    if application_id != APPLICATION_ID {
+        return Err(damaged("it is empty, or no database of guestnet's".into()));
+    }
+    let known = MIGRATIONS.len() as i64;
+    if version > known {
+        return Err(StoreError::TooNew { file: file.to_owned(), found: version, known });
+    }
+    let verdict: String = connection
+        .pragma_query_value(None, "quick_check", |row| row.get(0))
+        .map_err(StoreError::sqlite(file))?;
+    if verdict != "ok" { Err(damaged(verdict)) } else { Ok(()) }
+}
+
+fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version = read_pragma(&transaction, "user_version")?;
+    for (to, step) in (1_i64..).zip(MIGRATIONS).filter(|(to, _)| *to > version) {
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", to)?;
+    }
+    transaction.commit()
+}
+
+fn read_pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
+    connection.pragma_query_value(None, name, |row| row.get(0))
+}

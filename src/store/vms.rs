@@ -1,0 +1,119 @@
+use std::str::FromStr;
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::Freed;
+use super::error::{Fault, StoreError, Taken};
+use crate::model::{Invalid, RateMbps, Slot, Vm, VmId};
+
+pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
+    if let Some((what, by)) = holder(connection, vm)? {
+        return Err(Fault::Refused(StoreError::Taken { what, by }));
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        )?
+        .execute(params![
+            vm.vm_id.as_str(),
+            vm.network.as_str(),
+            vm.workspace.as_ref().map(|workspace| workspace.as_str()),
+            vm.slot.0,
+            vm.mac.to_string(),
+            vm.address.to_string(),
+            vm.hostname.as_str(),
+            vm.rate_limit.map(RateMbps::mbps),
+            vm.created_at_us,
+        ])?;
+    connection
+        .prepare_cached("DELETE FROM freed WHERE network = ?1 AND address = ?2")?
+        .execute(params![vm.network.as_str(), vm.address.to_string()])?;
+    Ok(())
+}
+
+/// Who has something of `vm`'s that only one VM can have.
+fn holder(connection: &Connection, vm: &Vm) -> rusqlite::Result<Option<(Taken, VmId)>> {
+    let mut by_vm_id = connection.prepare_cached("SELECT vm_id FROM vm WHERE vm_id = ?1")?;
+    let mut by_mac = connection.prepare_cached("SELECT vm_id FROM vm WHERE mac = ?1")?;
+    let mut by_address =
+        connection.prepare_cached("SELECT vm_id FROM vm WHERE network = ?1 AND address = ?2")?;
+    let mut by_slot = connection.prepare_cached("SELECT vm_id FROM vm WHERE slot = ?1")?;
+    let first = |row: &Row<'_>| parsed::<VmId>(row, 0);
+
+    if let Some(by) = by_vm_id.query_row([vm.vm_id.as_str()], first).optional()? {
+        return Ok(Some((Taken::VmId(vm.vm_id.clone()), by)));
+    }
+    if let Some(by) = by_mac.query_row([vm.mac.to_string()], first).optional()? {
+        return Ok(Some((Taken::Mac(vm.mac), by)));
+    }
+    let address = params![vm.network.as_str(), vm.address.to_string()];
+    if let Some(by) = by_address.query_row(address, first).optional()? {
+        return Ok(Some((Taken::Address(vm.network.clone(), vm.address), by)));
+    }
+    let by = by_slot.query_row([vm.slot.0], first).optional()?;
+    Ok(by.map(|by| (Taken::Slot(vm.slot), by)))
+}
+
+/// Whether there was such a VM. Its address is kept with the time it became free.
+pub(super) fn remove(connection: &Connection, vm_id: &VmId, now_us: i64) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO freed (network, address, freed_at_us)
+             SELECT network, address, ?2 FROM vm WHERE vm_id = ?1",
+        )?
+        .execute(params![vm_id.as_str(), now_us])?;
+    let removed = connection.prepare_cached("DELETE FROM vm WHERE vm_id = ?1")?.execute([vm_id.as_str()])?;
+    Ok(removed > 0)
+}
+
+/// Every VM, first created first.
+pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<Vm>> {
+    let mut select = connection.prepare(
+        "SELECT vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us
+         FROM vm ORDER BY created_at_us, vm_id",
+    )?;
+    select.query_map([], read)?.collect()
+}
+
+pub(super) fn load_freed(connection: &Connection) -> rusqlite::Result<Vec<Freed>> {
+    let mut select = connection
+        .prepare("SELECT network, address, freed_at_us FROM freed ORDER BY freed_at_us, network, address")?;
+    let read = |row: &Row<'_>| {
+        Ok(Freed { network: parsed(row, 0)?, address: parsed(row, 1)?, freed_at_us: row.get(2)? })
+    };
+    select.query_map([], read)?.collect()
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {
+    let workspace = row.get_ref(2)?.as_str_or_null()?.map(|_| parsed(row, 2)).transpose()?;
+    let rate_limit = row.get::<_, Option<u32>>(7)?.map(RateMbps::try_from).transpose();
+    Ok(Vm {
+        vm_id: parsed(row, 0)?,
+        network: parsed(row, 1)?,
+        workspace,
+        slot: Slot(row.get(3)?),
+        mac: parsed(row, 4)?,
+        address: parsed(row, 5)?,
+        hostname: parsed(row, 6)?,
+        rate_limit: rate_limit.map_err(|invalid: Invalid| unreadable(7, Type::Integer, invalid))?,
+        created_at_us: row.get(8)?,
+    })
+}
+
+/// A text column as the type it was written from.
+pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| unreadable(column, Type::Text, error))
+}
+
+fn unreadable(
+    column: usize,
+    r#type: Type,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, r#type, Box::new(error))
+}
