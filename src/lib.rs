@@ -2,6 +2,7 @@
 //! way out through NAT, and ready-made guest configuration. ARCHITECTURE.md is the map.
 
 pub mod config;
+pub mod ipam;
 pub mod model;
 pub mod registry;
 pub mod store;
