@@ -1,6 +1,7 @@
 //! guestnet gives every microVM on a host a network: a port on a bridge, a reserved address handed out by DHCP, DNS, a
 //! way out through NAT, and ready-made guest configuration. ARCHITECTURE.md is the map.
 
+pub mod guestcfg;
 pub mod model;
 pub mod registry;
 

@@ -1,0 +1,555 @@
+//! cloud-init. In: a guest, the version of network-config and the form it is delivered in. Out: the files of a NoCloud
+//! seed, an image of them, kernel arguments, or a drop-in. Facts about renderers and versions: docs/guest-configuration.md.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+
+use super::check::check;
+use super::kernel_line::{Argument, arguments, join};
+use super::seed_image::seed_image;
+use super::yaml::yaml;
+use super::{DeviceName, Fact, Generated, GuestFile, Options, Refusal, Warning};
+use crate::model::{GuestNet, Invalid};
+
+/// Version of the network-config format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NetworkConfigVersion {
+    V1,
+    #[default]
+    V2,
+}
+
+impl NetworkConfigVersion {
+    pub const ALL: [Self; 2] = [Self::V1, Self::V2];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+impl FromStr for NetworkConfigVersion {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let known = Self::ALL.into_iter().find(|version| version.as_str() == text);
+        known.ok_or_else(|| Invalid::new(text, "a version of network-config: v1 or v2"))
+    }
+}
+
+impl fmt::Display for NetworkConfigVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How the configuration reaches the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Form {
+    /// meta-data, user-data, network-config and vendor-data, for a folder, an HTTP server or one's own image.
+    #[default]
+    NocloudDir,
+    /// The same files in a FAT image labelled CIDATA, to attach as a drive.
+    SeedImage,
+    /// `ds=` and `network-config=` on the kernel command line: no disk is needed.
+    BootArgs,
+    /// A drop-in of /etc/cloud/cloud.cfg.d in the guest's image.
+    CloudCfgD,
+    /// A file of /etc/netplan in the guest's image; no cloud-init is needed.
+    Netplan,
+}
+
+impl Form {
+    pub const ALL: [Self; 5] =
+        [Self::NocloudDir, Self::SeedImage, Self::BootArgs, Self::CloudCfgD, Self::Netplan];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NocloudDir => "nocloud-dir",
+            Self::SeedImage => "seed-image",
+            Self::BootArgs => "boot-args",
+            Self::CloudCfgD => "cloud.cfg.d",
+            Self::Netplan => "netplan",
+        }
+    }
+}
+
+impl FromStr for Form {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let known = Self::ALL.into_iter().find(|form| form.as_str() == text);
+        known.ok_or_else(|| {
+            Invalid::new(text, "a form: nocloud-dir, seed-image, boot-args, cloud.cfg.d or netplan")
+        })
+    }
+}
+
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// The guest's configuration for cloud-init, or for netplan alone.
+pub fn cloud_init(
+    guest: &GuestNet,
+    form: Form,
+    version: NetworkConfigVersion,
+    options: &Options,
+) -> Result<Generated, Refusal> {
+    check(guest)?;
+    let network_config = network_config(guest, &options.device, version);
+    match form {
+        Form::NocloudDir => nocloud_dir(guest, &network_config, options.user_data),
+        Form::SeedImage => {
+            let Generated { files, warnings } = nocloud_dir(guest, &network_config, options.user_data)?;
+            let bytes = seed_image(&files)?;
+            Ok(Generated::one(GuestFile { path: "seed.img".to_owned(), mode: 0o644, bytes }, warnings))
+        }
+        Form::BootArgs => boot_args(guest, &network_config, options.merge),
+        Form::CloudCfgD => Ok(Generated::one(cloud_cfg_d(guest, &network_config), Vec::new())),
+        Form::Netplan if version == NetworkConfigVersion::V1 => Err(Refusal::NetplanIsVersion2),
+        Form::Netplan => Ok(Generated { files: netplan(guest, &network_config), warnings: Vec::new() }),
+    }
+}
+
+/// Changes with every fact of the assignment, so that cloud-init configures a guest that got another one anew; the same
+/// assignment keeps its name, or every boot would be a first boot with new host keys.
+pub fn instance_id(guest: &GuestNet) -> String {
+    let servers = guest.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let GuestNet { mac, address, subnet, gateway, hostname, domain, mtu, .. } = guest;
+    let facts = format!("{mac} {address} {subnet} {gateway} {servers} {hostname} {domain} {mtu}");
+    format!("iid-{:016x}", fnv1a(facts.as_bytes()))
+}
+
+/// FNV-1a of 64 bits: the same on every build and machine, which std's hasher does not promise.
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// network-config without the `network` key around it: as the NoCloud file and the kernel argument have it.
+fn network_config(guest: &GuestNet, device: &DeviceName, version: NetworkConfigVersion) -> Value {
+    let GuestNet { mac, address, subnet, gateway, mtu, .. } = guest;
+    let device = device.as_str();
+    let mac = mac.to_string();
+    let address = format!("{address}/{}", subnet.prefix_len());
+    let gateway = gateway.to_string();
+    let dns: Vec<String> = guest.dns_servers.iter().map(ToString::to_string).collect();
+    let search = [guest.domain.as_str()];
+    match version {
+        NetworkConfigVersion::V1 => json!({
+            "version": 1,
+            "config": [{
+                "type": "physical",
+                "name": device,
+                "mac_address": mac,
+                "mtu": mtu,
+                "subnets": [{
+                    "type": "static",
+                    "address": address,
+                    "gateway": gateway,
+                    "dns_nameservers": dns,
+                    "dns_search": search,
+                }],
+            }],
+        }),
+        // `to: default` needs cloud-init 25.3 outside of netplan, and gateway4 is deprecated; 0.0.0.0/0 works everywhere.
+        NetworkConfigVersion::V2 => json!({
+            "version": 2,
+            "ethernets": {
+                device: {
+                    "match": {"macaddress": mac},
+                    "set-name": device,
+                    "dhcp4": false,
+                    "mtu": mtu,
+                    "addresses": [address],
+                    "routes": [{"to": "0.0.0.0/0", "via": gateway}],
+                    "nameservers": {"addresses": dns, "search": search},
+                },
+            },
+        }),
+    }
+}
+
+/// What cloud-init needs to name the guest; vendor-data, so that the tenant's user-data may say otherwise. Without the
+/// second key some distributions take the full name for the host name, which DHCP and `ip=` do not.
+fn naming(guest: &GuestNet) -> Value {
+    let fqdn = format!("{}.{}", guest.hostname, guest.domain);
+    json!({"hostname": guest.hostname.as_str(), "fqdn": fqdn, "prefer_fqdn_over_hostname": false})
+}
+
+fn nocloud_dir(
+    guest: &GuestNet,
+    network_config: &Value,
+    user_data: Option<&[u8]>,
+) -> Result<Generated, Refusal> {
+    let meta_data = json!({"instance-id": instance_id(guest), "local-hostname": guest.hostname.as_str()});
+    let user_data = user_data.unwrap_or(b"#cloud-config\n{}\n");
+    let warnings = check_user_data(user_data)?.into_iter().collect();
+    let files = vec![
+        GuestFile::text("meta-data", yaml(&meta_data)),
+        GuestFile { path: "user-data".to_owned(), mode: 0o644, bytes: user_data.to_vec() },
+        GuestFile::text("network-config", yaml(network_config)),
+        GuestFile::text("vendor-data", format!("#cloud-config\n{}", yaml(&naming(guest)))),
+    ];
+    Ok(Generated { files, warnings })
+}
+
+fn boot_args(guest: &GuestNet, network_config: &Value, merge: Option<&str>) -> Result<Generated, Refusal> {
+    let mut warnings = Vec::new();
+    for argument in arguments(merge.unwrap_or_default())? {
+        warnings.extend(standing(&argument)?);
+    }
+    // JSON is YAML, and shorter.
+    let encoded = BASE64.encode(network_config.to_string());
+    let ours = format!("ds=nocloud;i={};h={} network-config={encoded}", instance_id(guest), guest.hostname);
+    let (line, long) = join(merge, &ours)?;
+    warnings.extend(long);
+    Ok(Generated::one(GuestFile::text("boot-args", line + "\n"), warnings))
+}
+
+/// What an argument that stands on the line already means for ours.
+fn standing(argument: &Argument) -> Result<Option<Warning>, Refusal> {
+    let taken = |ours| Err(Refusal::Taken { found: argument.text.to_owned(), ours });
+    let warn = |reason| Ok(Some(Warning::new(Fact::Argument, argument.text, reason)));
+    match argument.name.as_str() {
+        "ds" => taken("ds="),
+        "network-config" => taken("network-config="),
+        "ip" | "nfsaddrs" => {
+            warn("the kernel or the initramfs configures the same card before cloud-init does")
+        }
+        "nameserver" => warn("is read by dracut and systemd besides what cloud-init is told"),
+        "cloud-init" if argument.value == "disabled" => {
+            warn("cloud-init does not run: nothing reads our arguments")
+        }
+        _ => Ok(None),
+    }
+}
+
+fn cloud_cfg_d(guest: &GuestNet, network_config: &Value) -> GuestFile {
+    let mut config = naming(guest);
+    config["network"] = network_config.clone();
+    GuestFile::text("etc/cloud/cloud.cfg.d/99-guestnet.cfg", yaml(&config))
+}
+
+fn netplan(guest: &GuestNet, network_config: &Value) -> Vec<GuestFile> {
+    let plan = yaml(&json!({"network": network_config}));
+    vec![
+        // netplan warns about a plan that others can read.
+        GuestFile { mode: 0o600, ..GuestFile::text("etc/netplan/60-guestnet.yaml", plan) },
+        GuestFile::text("etc/hostname", format!("{}\n", guest.hostname)),
+    ]
+}
+
+/// Some clouds take 16 KiB; a seed has no limit of its own, but a mistaken file should not become a guest's disk.
+const USER_DATA_LIMIT: usize = 1024 * 1024;
+
+/// Whether cloud-init will understand user-data: gzip, MIME, or text that says in its first line what it is.
+fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
+    const KINDS: [&str; 7] = [
+        "#cloud-config",
+        "#!",
+        "#include",
+        "#cloud-boothook",
+        "#part-handler",
+        "## template: jinja",
+        "content-type:",
+    ];
+    let length = user_data.len();
+    if length > USER_DATA_LIMIT {
+        return Err(Refusal::UserDataTooLong { length, limit: USER_DATA_LIMIT });
+    }
+    if user_data.starts_with(&[0x1f, 0x8b]) {
+        return Ok(None);
+    }
+    let text = std::str::from_utf8(user_data).map_err(|error| {
+        let at = error.valid_up_to();
+        Refusal::UserDataBinary { at, byte: user_data.get(at).copied().unwrap_or_default() }
+    })?;
+    if let Some(at) = user_data.iter().position(|byte| *byte == 0) {
+        return Err(Refusal::UserDataBinary { at, byte: 0 });
+    }
+    let start: String = text.trim_start().chars().take(4096).collect::<String>().to_ascii_lowercase();
+    let known =
+        start.is_empty() || start.contains("mime-version:") || KINDS.iter().any(|k| start.starts_with(k));
+    let shown: String = text.lines().next().unwrap_or_default().chars().take(40).collect();
+    Ok((!known).then(|| {
+        Warning::new(
+            Fact::UserData,
+            format!("{shown:?}"),
+            "is no first line cloud-init knows, like #cloud-config or #!",
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::guestcfg::fixtures::{any_guest, demanding_guest, guest};
+
+    const V1: NetworkConfigVersion = NetworkConfigVersion::V1;
+    const V2: NetworkConfigVersion = NetworkConfigVersion::V2;
+
+    fn made(guest: &GuestNet, form: Form, version: NetworkConfigVersion) -> Generated {
+        cloud_init(guest, form, version, &Options::default()).unwrap()
+    }
+
+    fn file<'a>(generated: &'a Generated, path: &str) -> &'a str {
+        let file = generated.files.iter().find(|file| file.path == path).unwrap();
+        std::str::from_utf8(&file.bytes).unwrap()
+    }
+
+    fn parsed(yaml: &str) -> Value {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    /// A guest's facts as a reader of network-config finds them, whichever version.
+    fn facts_in(config: &Value) -> Vec<String> {
+        let texts = |list: &Value| -> Vec<String> {
+            list.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
+        };
+        let (card, subnet) = (&config["config"][0], &config["config"][0]["subnets"][0]);
+        let v2 = &config["ethernets"]["eth0"];
+        let (mac, mtu, address, gateway, mut dns, search) = match config["version"].as_u64().unwrap() {
+            1 => (
+                &card["mac_address"],
+                &card["mtu"],
+                &subnet["address"],
+                &subnet["gateway"],
+                texts(&subnet["dns_nameservers"]),
+                texts(&subnet["dns_search"]),
+            ),
+            _ => (
+                &v2["match"]["macaddress"],
+                &v2["mtu"],
+                &v2["addresses"][0],
+                &v2["routes"][0]["via"],
+                texts(&v2["nameservers"]["addresses"]),
+                texts(&v2["nameservers"]["search"]),
+            ),
+        };
+        let mut facts = [mac, address, gateway].map(|fact| fact.as_str().unwrap().to_owned()).to_vec();
+        facts.push(mtu.as_u64().unwrap().to_string());
+        facts.append(&mut dns);
+        facts.extend(search);
+        facts
+    }
+
+    fn facts_of(guest: &GuestNet) -> Vec<String> {
+        let mut facts = vec![
+            guest.mac.to_string(),
+            format!("{}/{}", guest.address, guest.subnet.prefix_len()),
+            guest.gateway.to_string(),
+            guest.mtu.to_string(),
+        ];
+        facts.extend(guest.dns_servers.iter().map(ToString::to_string));
+        facts.push(guest.domain.to_string());
+        facts
+    }
+
+    proptest! {
+        #[test]
+        fn a_yaml_parser_reads_back_the_guest_from_every_form(guest in any_guest(), second in any::<bool>()) {
+            let version = if second { V2 } else { V1 };
+            let seed = made(&guest, Form::NocloudDir, version);
+            prop_assert_eq!(facts_in(&parsed(file(&seed, "network-config"))), facts_of(&guest));
+            let meta_data = parsed(file(&seed, "meta-data"));
+            prop_assert_eq!(meta_data["local-hostname"].as_str().unwrap(), guest.hostname.as_str());
+            let vendor_data = parsed(file(&seed, "vendor-data"));
+            prop_assert_eq!(vendor_data["hostname"].as_str().unwrap(), guest.hostname.as_str());
+
+            let drop_in = made(&guest, Form::CloudCfgD, version);
+            prop_assert_eq!(facts_in(&parsed(drop_in.as_text().unwrap())["network"]), facts_of(&guest));
+
+            let line = made(&guest, Form::BootArgs, version);
+            let line = line.as_text().unwrap().trim_end();
+            let (ds, config) = line.split_once(' ').unwrap();
+            let expected = format!("ds=nocloud;i={};h={}", instance_id(&guest), guest.hostname);
+            prop_assert_eq!(ds, expected);
+            let config = BASE64.decode(config.strip_prefix("network-config=").unwrap()).unwrap();
+            prop_assert_eq!(facts_in(&parsed(std::str::from_utf8(&config).unwrap())), facts_of(&guest));
+
+            let plan = made(&guest, Form::Netplan, V2);
+            prop_assert_eq!(facts_in(&parsed(file(&plan, "etc/netplan/60-guestnet.yaml"))["network"]), facts_of(&guest));
+        }
+    }
+
+    #[test]
+    fn a_seed_has_the_four_files() {
+        let seed = made(&guest(), Form::NocloudDir, V2);
+        let paths: Vec<&str> = seed.files.iter().map(|file| file.path.as_str()).collect();
+        assert_eq!(paths, ["meta-data", "user-data", "network-config", "vendor-data"]);
+        insta::assert_snapshot!(file(&seed, "meta-data"), @r#"
+        instance-id: "iid-b42ccf7a65f26d69"
+        local-hostname: "vm1"
+        "#);
+        insta::assert_snapshot!(file(&seed, "network-config"), @r#"
+        version: 2
+        ethernets:
+          eth0:
+            match:
+              macaddress: "06:00:0a:64:01:02"
+            set-name: "eth0"
+            dhcp4: false
+            mtu: 1500
+            addresses:
+              - "10.100.1.2/16"
+            routes:
+              - to: "0.0.0.0/0"
+                via: "10.100.0.1"
+            nameservers:
+              addresses:
+                - "8.8.8.8"
+                - "8.8.4.4"
+              search:
+                - "vm.internal"
+        "#);
+        insta::assert_snapshot!(file(&seed, "vendor-data"), @r#"
+        #cloud-config
+        hostname: "vm1"
+        fqdn: "vm1.vm.internal"
+        prefer_fqdn_over_hostname: false
+        "#);
+        insta::assert_snapshot!(file(&seed, "user-data"), @r"
+        #cloud-config
+        {}
+        ");
+    }
+
+    #[test]
+    fn version_1_says_the_same() {
+        let seed = made(&demanding_guest(), Form::NocloudDir, V1);
+        insta::assert_snapshot!(file(&seed, "network-config"), @r#"
+        version: 1
+        config:
+          - type: "physical"
+            name: "eth0"
+            mac_address: "02:00:10:20:30:40"
+            mtu: 9000
+            subnets:
+              - type: "static"
+                address: "192.0.2.6/30"
+                gateway: "192.0.2.5"
+                dns_nameservers:
+                  - "192.0.2.5"
+                  - "198.51.100.1"
+                  - "2001:db8::53"
+                  - "198.51.100.2"
+                dns_search:
+                  - "7.example"
+        "#);
+    }
+
+    #[test]
+    fn a_mac_of_digits_stays_text() {
+        let seed = made(&demanding_guest(), Form::NocloudDir, V2);
+        assert!(file(&seed, "network-config").contains("macaddress: \"02:00:10:20:30:40\""));
+    }
+
+    #[test]
+    fn a_drop_in_and_a_plan_have_the_network_key() {
+        insta::assert_snapshot!(made(&guest(), Form::CloudCfgD, V2).as_text().unwrap(), @r#"
+        hostname: "vm1"
+        fqdn: "vm1.vm.internal"
+        prefer_fqdn_over_hostname: false
+        network:
+          version: 2
+          ethernets:
+            eth0:
+              match:
+                macaddress: "06:00:0a:64:01:02"
+              set-name: "eth0"
+              dhcp4: false
+              mtu: 1500
+              addresses:
+                - "10.100.1.2/16"
+              routes:
+                - to: "0.0.0.0/0"
+                  via: "10.100.0.1"
+              nameservers:
+                addresses:
+                  - "8.8.8.8"
+                  - "8.8.4.4"
+                search:
+                  - "vm.internal"
+        "#);
+        let plan = made(&guest(), Form::Netplan, V2);
+        assert_eq!(plan.files[0].mode, 0o600);
+        assert!(file(&plan, "etc/netplan/60-guestnet.yaml").starts_with("network:\n  version: 2\n"));
+        assert_eq!(file(&plan, "etc/hostname"), "vm1\n");
+        let refused = cloud_init(&guest(), Form::Netplan, V1, &Options::default());
+        assert_eq!(refused, Err(Refusal::NetplanIsVersion2));
+    }
+
+    #[test]
+    fn boot_args_join_the_line_before_them() {
+        let merged = |before| {
+            let options = Options { merge: Some(before), ..Options::default() };
+            cloud_init(&guest(), Form::BootArgs, V2, &options)
+        };
+        let line = merged("console=ttyS0 -- --x").unwrap();
+        let line = line.as_text().unwrap();
+        assert!(line.starts_with("console=ttyS0 ds=nocloud;i=iid-") && line.ends_with(" -- --x\n"), "{line}");
+        for taken in ["ds=nocloud", "network-config=disabled", "quiet ds=ec2"] {
+            assert!(merged(taken).unwrap_err().to_string().contains("remove it"), "{taken}");
+        }
+        for warned in ["ip=dhcp", "nameserver=1.1.1.1", "cloud-init=disabled"] {
+            assert_eq!(merged(warned).unwrap().warnings[0].value, warned);
+        }
+        assert!(merged(&"a".repeat(1900)).unwrap_err().to_string().contains("2047"));
+    }
+
+    #[test]
+    fn a_new_assignment_is_a_new_instance() {
+        let before = instance_id(&guest());
+        assert_eq!(before, instance_id(&guest()));
+        assert_eq!(
+            before, "iid-b42ccf7a65f26d69",
+            "stable over releases: another value would rerun every guest's first boot"
+        );
+        let changes: [fn(&mut GuestNet); 5] = [
+            |g| g.address = "10.100.1.3".parse().unwrap(),
+            |g| g.mtu = 9000,
+            |g| g.hostname = "vm2".parse().unwrap(),
+            |g| g.dns_servers.reverse(),
+            |g| g.domain = "other".parse().unwrap(),
+        ];
+        for change in changes {
+            let mut other = guest();
+            change(&mut other);
+            assert_ne!(instance_id(&other), before);
+        }
+    }
+
+    #[test]
+    fn user_data_reaches_the_guest_as_it_is_or_is_refused() {
+        let seed = |user_data| {
+            let options = Options { user_data: Some(user_data), ..Options::default() };
+            cloud_init(&guest(), Form::NocloudDir, V2, &options)
+        };
+        for good in [
+            &b"#cloud-config\nusers: []\n"[..],
+            b"#!/bin/sh\n",
+            b"",
+            b"\x1f\x8b\x08\xff",
+            b"MIME-Version: 1.0\n",
+        ] {
+            let seed = seed(good).unwrap();
+            assert_eq!(seed.files[1].bytes, good);
+            assert!(seed.warnings.is_empty());
+        }
+        assert!(seed(b"users: []").unwrap().warnings[0].to_string().contains("users: []"));
+        assert!(seed(b"#!/bin/sh\n\xff").unwrap_err().to_string().contains("byte 10 is 0xff"));
+        assert!(seed(b"#!\0").unwrap_err().to_string().contains("0x00"));
+        assert!(seed(&vec![b'#'; 1024 * 1024 + 1]).unwrap_err().to_string().contains("1048577"));
+    }
+}

@@ -1,0 +1,24 @@
+//! Guest configuration: what an image that does not use DHCP needs, as text. In: one `GuestNet` (the value that DHCP
+//! answers from, law 1), a `Target` and small `Options`. Out: files and a list of what the target cannot say, or a
+//! refusal that names the value. Pure: nothing is read, written or asked.
+
+mod check;
+mod cloud_init;
+mod cmdline;
+mod generate;
+mod kernel_line;
+mod offline;
+mod options;
+mod output;
+mod seed_image;
+mod yaml;
+
+pub use cloud_init::{Form, NetworkConfigVersion, cloud_init, instance_id};
+pub use cmdline::{Dialect, cmdline};
+pub use generate::{Target, generate};
+pub use offline::{OfflineArgs, Prefix, offline};
+pub use options::{DeviceName, HostSide, Options};
+pub use output::{Fact, Generated, GuestFile, Refusal, Warning};
+
+#[cfg(test)]
+mod fixtures;
