@@ -291,10 +291,8 @@ fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-    use crate::guestcfg::fixtures::{any_guest, demanding_guest, guest};
+    use crate::guestcfg::fixtures::{demanding_guest, guest};
 
     const V1: NetworkConfigVersion = NetworkConfigVersion::V1;
     const V2: NetworkConfigVersion = NetworkConfigVersion::V2;
@@ -306,81 +304,6 @@ mod tests {
     fn file<'a>(generated: &'a Generated, path: &str) -> &'a str {
         let file = generated.files.iter().find(|file| file.path == path).unwrap();
         std::str::from_utf8(&file.bytes).unwrap()
-    }
-
-    fn parsed(yaml: &str) -> Value {
-        serde_saphyr::from_str(yaml).unwrap()
-    }
-
-    /// A guest's facts as a reader of network-config finds them, whichever version.
-    fn facts_in(config: &Value) -> Vec<String> {
-        let texts = |list: &Value| -> Vec<String> {
-            list.as_array().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
-        };
-        let (card, subnet) = (&config["config"][0], &config["config"][0]["subnets"][0]);
-        let v2 = &config["ethernets"]["eth0"];
-        let (mac, mtu, address, gateway, mut dns, search) = match config["version"].as_u64().unwrap() {
-            1 => (
-                &card["mac_address"],
-                &card["mtu"],
-                &subnet["address"],
-                &subnet["gateway"],
-                texts(&subnet["dns_nameservers"]),
-                texts(&subnet["dns_search"]),
-            ),
-            _ => (
-                &v2["match"]["macaddress"],
-                &v2["mtu"],
-                &v2["addresses"][0],
-                &v2["routes"][0]["via"],
-                texts(&v2["nameservers"]["addresses"]),
-                texts(&v2["nameservers"]["search"]),
-            ),
-        };
-        let mut facts = [mac, address, gateway].map(|fact| fact.as_str().unwrap().to_owned()).to_vec();
-        facts.push(mtu.as_u64().unwrap().to_string());
-        facts.append(&mut dns);
-        facts.extend(search);
-        facts
-    }
-
-    fn facts_of(guest: &GuestNet) -> Vec<String> {
-        let mut facts = vec![
-            guest.mac.to_string(),
-            format!("{}/{}", guest.address, guest.subnet.prefix_len()),
-            guest.gateway.to_string(),
-            guest.mtu.to_string(),
-        ];
-        facts.extend(guest.dns_servers.iter().map(ToString::to_string));
-        facts.push(guest.domain.to_string());
-        facts
-    }
-
-    proptest! {
-        #[test]
-        fn a_yaml_parser_reads_back_the_guest_from_every_form(guest in any_guest(), second in any::<bool>()) {
-            let version = if second { V2 } else { V1 };
-            let seed = made(&guest, Form::NocloudDir, version);
-            prop_assert_eq!(facts_in(&parsed(file(&seed, "network-config"))), facts_of(&guest));
-            let meta_data = parsed(file(&seed, "meta-data"));
-            prop_assert_eq!(meta_data["local-hostname"].as_str().unwrap(), guest.hostname.as_str());
-            let vendor_data = parsed(file(&seed, "vendor-data"));
-            prop_assert_eq!(vendor_data["hostname"].as_str().unwrap(), guest.hostname.as_str());
-
-            let drop_in = made(&guest, Form::CloudCfgD, version);
-            prop_assert_eq!(facts_in(&parsed(drop_in.as_text().unwrap())["network"]), facts_of(&guest));
-
-            let line = made(&guest, Form::BootArgs, version);
-            let line = line.as_text().unwrap().trim_end();
-            let (ds, config) = line.split_once(' ').unwrap();
-            let expected = format!("ds=nocloud;i={};h={}", instance_id(&guest), guest.hostname);
-            prop_assert_eq!(ds, expected);
-            let config = BASE64.decode(config.strip_prefix("network-config=").unwrap()).unwrap();
-            prop_assert_eq!(facts_in(&parsed(std::str::from_utf8(&config).unwrap())), facts_of(&guest));
-
-            let plan = made(&guest, Form::Netplan, V2);
-            prop_assert_eq!(facts_in(&parsed(file(&plan, "etc/netplan/60-guestnet.yaml"))["network"]), facts_of(&guest));
-        }
     }
 
     #[test]

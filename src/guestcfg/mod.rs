@@ -6,11 +6,18 @@ mod check;
 mod cloud_init;
 mod cmdline;
 mod generate;
+mod ifupdown;
 mod kernel_line;
+mod network_manager;
+mod networkd;
+mod nixos;
 mod offline;
 mod options;
 mod output;
+mod plain;
+mod resolv_conf;
 mod seed_image;
+mod vmm;
 mod yaml;
 
 pub use cloud_init::{Form, NetworkConfigVersion, cloud_init, instance_id};
@@ -22,3 +29,5 @@ pub use output::{Fact, Generated, GuestFile, Refusal, Warning};
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod round_trip;
