@@ -4,10 +4,12 @@
 
 mod arguments;
 mod client;
+mod gen_arguments;
 mod generate;
 mod output;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::Parser;
 use connectrpc::{ConnectError, ErrorCode};
@@ -36,6 +38,10 @@ enum CliError {
     Unreachable { socket: String, detail: String },
     #[error("the service's answer does not fit: {0}; are client and service of the same version?")]
     Answer(String),
+    #[error("{} exists: name a folder that does not, what is in it may be another guest's", .0.display())]
+    Exists(PathBuf),
+    #[error("{0} is binary: have it written with --out DIRECTORY")]
+    Binary(String),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -44,7 +50,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         let usage = match self {
             Self::App(error) => error.is_config(),
-            Self::Invalid(_) | Self::Refusal(_) => true,
+            Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) => true,
             Self::Call(error) => error.code == ErrorCode::InvalidArgument,
             _ => false,
         };
@@ -56,7 +62,7 @@ impl CliError {
 pub async fn run() -> u8 {
     let arguments = Arguments::parse();
     match execute(arguments).await {
-        Ok(text) => write(&mut io::stdout().lock(), &text),
+        Ok(output) => write(&mut io::stdout().lock(), &output),
         Err(error) => {
             // Nothing more can be done if standard error is closed.
             let _ = writeln!(io::stderr().lock(), "error: {error}");
@@ -66,33 +72,33 @@ pub async fn run() -> u8 {
 }
 
 /// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted.
-fn write(stdout: &mut impl Write, text: &str) -> u8 {
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+fn write(stdout: &mut impl Write, output: &[u8]) -> u8 {
+    match stdout.write_all(output).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => 1,
         _ => 0,
     }
 }
 
-async fn execute(Arguments { global, command }: Arguments) -> Result<String, CliError> {
+async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, CliError> {
     let client = Client::new(&global.socket);
     let format = global.format();
     match command {
         Command::Serve { config } => {
             app::serve(config.as_deref()).await?;
-            Ok(String::new())
+            Ok(Vec::new())
         }
         Command::Uninstall { config } => {
             app::uninstall(config.as_deref()).await?;
-            Ok(String::new())
+            Ok(Vec::new())
         }
-        Command::Vm(command) => vm(&client, format, command).await,
+        Command::Vm(command) => vm(&client, format, command).await.map(String::into_bytes),
         Command::Lease(LeaseCommand::List { network }) => {
-            Ok(output::leases(format, &client.list_leases(network).await?))
+            Ok(output::leases(format, &client.list_leases(network).await?).into_bytes())
         }
         Command::Network(NetworkCommand::List) => {
-            Ok(output::networks(format, &client.list_networks().await?))
+            Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }
-        Command::Gen(command) => generate::run(&client, command).await,
+        Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }
 

@@ -14,6 +14,7 @@ mod lab;
 
 mod bad_input;
 mod first_guest;
+mod guest_config;
 mod needs_kernel;
 mod plumbing;
 mod restart;
