@@ -58,7 +58,7 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
     raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    let store = Store::open(&config.state_directory)?;
+    let store = open_store(&config).await?;
     let socket = ApiSocket::bind(&config.api_socket)?;
     let mut host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
 
@@ -89,14 +89,23 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     let config = Config::load(config)?;
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    let store = Store::open(&config.state_directory)?;
+    let store = open_store(&config).await?;
     let host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
     let manager = Manager::new(&config.networks, kernel, store, Registry::default(), Leases::default());
-    manager.readmit().await?;
+    manager.readmit()?;
     for binding in manager.list(None)? {
         manager.delete(&binding.vm.vm_id).await?;
     }
     Ok(host.uninstall().await?)
+}
+
+/// The store, which forgets devices and settings of another boot: nothing of them is left.
+async fn open_store(config: &Config) -> Result<Arc<Store>, AppError> {
+    let store = Store::open(&config.state_directory)?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|source| AppError::Io { doing: "reading the id of this boot", source })?;
+    store.record_boot(boot_id.trim()).await?;
+    Ok(Arc::new(store))
 }
 
 /// Sockets to DNS upstreams are as many as questions under way: the soft limit of 1,024 files is for programs that use
@@ -118,7 +127,7 @@ struct Running {
 async fn start(
     config: &Config,
     kernel: Kernel,
-    store: Store,
+    store: Arc<Store>,
     host: &mut Host,
     socket: ApiSocket,
 ) -> Result<Running, AppError> {

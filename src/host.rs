@@ -31,7 +31,7 @@ pub enum HostError {
 /// The host as guestnet has set it up.
 pub struct Host {
     kernel: Kernel,
-    store: Store,
+    store: Arc<Store>,
     networks: Vec<Arc<Network>>,
     /// What this start made, to be taken back if it fails: in the order it was made.
     made: Vec<Made>,
@@ -45,12 +45,16 @@ enum Made {
 
 impl Host {
     /// Looks whether the networks fit this host; changes nothing.
-    pub async fn check(kernel: Kernel, store: Store, networks: &[Arc<Network>]) -> Result<Self, HostError> {
+    pub async fn check(
+        kernel: Kernel,
+        store: Arc<Store>,
+        networks: &[Arc<Network>],
+    ) -> Result<Self, HostError> {
         kernel.check_host()?;
         for network in networks {
             let (name, bridge) = (&network.name, &network.bridge);
             if let Some(index) = kernel.device_index(bridge.as_str()).await? {
-                let links = store.links().await?;
+                let links = store.links()?;
                 if !links.iter().any(|link| link.ifindex == index && link.name == *bridge.as_if_name()) {
                     return Err(HostError::ForeignBridge { name: name.clone(), bridge: bridge.clone() });
                 }
@@ -117,7 +121,7 @@ impl Host {
     /// Removes all that any start made: bridges, routes, rules, and the settings that were changed.
     pub async fn uninstall(mut self) -> Result<(), HostError> {
         let mut made: Vec<Made> = Vec::new();
-        for ChangedSysctl { path, old_value } in self.store.sysctls().await? {
+        for ChangedSysctl { path, old_value } in self.store.sysctls()? {
             made.push(Made::Sysctl { key: path, before: old_value });
         }
         made.extend(self.networks.iter().flat_map(|network| plan::network(network)).map(Made::Step));
@@ -134,7 +138,7 @@ impl Host {
 
     async fn restore(&self, key: &str, before: &str) -> Result<(), HostError> {
         self.kernel.restore_sysctl(key, before)?;
-        self.store.forget_sysctl(key.to_owned()).await?;
+        self.store.forget_sysctl(key).await?;
         Ok(())
     }
 

@@ -28,6 +28,8 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     in_flight: usize,
+    /// Whether there has been a request.
+    used: bool,
     quiet_since: Instant,
     /// Dropped with the entry, which tells the connection to close.
     _keep: oneshot::Sender<()>,
@@ -75,7 +77,7 @@ impl Connections {
         let (keep, evicted) = oneshot::channel();
         let id = table.next_id;
         table.next_id += 1;
-        table.open.insert(id, Entry { in_flight: 0, quiet_since: Instant::now(), _keep: keep });
+        table.open.insert(id, Entry { in_flight: 0, used: false, quiet_since: Instant::now(), _keep: keep });
         Some(Place { connections: self.clone(), id, evicted })
     }
 
@@ -85,10 +87,22 @@ impl Connections {
 }
 
 impl Place {
+    /// Somebody has come: the connection is quiet from now on, however long its place was kept ready.
+    pub(super) fn taken(&self) {
+        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
+            entry.quiet_since = Instant::now();
+        }
+    }
+
     /// Resolves when another connection has been given this place.
     pub(super) async fn evicted(&mut self) {
         // Only ever an error: nothing is sent, the sender is dropped.
         let _ = (&mut self.evicted).await;
+    }
+
+    /// Whether the connection has had a request.
+    pub(super) fn is_used(&self) -> bool {
+        self.connections.table().open.get(&self.id).is_some_and(|entry| entry.used)
     }
 
     /// For the connection's request handler, which outlives no connection but is a closure of its own.
@@ -97,6 +111,7 @@ impl Place {
         move || {
             if let Some(entry) = connections.table().open.get_mut(&id) {
                 entry.in_flight += 1;
+                entry.used = true;
             }
             InFlight { connections: connections.clone(), id }
         }
@@ -141,6 +156,17 @@ mod tests {
         assert!(working.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
         assert!(third.evicted.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         drop(other_request);
+    }
+
+    #[test]
+    fn a_newcomer_is_not_the_longest_quiet_one_because_its_place_was_ready_early() {
+        let connections = Connections::new(2);
+        let mut ready = connections.try_place().unwrap();
+        let mut older = connections.try_place().unwrap();
+        ready.taken();
+        let _next = connections.try_place().unwrap();
+        assert!(ready.evicted.try_recv() == Err(oneshot::error::TryRecvError::Empty));
+        assert!(older.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
     }
 
     #[tokio::test]

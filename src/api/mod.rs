@@ -12,6 +12,3 @@ pub use socket::{ApiSocket, SocketError};
 
 /// Where the API listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/guestnet/guestnet.sock";
-
-#[cfg(test)]
-mod tests;

@@ -131,9 +131,9 @@ impl Acceptor {
         let mut open = JoinSet::new();
         let mut stop = self.stop.clone();
         loop {
+            while open.try_join_next().is_some() {}
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return open,
-                Some(_) = open.join_next() => {}
                 (stream, place) = self.next(&listener) => {
                     open.spawn(self.clone().serve(stream, place));
                 }
@@ -146,7 +146,10 @@ impl Acceptor {
         let place = self.connections.place().await;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => return (stream, place),
+                Ok((stream, _)) => {
+                    place.taken();
+                    return (stream, place);
+                }
                 Err(error) => {
                     // Out of file descriptors, most likely: accept(2) would fail at once again.
                     tracing::warn!(%error, "the API could not accept a connection");
@@ -186,6 +189,10 @@ impl Acceptor {
                 }
                 () = place.evicted() => return,
                 _ = stop.wait_for(|stop| *stop), if !stopping => {
+                    // hyper would wait for the rest of a first request's head.
+                    if !place.is_used() {
+                        return;
+                    }
                     stopping = true;
                     connection.as_mut().graceful_shutdown();
                 }

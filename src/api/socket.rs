@@ -102,3 +102,71 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn callers_come_before_the_server_is_ready_and_only_owner_and_group() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run/guestnet.sock");
+        let socket = ApiSocket::bind(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
+        UnixStream::connect(&path).unwrap();
+        drop(socket);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_second_server_is_refused_and_the_first_keeps_its_socket() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guestnet.sock");
+        let _first = ApiSocket::bind(&path).unwrap();
+        let error = ApiSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("guestnet.sock"), "{error}");
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guestnet.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _socket = ApiSocket::bind(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guestnet.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(matches!(ApiSocket::bind(&path).unwrap_err(), SocketError::NotASocket { .. }));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+        let dangling = folder.path().join("dangling.sock");
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), &dangling).unwrap();
+        assert!(matches!(ApiSocket::bind(&dangling).unwrap_err(), SocketError::NotASocket { .. }));
+
+        let long = folder.path().join("x".repeat(120));
+        let error = ApiSocket::bind(&long).unwrap_err().to_string();
+        assert!(error.contains("107 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_successors_socket_survives_its_predecessor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guestnet.sock");
+        let predecessor = ApiSocket::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let successor = ApiSocket::bind(&path).unwrap();
+        drop(predecessor);
+        assert!(path.exists());
+        drop(successor);
+        assert!(!path.exists());
+    }
+}

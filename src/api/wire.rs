@@ -170,3 +170,119 @@ fn timestamp(time: SystemTime) -> Timestamp {
     let nanos = since.subsec_nanos() as i32;
     Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX), nanos)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::model::{DnsMode, LeaseState, Network, Slot};
+
+    fn binding(rate_limit: Option<u32>) -> Binding {
+        let network = Network {
+            name: "default".parse().unwrap(),
+            bridge: "br-vms".parse().unwrap(),
+            subnet: "10.100.0.0/20".parse().unwrap(),
+            gateway: [10, 100, 15, 254].into(),
+            upstreams: vec!["8.8.8.8".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+            dns: DnsMode::Off,
+            domain: "vm.internal".parse().unwrap(),
+            mtu: 9000,
+            rate_limit: Some(100.try_into().unwrap()),
+            lease_seconds: 3600,
+        };
+        let vm = Vm {
+            vm_id: "web_1".parse().unwrap(),
+            network: network.name.clone(),
+            workspace: Some("acme".parse().unwrap()),
+            slot: Slot(7),
+            mac: "06:00:0a:64:01:02".parse().unwrap(),
+            address: [10, 100, 1, 2].into(),
+            hostname: "web-1".parse().unwrap(),
+            rate_limit: rate_limit.map(|mbps| mbps.try_into().unwrap()),
+            created_at_us: 1_790_000_000_123_456,
+        };
+        Binding::new(vm, Arc::new(network))
+    }
+
+    #[test]
+    fn a_binding_is_written_with_every_fact_of_the_contract() {
+        let wire = vm_network(&binding(None));
+        let expected = v1::VmNetwork {
+            vm_id: "web_1".into(),
+            network_id: "default".into(),
+            workspace_id: "acme".into(),
+            namespace: "vm-web_1".into(),
+            tap_device: "tap0".into(),
+            ip_address: "10.100.1.2".into(),
+            netmask: "255.255.240.0".into(),
+            prefix_len: 20,
+            gateway: "10.100.15.254".into(),
+            mac_address: "06:00:0a:64:01:02".into(),
+            dns_servers: vec!["8.8.8.8".into(), "2001:db8::1".into()],
+            hostname: "web-1".into(),
+            mtu: 9000,
+            host_device: "gv7".into(),
+            created_at: Timestamp::from_unix(1_790_000_000, 123_456_000).into(),
+            rate_limit_mbps: 100,
+            domain: "vm.internal".into(),
+            ..Default::default()
+        };
+        assert_eq!(wire, expected);
+        assert_eq!(
+            vm_network(&binding(Some(5))).rate_limit_mbps,
+            5,
+            "a VM's own limit comes before its network's"
+        );
+    }
+
+    #[test]
+    fn what_a_guest_is_told_survives_the_wire() {
+        let binding = binding(None);
+        assert_eq!(guest_net(&vm_network(&binding)).unwrap(), binding.guest);
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_an_error_that_names_the_field() {
+        type Break = fn(&mut v1::VmNetwork);
+        let broken: [(&str, Break); 7] = [
+            ("mac_address", |vm| vm.mac_address.clear()),
+            ("ip_address", |vm| vm.ip_address = "10.100.1.2/20".into()),
+            ("prefix_len", |vm| vm.prefix_len = 300),
+            ("prefix_len", |vm| vm.prefix_len = 31),
+            ("dns_servers", |vm| vm.dns_servers.push("dns".into())),
+            ("hostname", |vm| vm.hostname = "a\nb".into()),
+            ("mtu", |vm| vm.mtu = 70_000),
+        ];
+        for (field, break_it) in broken {
+            let mut vm = vm_network(&binding(None));
+            break_it(&mut vm);
+            assert_eq!(guest_net(&vm).unwrap_err().field, field);
+        }
+    }
+
+    #[test]
+    fn a_lease_shows_only_the_times_it_has() {
+        let never = lease(&binding(None), &LeaseView::default());
+        assert_eq!(never.state, "reserved");
+        assert!(never.last_seen.is_unset() && never.expires_at.is_unset());
+
+        let bound = LeaseView {
+            state: LeaseState::Bound,
+            last_seen: Some(UNIX_EPOCH + Duration::from_millis(1_500)),
+            expires_at: Some(UNIX_EPOCH + Duration::from_secs(3_600)),
+            vendor_class: Some("udhcp 1.35.0".into()),
+        };
+        let bound = lease(&binding(None), &bound);
+        assert_eq!(bound.last_seen, Timestamp::from_unix(1, 500_000_000).into());
+        assert_eq!(bound.expires_at, Timestamp::from_unix(3_600, 0).into());
+        assert_eq!((bound.state.as_str(), bound.vendor_class.as_str()), ("bound", "udhcp 1.35.0"));
+    }
+
+    #[test]
+    fn times_before_1970_do_not_wrap() {
+        assert_eq!(timestamp_us(-1), Timestamp::from_unix(-1, 999_999_000));
+        assert_eq!(timestamp(UNIX_EPOCH - Duration::from_secs(5)), Timestamp::from_unix(0, 0));
+    }
+}

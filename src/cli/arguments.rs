@@ -29,7 +29,7 @@ pub(super) struct Global {
     #[arg(long, global = true, value_enum, default_value = "table")]
     output: Format,
     /// The same as --output json.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, conflicts_with = "output")]
     json: bool,
 }
 

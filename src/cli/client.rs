@@ -1,3 +1,5 @@
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +13,9 @@ use crate::proto::guestnet::v1::{self, GuestNetworkServiceClient};
 /// Longer than the service takes for any call, so that its own error is what a user sees.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
+/// A list of many thousand VMs is some megabytes.
+const LONGEST_ANSWER: usize = 256 << 20;
+
 /// The service behind a socket. Connects at the first call.
 pub(super) struct Client {
     service: GuestNetworkServiceClient<SharedHttp2Connection>,
@@ -22,7 +27,10 @@ impl Client {
         // The authority of a unix socket's requests is never looked at.
         let authority = http::Uri::from_static("http://localhost");
         let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(16);
-        let config = ClientConfig::new(authority).with_default_timeout(TIMEOUT);
+        let config = ClientConfig::new(authority)
+            .with_default_timeout(TIMEOUT)
+            .with_default_max_message_size(LONGEST_ANSWER)
+            .with_default_element_memory_limit(LONGEST_ANSWER);
         Self { service: GuestNetworkServiceClient::new(connection, config), socket: socket.to_owned() }
     }
 
@@ -40,7 +48,10 @@ impl Client {
 
     pub(super) async fn get(&self, vm_id: &VmId) -> Result<v1::VmNetwork, CliError> {
         let request = v1::GetVmNetworkRequest { vm_id: vm_id.to_string(), ..Default::default() };
-        let answer = self.service.get_vm_network(request).await.map_err(|error| self.failed(error))?;
+        let answer = self.service.get_vm_network(request).await.map_err(|error| match error.code {
+            ErrorCode::NotFound => CliError::NoNetwork { vm_id: vm_id.clone() },
+            _ => self.failed(error),
+        })?;
         answer
             .into_owned()
             .vm_network
@@ -73,14 +84,36 @@ impl Client {
         Ok(answer.map_err(|error| self.failed(error))?.into_owned().networks)
     }
 
-    /// A socket that nobody answers on is told apart from a service that says that it is not available.
     fn failed(&self, error: ConnectError) -> CliError {
-        if error.code == ErrorCode::Unavailable
-            && std::os::unix::net::UnixStream::connect(&self.socket).is_err()
-        {
-            let detail = error.message.unwrap_or_default();
-            return CliError::Unreachable { socket: self.socket.display().to_string(), detail };
-        }
-        CliError::Call(error)
+        failed(&self.socket, error)
     }
+}
+
+/// Tells the transport's failures, which carry their cause, from the service's refusals, which have only words.
+pub(super) fn failed(socket: &Path, error: ConnectError) -> CliError {
+    let socket = socket.display().to_string();
+    if error.source().is_some() {
+        return match io_kind(&error) {
+            Some(io::ErrorKind::PermissionDenied) => CliError::Forbidden { socket },
+            Some(io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                CliError::Unreachable { socket }
+            }
+            _ => CliError::BrokeOff { socket, detail: error.to_string() },
+        };
+    }
+    match error.code {
+        ErrorCode::DeadlineExceeded => CliError::TimedOut { socket },
+        _ => CliError::Call(error),
+    }
+}
+
+fn io_kind(error: &ConnectError) -> Option<io::ErrorKind> {
+    let mut next: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Some(error.kind());
+        }
+        next = error.source();
+    }
+    None
 }

@@ -8,15 +8,18 @@ mod gen_arguments;
 mod generate;
 mod output;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches};
 use connectrpc::{ConnectError, ErrorCode};
 
 use crate::app::{self, AppError};
 use crate::guestcfg::Refusal;
-use crate::model::Invalid;
+use crate::model::{Invalid, VmId};
 use arguments::{Arguments, Command, LeaseCommand, NetworkCommand, VmCommand};
 use client::Client;
 use output::Format;
@@ -32,10 +35,21 @@ enum CliError {
     Refusal(#[from] Refusal),
     #[error("{}", .0.message.as_deref().unwrap_or(.0.code.as_str()))]
     Call(ConnectError),
+    #[error("VM {vm_id} has no network: make it with guestnet vm create {vm_id}")]
+    NoNetwork { vm_id: VmId },
+    #[error("no answer on {socket}: is the service running? systemctl status guestnet, or: guestnet serve")]
+    Unreachable { socket: String },
+    #[error("no permission to open {socket}: run as root or as a member of the socket's group")]
+    Forbidden { socket: String },
+    #[error("the call to {socket} broke off ({detail}): is that guestnet's socket? journalctl -u guestnet")]
+    BrokeOff { socket: String, detail: String },
     #[error(
-        "no answer on {socket}: is the service running? (systemctl status guestnet, or: guestnet serve); {detail}"
+        "the service at {socket} did not answer in time: journalctl -u guestnet, then repeat the command"
     )]
-    Unreachable { socket: String, detail: String },
+    TimedOut { socket: String },
+    /// Of several VMs, those that could not be deleted.
+    #[error("{}", .0.join("; "))]
+    Several(Vec<String>),
     #[error("the service's answer does not fit: {0}; are client and service of the same version?")]
     Answer(String),
     #[error("{} exists: name a folder that does not, what is in it may be another guest's", .0.display())]
@@ -56,13 +70,22 @@ impl CliError {
         };
         if usage { 2 } else { 1 }
     }
+
+    /// Whether the service itself refused; for any other reason a further call would fare no better.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Call(_))
+    }
 }
 
 /// Runs the command that the process was started with; its exit code.
 pub async fn run() -> u8 {
-    let arguments = Arguments::parse();
-    match execute(arguments).await {
-        Ok(output) => write(&mut io::stdout().lock(), &output),
+    let arguments = match parse(std::env::args_os()) {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    let done = execute(arguments).await.and_then(|output| write(&mut io::stdout().lock(), &output));
+    match done {
+        Ok(()) => 0,
         Err(error) => {
             // Nothing more can be done if standard error is closed.
             let _ = writeln!(io::stderr().lock(), "error: {error}");
@@ -71,11 +94,31 @@ pub async fn run() -> u8 {
     }
 }
 
+/// What is an option of clients only is refused for the service, not passed over.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
+    let matches = Arguments::command().try_get_matches_from(arguments)?;
+    let parsed = Arguments::from_arg_matches(&matches)?;
+    // Options may stand on either side of the command, so the matches of both may have them.
+    let service = matches.subcommand().filter(|(name, _)| ["serve", "uninstall"].contains(name));
+    let given = |id| {
+        let sources = service.map(|(_, own)| [matches.value_source(id), own.value_source(id)]);
+        sources.is_some_and(|sources| sources.contains(&Some(ValueSource::CommandLine)))
+    };
+    if ["socket", "output", "json"].into_iter().any(given) {
+        let why = "serve and uninstall take no --socket, --output or --json: the service's socket is socket under \
+                   [api] in its configuration";
+        return Err(Arguments::command().error(ErrorKind::ArgumentConflict, why));
+    }
+    Ok(parsed)
+}
+
 /// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted.
-fn write(stdout: &mut impl Write, output: &[u8]) -> u8 {
+fn write(stdout: &mut impl Write, output: &[u8]) -> Result<(), CliError> {
     match stdout.write_all(output).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => 1,
-        _ => 0,
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
+            Err(CliError::Io { what: "writing the output".into(), source })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -107,13 +150,20 @@ async fn vm(client: &Client, format: Format, command: VmCommand) -> Result<Strin
         VmCommand::Create(request) => Ok(output::vm(format, &client.create(request.into()).await?)),
         VmCommand::Show { vm_id } => Ok(output::vm(format, &client.get(&vm_id).await?)),
         VmCommand::List { network } => Ok(output::vms(format, &client.list(network).await?)),
-        VmCommand::Delete { vm_ids } => {
-            for vm_id in &vm_ids {
-                client.delete(vm_id).await?;
-            }
-            Ok(String::new())
+        VmCommand::Delete { vm_ids } => delete(client, &vm_ids).await.map(|()| String::new()),
+    }
+}
+
+/// Every VM is tried; what could not be deleted is one error.
+async fn delete(client: &Client, vm_ids: &[VmId]) -> Result<(), CliError> {
+    let mut refused = Vec::new();
+    for vm_id in vm_ids {
+        match client.delete(vm_id).await {
+            Err(error) if vm_ids.len() > 1 && error.is_refusal() => refused.push(format!("{vm_id}: {error}")),
+            other => other?,
         }
     }
+    if refused.is_empty() { Ok(()) } else { Err(CliError::Several(refused)) }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub(super) enum Format {
 }
 
 pub(super) fn vm(format: Format, vm: &v1::VmNetwork) -> String {
-    let value = vm_json(vm);
+    let value = vm_json(format, vm);
     match format {
         Format::Json => pretty(&value),
         Format::Table => key_values(&value),
@@ -26,7 +26,7 @@ pub(super) fn vm(format: Format, vm: &v1::VmNetwork) -> String {
 pub(super) fn vms(format: Format, vms: &[v1::VmNetwork]) -> String {
     let columns =
         ["vm_id", "network_id", "ip_address", "mac_address", "hostname", "namespace", "host_device"];
-    list(format, &columns, vms.iter().map(vm_json).collect())
+    list(format, &columns, vms.iter().map(|vm| vm_json(format, vm)).collect())
 }
 
 pub(super) fn leases(format: Format, leases: &[v1::Lease]) -> String {
@@ -40,7 +40,7 @@ pub(super) fn leases(format: Format, leases: &[v1::Lease]) -> String {
         "expires_at",
         "vendor_class",
     ];
-    list(format, &columns, leases.iter().map(lease_json).collect())
+    list(format, &columns, leases.iter().map(|lease| lease_json(format, lease)).collect())
 }
 
 pub(super) fn networks(format: Format, networks: &[v1::Network]) -> String {
@@ -61,7 +61,7 @@ pub(super) fn generated(generated: &Generated) -> String {
     pretty(&json!({"files": files, "warnings": generated.warnings}))
 }
 
-fn vm_json(vm: &v1::VmNetwork) -> Value {
+fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {
     json!({
         "vm_id": vm.vm_id,
         "network_id": vm.network_id,
@@ -79,11 +79,11 @@ fn vm_json(vm: &v1::VmNetwork) -> Value {
         "mtu": vm.mtu,
         "host_device": vm.host_device,
         "rate_limit_mbps": vm.rate_limit_mbps,
-        "created_at": time(vm.created_at.as_option()),
+        "created_at": time(format, vm.created_at.as_option()),
     })
 }
 
-fn lease_json(lease: &v1::Lease) -> Value {
+fn lease_json(format: Format, lease: &v1::Lease) -> Value {
     json!({
         "vm_id": lease.vm_id,
         "network_id": lease.network_id,
@@ -91,8 +91,8 @@ fn lease_json(lease: &v1::Lease) -> Value {
         "ip_address": lease.ip_address,
         "hostname": lease.hostname,
         "state": lease.state,
-        "last_seen": time(lease.last_seen.as_option()),
-        "expires_at": time(lease.expires_at.as_option()),
+        "last_seen": time(format, lease.last_seen.as_option()),
+        "expires_at": time(format, lease.expires_at.as_option()),
         "vendor_class": lease.vendor_class,
     })
 }
@@ -111,9 +111,10 @@ fn network_json(network: &v1::Network) -> Value {
     })
 }
 
-/// RFC 3339 in UTC, or null.
-fn time(timestamp: Option<&Timestamp>) -> Value {
-    let time = timestamp.and_then(|t| jiff::Timestamp::new(t.seconds, t.nanos).ok());
+/// RFC 3339 in UTC, in a table to the second; null for a time that is not set, or that no calendar has.
+fn time(format: Format, timestamp: Option<&Timestamp>) -> Value {
+    let nanos = |t: &Timestamp| if format == Format::Json { t.nanos } else { 0 };
+    let time = timestamp.and_then(|t| jiff::Timestamp::new(t.seconds, nanos(t)).ok());
     time.map_or(Value::Null, |time| time.to_string().into())
 }
 
@@ -122,12 +123,12 @@ fn pretty(value: &Value) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
-/// A cell as a person reads it. What came from a guest has no control characters left.
+/// A cell as a person reads it: never empty, no control characters, whoever is at the other end of the socket.
 fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) if text.is_empty() => "-".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => text.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
         Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(", "),
         other => other.to_string(),
     }
@@ -153,4 +154,71 @@ fn list(format: Format, columns: &[&str], rows: Vec<Value>) -> String {
         cells.join("  ").trim_end().to_owned() + "\n"
     };
     table.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm_of(vm_id: &str, network_id: &str, ip_address: &str) -> v1::VmNetwork {
+        v1::VmNetwork {
+            vm_id: vm_id.into(),
+            network_id: network_id.into(),
+            ip_address: ip_address.into(),
+            dns_servers: vec!["8.8.8.8".into(), "8.8.4.4".into()],
+            created_at: Timestamp::from_unix(1_790_000_000, 123_456_000).into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_vm_is_a_line_per_field_for_people() {
+        let shown = vm(Format::Table, &vm_of("web-1", "default", "10.100.0.2"));
+        let start = "vm_id            web-1\nnetwork_id       default\nworkspace_id     -\n";
+        assert!(shown.starts_with(start), "{shown}");
+        assert!(shown.contains("\ndns_servers      8.8.8.8, 8.8.4.4\n"), "{shown}");
+        assert!(shown.ends_with("\ncreated_at       2026-09-21T14:13:20Z\n"), "{shown}");
+    }
+
+    #[test]
+    fn json_has_times_to_the_last_digit_and_null_for_none() {
+        let of = |vm_network: &v1::VmNetwork| -> Value {
+            serde_json::from_str(&vm(Format::Json, vm_network)).unwrap()
+        };
+        assert_eq!(of(&vm_of("a", "default", ""))["created_at"], "2026-09-21T14:13:20.123456Z");
+        assert_eq!(of(&v1::VmNetwork::default())["created_at"], Value::Null);
+    }
+
+    #[test]
+    fn lists_are_aligned() {
+        let vms = [vm_of("a", "default", "10.100.0.2"), vm_of("a-much-longer-name", "small", "10.200.0.2")];
+        let shown = super::vms(Format::Table, &vms);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].starts_with("VM_ID               NETWORK_ID  IP_ADDRESS"), "{shown}");
+        assert!(lines[1].starts_with("a                   default     10.100.0.2"), "{shown}");
+        assert!(lines[2].starts_with("a-much-longer-name  small       10.200.0.2"), "{shown}");
+        assert!(lines.iter().all(|line| !line.ends_with(' ')), "{shown}");
+    }
+
+    #[test]
+    fn an_empty_list_is_its_header_or_an_empty_array() {
+        for (table, json) in [
+            (vms(Format::Table, &[]), vms(Format::Json, &[])),
+            (leases(Format::Table, &[]), leases(Format::Json, &[])),
+            (networks(Format::Table, &[]), networks(Format::Json, &[])),
+        ] {
+            assert_eq!((table.lines().count(), json.as_str()), (1, "[]\n"), "{table}");
+        }
+    }
+
+    #[test]
+    fn what_a_guest_says_cannot_drive_the_terminal() {
+        let lease =
+            v1::Lease { vm_id: "a".into(), vendor_class: "\u{1b}[2Jx\n\r".into(), ..Default::default() };
+        let table = leases(Format::Table, std::slice::from_ref(&lease));
+        assert_eq!(table.lines().count(), 2);
+        assert!(table.ends_with("  ?[2Jx??\n"), "{table:?}");
+        assert!(!leases(Format::Json, &[lease]).contains('\u{1b}'));
+    }
 }

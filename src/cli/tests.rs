@@ -1,4 +1,7 @@
-use clap::{CommandFactory, Parser};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use clap::Parser;
 
 use super::gen_arguments::Asked;
 use super::*;
@@ -21,11 +24,79 @@ fn the_arguments_are_consistent() {
     Arguments::command().debug_assert();
 }
 
+fn parsed(arguments: &str) -> Result<Arguments, clap::Error> {
+    parse(["guestnet"].into_iter().chain(arguments.split_whitespace()).map(Into::into))
+}
+
 #[test]
-fn a_vm_id_that_is_none_is_refused_before_any_call() {
-    let error = Arguments::try_parse_from(["guestnet", "vm", "create", "../etc"]).unwrap_err();
-    assert_eq!(error.exit_code(), 2);
-    assert!(error.to_string().contains("../etc") && error.to_string().contains("1 to 64"), "{error}");
+fn wrong_usage_is_refused_before_anybody_is_called() {
+    for (arguments, named) in [
+        ("vm create ../etc", &["../etc", "1 to 64"] as &[_]),
+        ("vm show a/b", &["a/b", "1 to 64"]),
+        ("vm delete a ..", &["..", "1 to 64"]),
+        ("vm delete", &["VM_ID"]),
+        ("vm create a --ip 10.100.0.300", &["10.100.0.300"]),
+        ("vm create a --ip fd00::1", &["fd00::1"]),
+        ("vm create a --mac ff:ff:ff:ff:ff:ff", &["unicast"]),
+        ("vm create a --hostname a_b", &["a_b", "label"]),
+        ("vm create a --workspace a/b", &["--workspace", "a/b"]),
+        ("vm create a --rate-mbps 0", &["1 to 100000"]),
+        ("vm create a --rate-mbps fast", &["fast", "1 to 100000"]),
+        ("vm create a --network BIG", &["BIG", "network name"]),
+        ("vm list --output yaml", &["table, json"]),
+        ("vm list --json --output table", &["cannot be used with"]),
+        ("vm frobnicate", &["frobnicate"]),
+        ("serve --socket /run/other.sock", &["[api]"]),
+        ("--json serve", &["[api]"]),
+        ("uninstall --output json", &["[api]"]),
+    ] {
+        let error = parsed(arguments).expect_err(arguments);
+        assert_eq!(error.exit_code(), 2, "{arguments}");
+        for name in named {
+            assert!(error.to_string().contains(name), "{arguments}: no {name:?} in {error}");
+        }
+    }
+    parsed("serve --config /etc/guestnet/guestnet.toml").unwrap();
+}
+
+async fn fails(socket: &Path, arguments: &str) -> CliError {
+    let arguments = parsed(&format!("{arguments} --socket {}", socket.display())).unwrap();
+    execute(arguments).await.unwrap_err()
+}
+
+#[tokio::test]
+async fn without_a_service_the_error_names_the_socket_and_the_next_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let nothing = folder.path().join("guestnet.sock");
+    let stale = folder.path().join("stale.sock");
+    drop(UnixListener::bind(&stale).unwrap());
+    for socket in [&nothing, &stale] {
+        let error = fails(socket, "vm delete a b").await;
+        assert_eq!(error.exit_code(), 1);
+        for name in [socket.to_str().unwrap(), "systemctl status guestnet", "guestnet serve"] {
+            assert!(error.to_string().contains(name), "no {name:?} in {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_socket_of_somebody_else_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("other.sock");
+    let other = tokio::net::UnixListener::bind(&socket).unwrap();
+    let closes = tokio::spawn(async move { while other.accept().await.is_ok() {} });
+    let error = fails(&socket, "vm list").await;
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("other.sock") && error.to_string().contains("broke off"), "{error}");
+    closes.abort();
+}
+
+#[test]
+fn a_socket_that_may_not_be_opened_is_not_taken_for_a_service_that_is_down() {
+    let denied =
+        ConnectError::unavailable("connect").with_source(io::Error::from(io::ErrorKind::PermissionDenied));
+    let error = client::failed(Path::new("/run/x.sock"), denied).to_string();
+    assert!(error.contains("/run/x.sock") && error.contains("member of the socket's group"), "{error}");
 }
 
 #[test]
@@ -89,7 +160,7 @@ fn files_are_printed_unless_a_terminal_would_suffer() {
 }
 
 #[test]
-fn a_reader_that_has_gone_is_no_failure() {
+fn a_reader_that_has_gone_is_no_failure_and_a_full_disk_is_one() {
     struct Gone(io::ErrorKind);
     impl Write for Gone {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -99,6 +170,8 @@ fn a_reader_that_has_gone_is_no_failure() {
             Ok(())
         }
     }
-    assert_eq!(write(&mut Gone(io::ErrorKind::BrokenPipe), b"text"), 0);
-    assert_eq!(write(&mut Gone(io::ErrorKind::StorageFull), b"text"), 1);
+    write(&mut Gone(io::ErrorKind::BrokenPipe), b"text").unwrap();
+    let error = write(&mut Gone(io::ErrorKind::StorageFull), b"text").unwrap_err();
+    assert_eq!(error.exit_code(), 1);
+    assert!(error.to_string().contains("writing the output"), "{error}");
 }

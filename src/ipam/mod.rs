@@ -1,141 +1,249 @@
-//! Which address comes next. In: a subnet, what is excluded, the time. Out: an address that nobody has and nobody had
-//! lately. Constant time at any fill and any prefix: nothing is sized by the subnet. Pure.
+//! Which address a VM of a subnet gets. In: a subnet, what is not for guests, and calls with `now`. Out: an address, or why
+//! there is none. Pure, and the cost of a call depends neither on the subnet's size nor on how full it is.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use crate::model::Subnet;
 
-/// How long a freed address rests: longer than its old guest's flows, neighbour entries and cached names live.
-const QUARANTINE: Duration = Duration::from_secs(30);
+/// How long a freed address rests: what still knows the old guest under it (neighbours' ARP caches, open connections)
+/// must not reach the new one.
+pub const QUARANTINE: Duration = Duration::from_secs(60);
 
-/// No address can be given out now.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{taken} are taken and {resting} were freed less than {} s ago: delete a VM or widen vm_subnet", QUARANTINE.as_secs())]
-pub struct Full {
-    pub taken: u64,
-    pub resting: u64,
-}
+/// Never-used addresses go first, so that an address comes back as late as it can, until this many freed ones are
+/// remembered; it bounds the memory that a /8 can take.
+const MANY_FREED: usize = 65_536;
 
-/// Why a certain address cannot be given out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
-    #[error("it is taken")]
-    Taken,
-    #[error("it is outside the subnet, or excluded")]
-    Excluded,
-}
-
-/// The addresses of one subnet. A fresh one is given out in ascending order, then freed ones, oldest first.
-#[derive(Debug)]
-pub struct Allocator {
+/// The addresses of one subnet. Each is either excluded, taken, freed, or has never been used.
+#[derive(Debug, Clone)]
+pub struct Ipam {
     subnet: Subnet,
-    excluded: Vec<RangeInclusive<u32>>,
-    /// The lowest address that was never looked at; above `last` when there is none.
-    next: u64,
-    last: u32,
-    taken: HashSet<u32>,
-    /// Given back unused: these need no rest.
-    unused: Vec<u32>,
-    /// Freed addresses by the turn in which they were freed, so oldest first.
-    freed: BTreeMap<u64, (u32, Instant)>,
-    turn_of: HashMap<u32, u64>,
-    turn: u64,
+    quarantine: Duration,
+    /// Sorted, apart from each other, without network and broadcast address.
+    usable: Vec<RangeInclusive<u32>>,
+    usable_count: u64,
+    /// What no `allocate_next` has come to yet, in its order. May hold addresses that `allocate` has taken out of turn.
+    untouched: VecDeque<RangeInclusive<u32>>,
+    used: HashMap<u32, Use>,
+    /// Oldest first. Put back unused (no time) comes before all.
+    freed: BTreeMap<FreedKey, u32>,
+    next_freed: u64,
 }
 
-impl Allocator {
-    /// Network, broadcast and gateway address are never given out.
-    pub fn new(subnet: Subnet, gateway: Ipv4Addr) -> Self {
-        let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
-        let excluded = [first, u32::from(gateway), last].map(|address| address..=address).to_vec();
+/// When it was freed, and which of those freed at that time.
+type FreedKey = (Option<Instant>, u64);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Taken,
+    Freed(FreedKey),
+}
+
+/// Why there is no address.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IpamError {
+    #[error("network {subnet} is full: {taken} in use, {}", Resting(*quarantined, *next_free_in))]
+    Full { subnet: Subnet, taken: u64, quarantined: u64, next_free_in: Option<Duration> },
+    #[error("address {0} is already in use")]
+    Taken(Ipv4Addr),
+    #[error("address {address} is not for a guest of {subnet}: {why}")]
+    NotForGuests { address: Ipv4Addr, subnet: Subnet, why: &'static str },
+}
+
+/// The end of the message of a full subnet.
+struct Resting(u64, Option<Duration>);
+
+impl fmt::Display for Resting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in quarantine", self.0)?;
+        match self.1 {
+            Some(wait) => {
+                write!(f, ", the next is free in {} s", wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Ipam {
+    /// Every host address of `subnet` but the gateway and what is in `reserved`, all unused.
+    pub fn new(
+        subnet: Subnet,
+        gateway: Ipv4Addr,
+        reserved: &[RangeInclusive<Ipv4Addr>],
+        quarantine: Duration,
+    ) -> Self {
+        let gateway = u32::from(gateway);
+        let mut excluded: Vec<RangeInclusive<u32>> =
+            reserved.iter().map(|range| u32::from(*range.start())..=u32::from(*range.end())).collect();
+        excluded.push(gateway..=gateway);
+        let usable = without(hosts(subnet), excluded);
+        let usable_count = usable.iter().map(count).sum();
+        // The sequence starts right after the gateway and goes round.
+        let mut untouched = VecDeque::from(usable.clone());
+        untouched.rotate_left(usable.partition_point(|range| *range.start() < gateway));
         Self {
             subnet,
-            excluded,
-            next: u64::from(first) + 1,
-            last,
-            taken: HashSet::new(),
-            unused: Vec::new(),
+            quarantine,
+            usable,
+            usable_count,
+            untouched,
+            used: HashMap::new(),
             freed: BTreeMap::new(),
-            turn_of: HashMap::new(),
-            turn: 0,
+            next_freed: 0,
         }
     }
 
-    /// The next address: the lowest never used, else the longest freed that has rested.
-    pub fn allocate_next(&mut self, now: Instant) -> Result<Ipv4Addr, Full> {
-        while let Some(address) = self.unused.pop().or_else(|| self.never_used()) {
-            // One that was asked for by name has a life of its own.
-            if !self.taken.contains(&address) && !self.turn_of.contains_key(&address) {
-                self.taken.insert(address);
-                return Ok(address.into());
+    /// The next address: one put back unused, else one never used, else the one freed longest ago; none that is still in
+    /// quarantine.
+    pub fn allocate_next(&mut self, now: Instant) -> Result<Ipv4Addr, IpamError> {
+        let put_back = self.freed.first_key_value().is_some_and(|((freed_at, _), _)| freed_at.is_none());
+        let ripe_first = put_back || self.freed.len() >= MANY_FREED;
+        let address = if ripe_first {
+            self.take_ripe(now).or_else(|| self.take_untouched())
+        } else {
+            self.take_untouched().or_else(|| self.take_ripe(now))
+        };
+        let address = address.ok_or_else(|| self.full(now))?;
+        self.used.insert(address, Use::Taken);
+        Ok(Ipv4Addr::from(address))
+    }
+
+    /// This very address. Whoever names one knows what had it: quarantine does not hold it back.
+    pub fn allocate(&mut self, address: Ipv4Addr) -> Result<(), IpamError> {
+        if let Some(why) = self.not_for_guests(address) {
+            return Err(IpamError::NotForGuests { address, subnet: self.subnet, why });
+        }
+        match self.used.entry(u32::from(address)) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Use::Taken);
+                Ok(())
+            }
+            Entry::Occupied(mut occupied) => match *occupied.get() {
+                Use::Taken => Err(IpamError::Taken(address)),
+                Use::Freed(key) => {
+                    self.freed.remove(&key);
+                    occupied.insert(Use::Taken);
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    /// Puts a taken address into quarantine; whether it was taken. `freed_at` may lie back, as after a restart.
+    pub fn free(&mut self, address: Ipv4Addr, freed_at: Instant) -> bool {
+        self.release(u32::from(address), Some(freed_at))
+    }
+
+    /// Puts back a taken address that no guest has had: it is the next to be given out. Whether it was taken.
+    pub fn put_back(&mut self, address: Ipv4Addr) -> bool {
+        self.release(u32::from(address), None)
+    }
+
+    /// How many addresses nobody has, in quarantine or not.
+    pub fn free_count(&self) -> u64 {
+        self.usable_count - self.taken_count()
+    }
+
+    /// How many addresses are in use.
+    pub fn taken_count(&self) -> u64 {
+        (self.used.len() - self.freed.len()) as u64
+    }
+
+    fn release(&mut self, address: u32, freed_at: Option<Instant>) -> bool {
+        let Some(state @ Use::Taken) = self.used.get_mut(&address) else { return false };
+        let key = (freed_at, self.next_freed);
+        self.next_freed += 1;
+        *state = Use::Freed(key);
+        self.freed.insert(key, address);
+        true
+    }
+
+    fn take_untouched(&mut self) -> Option<u32> {
+        loop {
+            let range = self.untouched.front_mut()?;
+            match range.next() {
+                // Taken out of turn, by `allocate`. Each address is passed over once at most.
+                Some(address) if self.used.contains_key(&address) => {}
+                Some(address) => return Some(address),
+                None => {
+                    self.untouched.pop_front();
+                }
             }
         }
-        if let Some((&turn, &(address, freed_at))) = self.freed.first_key_value()
-            && now.saturating_duration_since(freed_at) >= QUARANTINE
+    }
+
+    fn take_ripe(&mut self, now: Instant) -> Option<u32> {
+        let oldest = self.freed.first_entry()?;
+        if let (Some(freed_at), _) = *oldest.key()
+            && now.saturating_duration_since(freed_at) < self.quarantine
         {
-            self.freed.remove(&turn);
-            self.turn_of.remove(&address);
-            self.taken.insert(address);
-            return Ok(address.into());
+            return None;
         }
-        Err(Full { taken: self.taken.len() as u64, resting: self.freed.len() as u64 })
+        Some(oldest.remove())
     }
 
-    /// This address. Whoever asks for one by name may have it while it rests.
-    pub fn allocate(&mut self, address: Ipv4Addr) -> Result<(), Unavailable> {
+    /// Asked when there is nothing untouched and nothing ripe: whatever is freed is in quarantine.
+    fn full(&self, now: Instant) -> IpamError {
+        let next_free_in = self.freed.first_key_value().and_then(|((freed_at, _), _)| *freed_at);
+        IpamError::Full {
+            subnet: self.subnet,
+            taken: self.taken_count(),
+            quarantined: self.freed.len() as u64,
+            next_free_in: next_free_in
+                .map(|at| self.quarantine.saturating_sub(now.saturating_duration_since(at))),
+        }
+    }
+
+    fn not_for_guests(&self, address: Ipv4Addr) -> Option<&'static str> {
         let number = u32::from(address);
-        if !self.subnet.has_host(address) || self.is_excluded(number) {
-            return Err(Unavailable::Excluded);
+        let at = self.usable.partition_point(|range| *range.end() < number);
+        if self.usable.get(at).is_some_and(|range| range.contains(&number)) {
+            None
+        } else if !self.subnet.contains(address) {
+            Some("it is outside")
+        } else if self.subnet.has_host(address) {
+            Some("it is the gateway or reserved")
+        } else {
+            Some("it is the network's own or its broadcast address")
         }
-        if !self.taken.insert(number) {
-            return Err(Unavailable::Taken);
-        }
-        if let Some(turn) = self.turn_of.remove(&number) {
-            self.freed.remove(&turn);
-        }
-        Ok(())
     }
+}
 
-    /// No guest has had it: it is the next one again.
-    pub fn give_back(&mut self, address: Ipv4Addr) {
-        if self.taken.remove(&u32::from(address)) {
-            self.unused.push(address.into());
+fn hosts(subnet: Subnet) -> RangeInclusive<u32> {
+    u32::from(subnet.network()) + 1..=u32::from(subnet.broadcast()) - 1
+}
+
+fn count(range: &RangeInclusive<u32>) -> u64 {
+    u64::from(*range.end() - *range.start()) + 1
+}
+
+/// What is left of `whole` when `holes` are cut out, in order; none of it empty.
+fn without(whole: RangeInclusive<u32>, mut holes: Vec<RangeInclusive<u32>>) -> Vec<RangeInclusive<u32>> {
+    holes.retain(|hole| !hole.is_empty());
+    holes.sort_by_key(|hole| *hole.start());
+    let mut left = Vec::new();
+    // Wider than an address: the one after 255.255.255.255 must be told from 0.0.0.0.
+    let mut from = u64::from(*whole.start());
+    let end = u64::from(*whole.end());
+    for hole in holes {
+        let (first, last) = (u64::from(*hole.start()), u64::from(*hole.end()));
+        if first > end {
+            break;
         }
-    }
-
-    /// Its guest is gone: it rests from now on.
-    pub fn free(&mut self, address: Ipv4Addr, now: Instant) {
-        let number = u32::from(address);
-        if self.taken.remove(&number) {
-            self.turn += 1;
-            self.freed.insert(self.turn, (number, now));
-            self.turn_of.insert(number, self.turn);
+        if from < first {
+            left.push(from as u32..=(first - 1) as u32);
         }
+        from = from.max(last + 1);
     }
-
-    /// Addresses that are neither taken nor excluded, resting ones included.
-    pub fn free_count(&self) -> u64 {
-        let excluded: u64 =
-            self.excluded.iter().map(|range| u64::from(range.end() - range.start()) + 1).sum();
-        (1_u64 << (32 - self.subnet.prefix_len())) - excluded - self.taken.len() as u64
+    if from <= end {
+        left.push(from as u32..=end as u32);
     }
-
-    fn never_used(&mut self) -> Option<u32> {
-        let address = u32::try_from(self.next).ok().filter(|address| *address <= self.last)?;
-        self.next += 1;
-        // A range is stepped over at once, however wide.
-        if let Some(range) = self.excluded.iter().find(|range| range.contains(&address)) {
-            self.next = u64::from(*range.end()) + 1;
-            return self.never_used();
-        }
-        Some(address)
-    }
-
-    fn is_excluded(&self, address: u32) -> bool {
-        self.excluded.iter().any(|range| range.contains(&address))
-    }
+    left
 }
 
 #[cfg(test)]

@@ -56,18 +56,21 @@ pub(super) async fn bridge(
     subnet: Subnet,
     mtu: u16,
 ) -> Result<(), KernelError> {
-    let shape = || -> LinkMessage {
+    let shape = || {
         LinkBridge::new(name)
-            .address(Mac::for_address(gateway).octets().to_vec())
             .mtu(mtu.into())
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false)
-            .build()
     };
     let doing = || format!("making bridge {name}");
-    there_is_fine(handle.link().add(shape()).execute().await).doing(doing)?;
-    handle.link().change(shape()).execute().await.doing(doing)?;
+    if index(handle, name).await?.is_none() {
+        let mac = Mac::for_address(gateway).octets().to_vec();
+        handle.link().add(shape().address(mac).build()).execute().await.doing(doing)?;
+    } else {
+        // Without the MAC: setting it, even to what it is, makes the kernel forget every neighbour on the bridge.
+        handle.link().change(shape().build()).execute().await.doing(doing)?;
+    }
     let index = existing(handle, name).await?;
 
     // Guests reach each other and the world through us: ARP for any address behind another port is answered by the

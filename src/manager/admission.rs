@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{CreateVm, ManagerError, NetworkStatus};
-use crate::ipam::Allocator;
+use crate::ipam::{Ipam, IpamError, QUARANTINE};
 use crate::model::{Hostname, Mac, Network, NetworkName, Slot, Vm, VmId};
 
 /// What is given out, over all networks of the host.
@@ -21,7 +21,7 @@ pub(super) struct Admission {
 #[derive(Debug)]
 struct Pool {
     network: Arc<Network>,
-    addresses: Allocator,
+    addresses: Ipam,
     holders: HashMap<Ipv4Addr, VmId>,
 }
 
@@ -30,7 +30,7 @@ impl Admission {
     pub(super) fn new(networks: &[Arc<Network>]) -> Self {
         let pools = networks.iter().map(|network| Pool {
             network: network.clone(),
-            addresses: Allocator::new(network.subnet, network.gateway),
+            addresses: Ipam::new(network.subnet, network.gateway, &[], QUARANTINE),
             holders: HashMap::new(),
         });
         Self { networks: pools.collect(), macs: HashMap::new(), slots: Slots::default() }
@@ -68,7 +68,7 @@ impl Admission {
         let mac = request.mac.unwrap_or_else(|| Mac::for_address(address));
         if let Some(by) = self.macs.get(&mac) {
             let by = by.clone();
-            pool.addresses.give_back(address);
+            pool.addresses.put_back(address);
             return Err(ManagerError::MacTaken { mac, by });
         }
         let vm = Vm {
@@ -94,6 +94,16 @@ impl Admission {
         self.slots.take_this(vm.slot);
         self.hold(index, vm);
         Ok(self.networks[index].network.clone())
+    }
+
+    /// Lets an address that a VM had before this start rest for what is left of its quarantine. One that is no guest's any
+    /// more has nothing to rest for.
+    pub(super) fn rest(&mut self, network: &NetworkName, address: Ipv4Addr, freed_at: Instant) {
+        if let Some(pool) = self.networks.iter_mut().find(|pool| pool.network.name == *network)
+            && pool.addresses.allocate(address).is_ok()
+        {
+            pool.addresses.free(address, freed_at);
+        }
     }
 
     /// Gives back what a VM had; its address rests in quarantine.
@@ -153,28 +163,23 @@ impl Pool {
                 found => break found,
             }
         };
-        stepped_over.into_iter().rev().for_each(|address| self.addresses.give_back(address));
+        for address in stepped_over.into_iter().rev() {
+            self.addresses.put_back(address);
+        }
         found
     }
 
     fn take(&mut self, address: Ipv4Addr) -> Result<Ipv4Addr, ManagerError> {
         let subnet = self.network.subnet;
-        if address == self.network.gateway {
-            return Err(ManagerError::AddressUnusable { address, subnet, why: "it is the gateway's" });
-        }
-        if !subnet.has_host(address) {
-            return Err(ManagerError::AddressUnusable {
-                address,
-                subnet,
-                why: "it is no host of the subnet",
-            });
-        }
         if let Some(by) = self.holders.get(&address) {
             return Err(ManagerError::AddressTaken { address, by: by.clone() });
         }
         match self.addresses.allocate(address) {
             Ok(()) => Ok(address),
-            Err(_) => Err(ManagerError::AddressUnusable { address, subnet, why: "it is excluded" }),
+            Err(IpamError::NotForGuests { why, .. }) => {
+                Err(ManagerError::AddressUnusable { address, subnet, why })
+            }
+            Err(_) => Err(ManagerError::AddressUnusable { address, subnet, why: "it is in use" }),
         }
     }
 }

@@ -6,7 +6,7 @@ mod admission;
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tracing::{debug, error, info};
 
@@ -74,7 +74,7 @@ pub struct Manager(Arc<Inner>);
 
 struct Inner {
     kernel: Kernel,
-    store: Store,
+    store: Arc<Store>,
     registry: Registry,
     leases: Leases,
     admission: Mutex<Admission>,
@@ -86,7 +86,7 @@ impl Manager {
     pub fn new(
         networks: &[Arc<Network>],
         kernel: Kernel,
-        store: Store,
+        store: Arc<Store>,
         registry: Registry,
         leases: Leases,
     ) -> Self {
@@ -97,7 +97,7 @@ impl Manager {
 
     /// Takes over the stored VMs: what of each is missing in the kernel is made, what stands is left alone.
     pub async fn adopt(&self, observed: &Observed) -> Result<(), ManagerError> {
-        self.readmit().await?;
+        self.readmit()?;
         let bindings = self.0.registry.all();
         let mut mended = 0;
         for binding in &bindings {
@@ -114,10 +114,17 @@ impl Manager {
     }
 
     /// Binds the stored VMs to what they had, without a look at the kernel.
-    pub async fn readmit(&self) -> Result<(), ManagerError> {
-        for vm in self.0.store.load().await? {
+    pub fn readmit(&self) -> Result<(), ManagerError> {
+        for vm in self.0.store.load()? {
             let network = self.admission().readmit(&vm)?;
             self.0.registry.bind(Arc::new(Binding::new(vm, network)));
+        }
+        let (now, now_us) = (Instant::now(), microseconds_now());
+        for freed in self.0.store.freed()? {
+            // By the wall clock, which may have been set back since.
+            let age = Duration::from_micros(u64::try_from(now_us - freed.freed_at_us).unwrap_or_default());
+            let freed_at = now.checked_sub(age).unwrap_or(now);
+            self.admission().rest(&freed.network, freed.address, freed_at);
         }
         Ok(())
     }
@@ -182,7 +189,7 @@ impl Inner {
             return Err(error.into());
         }
         if let Err(mut errors) = self.build(&plan::vm(&vm, &network, &Observed::default())).await {
-            if let Err(error) = self.store.remove(vm.vm_id.clone(), microseconds_now()).await {
+            if let Err(error) = self.store.remove(vm.vm_id.clone()).await {
                 errors.push(error.to_string());
             }
             self.admission().release(&vm, Instant::now());
@@ -227,7 +234,7 @@ impl Inner {
             self.registry.bind(binding);
             return Err(error);
         }
-        if let Err(error) = self.store.remove(vm_id.clone(), microseconds_now()).await {
+        if let Err(error) = self.store.remove(vm_id.clone()).await {
             self.registry.bind(binding);
             return Err(error.into());
         }

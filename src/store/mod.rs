@@ -1,201 +1,139 @@
-//! Durable desired state in SQLite: what the API has answered survives a crash and a power loss. In: VMs to keep or drop,
-//! devices and settings that are ours. Out: success once it is on the disk. One thread writes; changes that wait while it
-//! commits share the next commit.
+//! Desired state that survives kill -9 and power loss, in one SQLite file held by one guestnet. In: VMs, devices and
+//! settings to remember. Out: what was remembered, and nothing is answered before it is durable.
 
 mod directory;
 mod error;
 mod owned;
 mod schema;
 mod vms;
+mod writer;
 
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use rusqlite::{Connection, Savepoint};
-use tokio::sync::oneshot;
-
-pub use error::{StoreError, Taken};
-pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
+use rusqlite::Connection;
 
 use crate::model::{NetworkName, Vm, VmId};
-use error::Fault;
+pub use error::{StoreError, Taken};
+pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
+use writer::{Change, Effect, Writer};
 
-/// Changes that may wait for the writer; a caller that finds the queue full waits its turn.
-const QUEUE: usize = 1024;
-/// Changes of one commit: bounds how long the first of them waits.
-const BATCH: usize = 256;
+/// The open store. Changes come from any task and share commits; reads see every change that has been answered.
+#[derive(Debug)]
+pub struct Store {
+    // Dropped in this order: SQLite folds the write-ahead log in when the last connection closes, and only then may
+    // another guestnet have the directory.
+    reader: Mutex<Connection>,
+    writer: Writer,
+    file: PathBuf,
+    _lock: directory::DirectoryLock,
+}
 
-/// An address that a VM had, and when it was freed: microseconds since 1970-01-01 UTC.
+/// How the boot that was recorded before relates to this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootChange {
+    /// There was none: nothing has ever been made on this host.
+    First,
+    /// The kernel still has what we made: adopt it.
+    Same,
+    /// The kernel has nothing of ours: build it again. The records of links and sysctls are gone with it.
+    Rebooted,
+}
+
+/// An address that a removed VM had and no other has had since.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Freed {
     pub network: NetworkName,
     pub address: Ipv4Addr,
+    /// Microseconds since 1970-01-01 UTC.
     pub freed_at_us: i64,
 }
 
-/// What has become of the kernel since the last start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BootChange {
-    /// There was no start before.
-    First,
-    /// The kernel is the one of the last start: what was made is still there.
-    Same,
-    /// It is another: nothing that was made is there.
-    Rebooted,
-}
-
-/// A change with the way its result goes back to who asked for it.
-type Job = Box<dyn FnOnce(&mut Connection, &Path) -> Box<dyn FnOnce(Result<(), StoreError>) + Send> + Send>;
-
-/// The state directory, held for this process. Clones share one writer, which ends with the last of them.
-#[derive(Clone)]
-pub struct Store(Arc<Inner>);
-
-struct Inner {
-    jobs: Option<mpsc::SyncSender<Job>>,
-    writer: Option<JoinHandle<()>>,
-    _lock: directory::DirectoryLock,
-}
-
 impl Store {
-    /// Takes the directory for this process and opens its database, which is made if there has never been one.
+    /// Takes the directory for this process, made if it is not there, and opens the database in it.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let lock = directory::take(directory)?;
         let (connection, file) = schema::open(directory)?;
-        let (jobs, queue) = mpsc::sync_channel(QUEUE);
-        let writer = std::thread::Builder::new()
-            .name("store".into())
-            .spawn(move || write(connection, &file, &queue))
-            .map_err(StoreError::directory("start the writer of", directory))?;
-        Ok(Self(Arc::new(Inner { jobs: Some(jobs), writer: Some(writer), _lock: lock })))
+        let reader = Mutex::new(schema::open_reader(&file)?);
+        let started = Writer::start(connection, file.clone());
+        let writer = started.map_err(StoreError::directory("start a writer for", &file))?;
+        Ok(Self { reader, writer, file, _lock: lock })
     }
 
     /// Every VM, first created first.
-    pub async fn load(&self) -> Result<Vec<Vm>, StoreError> {
-        self.run(|connection| Ok(vms::load(connection)?)).await
+    pub fn load(&self) -> Result<Vec<Vm>, StoreError> {
+        self.read(vms::load)
     }
 
-    /// The addresses that VMs had and nobody has now, first freed first.
-    pub async fn load_freed(&self) -> Result<Vec<Freed>, StoreError> {
-        self.run(|connection| Ok(vms::load_freed(connection)?)).await
+    /// The addresses of removed VMs, freed first comes first: what an allocator's quarantine is restored from.
+    pub fn freed(&self) -> Result<Vec<Freed>, StoreError> {
+        self.read(vms::load_freed)
     }
 
-    /// Keeps a VM. On the disk when it returns.
+    /// Remembers a VM. `StoreError::Taken` names what another VM already has, be it the vm_id, MAC, address or slot.
     pub async fn insert(&self, vm: Vm) -> Result<(), StoreError> {
-        self.run(move |connection| vms::insert(connection, &vm)).await
+        self.writer.write(Change::Insert(Box::new(vm))).await.map(drop)
     }
 
-    /// Drops a VM; whether there was one. On the disk when it returns.
-    pub async fn remove(&self, vm_id: VmId, now_us: i64) -> Result<bool, StoreError> {
-        self.run(move |connection| Ok(vms::remove(connection, &vm_id, now_us)?)).await
+    /// Forgets a VM; whether there was one.
+    pub async fn remove(&self, vm_id: VmId) -> Result<bool, StoreError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
+        Ok(self.writer.write(Change::Remove { vm_id, now_us }).await? != Effect::Nothing)
     }
 
-    /// Records which boot of the machine this is. After another one, devices and settings of ours are forgotten.
-    pub async fn record_boot(&self, boot_id: String) -> Result<BootChange, StoreError> {
-        self.run(move |connection| Ok(owned::record_boot(connection, &boot_id)?)).await
+    /// Remembers under which boot (`/proc/sys/kernel/random/boot_id`) the host's state is about to be made.
+    pub async fn record_boot(&self, boot_id: &str) -> Result<BootChange, StoreError> {
+        Ok(match self.writer.write(Change::RecordBoot(boot_id.to_owned())).await? {
+            Effect::Nothing => BootChange::Same,
+            Effect::Changed => BootChange::First,
+            Effect::Rebooted => BootChange::Rebooted,
+        })
     }
 
-    /// Records a device that we made.
+    /// Remembers a device as ours, in the place of any with its ifindex or name.
     pub async fn record_link(&self, link: OwnedLink) -> Result<(), StoreError> {
-        self.run(move |connection| Ok(owned::record_link(connection, &link)?)).await
+        self.writer.write(Change::RecordLink(link)).await.map(drop)
     }
 
+    /// Forgets a device; whether it was ours.
     pub async fn forget_link(&self, ifindex: u32) -> Result<bool, StoreError> {
-        self.run(move |connection| Ok(owned::forget_link(connection, ifindex)?)).await
+        Ok(self.writer.write(Change::ForgetLink(ifindex)).await? != Effect::Nothing)
     }
 
-    pub async fn links(&self) -> Result<Vec<OwnedLink>, StoreError> {
-        self.run(|connection| Ok(owned::links(connection)?)).await
+    /// The devices that are ours, by ifindex.
+    pub fn links(&self) -> Result<Vec<OwnedLink>, StoreError> {
+        self.read(owned::links)
     }
 
-    /// Records a setting that we changed; the first record of it stands. Whether this is the first.
+    /// Remembers what a setting was before we changed it; false, and the first record stands, when there is one already.
     pub async fn record_sysctl(&self, changed: ChangedSysctl) -> Result<bool, StoreError> {
-        self.run(move |connection| Ok(owned::record_sysctl(connection, &changed)?)).await
+        Ok(self.writer.write(Change::RecordSysctl(changed)).await? != Effect::Nothing)
     }
 
-    pub async fn forget_sysctl(&self, path: String) -> Result<bool, StoreError> {
-        self.run(move |connection| Ok(owned::forget_sysctl(connection, &path)?)).await
+    /// Forgets a setting that has been put back; whether it was recorded.
+    pub async fn forget_sysctl(&self, path: &str) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::ForgetSysctl(path.to_owned())).await? != Effect::Nothing)
     }
 
-    pub async fn sysctls(&self) -> Result<Vec<ChangedSysctl>, StoreError> {
-        self.run(|connection| Ok(owned::sysctls(connection)?)).await
+    /// The settings that we have changed, by path.
+    pub fn sysctls(&self) -> Result<Vec<ChangedSysctl>, StoreError> {
+        self.read(owned::sysctls)
     }
 
-    /// Has the writer do `work`; its result once that is on the disk.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let (answer, result) = oneshot::channel();
-        let job: Job = Box::new(move |connection, file| {
-            let done = in_savepoint(connection, file, work);
-            // The caller may have gone; what was done stands all the same.
-            Box::new(move |committed| drop(answer.send(committed.and(done))))
-        });
-        let jobs = self.0.jobs.clone().ok_or(StoreError::Stopped)?;
-        let sent = match jobs.try_send(job) {
-            Ok(()) => Ok(()),
-            Err(mpsc::TrySendError::Full(job)) => tokio::task::spawn_blocking(move || jobs.send(job))
-                .await
-                .map_or(Err(()), |sent| sent.map_err(drop)),
-            Err(mpsc::TrySendError::Disconnected(_)) => Err(()),
-        };
-        sent.map_err(|()| StoreError::Stopped)?;
-        result.await.map_err(|_| StoreError::Stopped)?
+    /// The number of the last commit that changed anything.
+    pub fn generation(&self) -> Result<i64, StoreError> {
+        self.read(|connection| {
+            connection.query_row("SELECT value FROM meta WHERE key = 'generation'", [], |row| row.get(0))
+        })
     }
-}
 
-impl Drop for Inner {
-    fn drop(&mut self) {
-        drop(self.jobs.take());
-        if let Some(writer) = self.writer.take() {
-            // It has answered everyone; a panic of it has been told by the channels.
-            let _ = writer.join();
-        }
-    }
-}
-
-/// A change that fails undoes itself only, not the changes it shares a commit with.
-fn in_savepoint<T>(
-    connection: &mut Connection,
-    file: &Path,
-    work: impl FnOnce(&Connection) -> Result<T, Fault>,
-) -> Result<T, StoreError> {
-    let failed = StoreError::sqlite(file);
-    let savepoint: Savepoint<'_> = connection.savepoint().map_err(&failed)?;
-    match work(&savepoint) {
-        Ok(done) => savepoint.commit().map(|()| done).map_err(failed),
-        // Dropped, the savepoint is rolled back.
-        Err(Fault::Refused(error)) => Err(error),
-        Err(Fault::Sqlite(error)) => Err(failed(error)),
-    }
-}
-
-/// The writer: takes what waits, commits it at once, then answers everyone.
-fn write(mut connection: Connection, file: &Path, queue: &mpsc::Receiver<Job>) {
-    while let Ok(first) = queue.recv() {
-        let jobs = std::iter::once(first).chain(queue.try_iter().take(BATCH - 1));
-        commit(&mut connection, file, jobs);
-    }
-}
-
-fn commit(connection: &mut Connection, file: &Path, jobs: impl Iterator<Item = Job>) {
-    let failed = StoreError::sqlite(file);
-    let begun = connection.execute_batch("BEGIN IMMEDIATE").map_err(&failed);
-    let answers: Vec<_> = jobs.map(|job| job(connection, file)).collect();
-    let committed = begun.and_then(|()| {
-        connection
-            .execute_batch("UPDATE meta SET value = value + 1 WHERE key = 'generation'; COMMIT")
-            .map_err(&failed)
-    });
-    if committed.is_err() && !connection.is_autocommit() {
-        // Nothing more can be done for a database that cannot even roll back: every caller is told of the commit.
-        let _ = connection.execute_batch("ROLLBACK");
-    }
-    for answer in answers {
-        answer(committed.clone());
+    fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
+        // A panic while the lock was held cannot leave a read-only connection half changed.
+        let reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        query(&reader).map_err(StoreError::sqlite(&self.file))
     }
 }
 

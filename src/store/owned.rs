@@ -1,10 +1,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::BootChange;
 use super::vms::parsed;
+use super::writer::Effect;
 use crate::model::{IfName, Invalid};
 
 /// A network device of this host that we made. Ours by its ifindex: the name alone proves nothing.
@@ -94,18 +94,15 @@ pub(super) fn sysctls(connection: &Connection) -> rusqlite::Result<Vec<ChangedSy
 }
 
 /// Another boot has other devices, under numbers that were ours, and its own kernel settings.
-pub(super) fn record_boot(connection: &Connection, boot_id: &str) -> rusqlite::Result<BootChange> {
-    let before: Option<String> = rusqlite::OptionalExtension::optional(connection.query_row(
-        "SELECT value FROM meta WHERE key = 'boot_id'",
-        [],
-        |row| row.get(0),
-    ))?;
-    let change = match before {
-        None => BootChange::First,
-        Some(before) if before == boot_id => return Ok(BootChange::Same),
-        Some(_) => BootChange::Rebooted,
+pub(super) fn record_boot(connection: &Connection, boot_id: &str) -> rusqlite::Result<Effect> {
+    let mut select = connection.prepare_cached("SELECT value FROM meta WHERE key = 'boot_id'")?;
+    let before: Option<String> = select.query_row([], |row| row.get(0)).optional()?;
+    let effect = match before {
+        None => Effect::Changed,
+        Some(before) if before == boot_id => return Ok(Effect::Nothing),
+        Some(_) => Effect::Rebooted,
     };
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('boot_id', ?1)", [boot_id])?;
     connection.execute_batch("DELETE FROM link; DELETE FROM sysctl;")?;
-    Ok(change)
+    Ok(effect)
 }

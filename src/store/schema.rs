@@ -64,6 +64,12 @@ pub(super) fn open(directory: &Path) -> Result<(Connection, PathBuf), StoreError
     Ok((connection, file))
 }
 
+/// A second connection that cannot write, to a file that `open` has opened.
+pub(super) fn open_reader(file: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    Connection::open_with_flags(file, flags).map_err(StoreError::sqlite(file))
+}
+
 fn connect(file: &Path) -> rusqlite::Result<Connection> {
     // Without CREATE: SQLite must never put an empty database in the place of a lost one.
     Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)

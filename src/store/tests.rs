@@ -1,174 +1,250 @@
-use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use futures_util::future::join_all;
 
 use super::*;
-use crate::model::testing;
+use crate::model::{Mac, RateMbps, Slot};
 
-fn open(directory: &Path) -> Store {
-    Store::open(directory).unwrap()
+/// The `n`th of many VMs that have nothing in common.
+pub(super) fn vm(n: u32) -> Vm {
+    let address = Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 100, 0, 2)) + n);
+    Vm {
+        vm_id: format!("vm_{n}").parse().unwrap(),
+        network: "default".parse().unwrap(),
+        workspace: n.is_multiple_of(2).then(|| "acme".parse().unwrap()),
+        slot: Slot(n),
+        mac: Mac::for_address(address),
+        address,
+        hostname: format!("web-{n}").parse().unwrap(),
+        rate_limit: n.is_multiple_of(2).then(|| RateMbps::try_from(250).unwrap()),
+        created_at_us: 1_700_000_000_000_000 + i64::from(n),
+    }
 }
 
-fn refusal(directory: &Path) -> String {
-    Store::open(directory).err().expect("a refusal").to_string()
+fn id(vm: &Vm) -> VmId {
+    vm.vm_id.clone()
 }
 
 #[tokio::test]
-async fn what_was_inserted_is_there_after_a_restart() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    for n in 1..=3 {
-        store.insert(testing::vm(n)).await.unwrap();
-    }
-    assert!(store.remove(testing::vm(2).vm_id, 7).await.unwrap());
-    assert!(!store.remove(testing::vm(2).vm_id, 8).await.unwrap());
+async fn what_was_stored_is_there_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let directory = root.path().join("deep/state");
+    let store = Store::open(&directory).unwrap();
+    store.insert(vm(2)).await.unwrap();
+    store.insert(vm(1)).await.unwrap();
+    store.insert(vm(3)).await.unwrap();
+    assert!(store.remove(id(&vm(3))).await.unwrap());
+    assert!(!store.remove(id(&vm(3))).await.unwrap());
+    assert_eq!(store.load().unwrap(), [vm(1), vm(2)]);
+    assert_eq!(store.generation().unwrap(), 4);
     drop(store);
-    let store = open(directory.path());
-    assert_eq!(store.load().await.unwrap(), [testing::vm(1), testing::vm(3)]);
-    let freed =
-        Freed { network: "default".parse().unwrap(), address: testing::vm(2).address, freed_at_us: 7 };
-    assert_eq!(store.load_freed().await.unwrap(), [freed]);
+
+    let store = Store::open(&directory).unwrap();
+    assert_eq!(store.load().unwrap(), [vm(1), vm(2)]);
+    assert_eq!(store.generation().unwrap(), 4);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&directory), mode(&directory.join("guestnet.db"))), (0o700, 0o600));
 }
 
 #[tokio::test]
-async fn what_was_answered_is_in_a_copy_taken_at_that_moment() {
-    // What a power loss leaves: the files as they are, with nobody to close them.
-    let (directory, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let store = open(directory.path());
-    store.insert(testing::vm(1)).await.unwrap();
-    for entry in fs::read_dir(directory.path()).unwrap().map(Result::unwrap) {
-        fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+async fn a_freed_address_is_remembered_until_it_is_given_out_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    for n in [5, 4] {
+        store.insert(vm(n)).await.unwrap();
+        store.remove(id(&vm(n))).await.unwrap();
     }
-    assert_eq!(open(copy.path()).load().await.unwrap(), [testing::vm(1)]);
+    let freed: Vec<Ipv4Addr> = store.freed().unwrap().into_iter().map(|freed| freed.address).collect();
+    assert_eq!(freed, [vm(5).address, vm(4).address]);
+    store.insert(Vm { address: vm(5).address, ..vm(6) }).await.unwrap();
+    assert_eq!(store.freed().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn what_only_one_vm_can_have_is_refused_by_name() {
+async fn a_clash_names_what_is_taken_and_by_whom() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    store.insert(testing::vm(1)).await.unwrap();
-    let mut clash = testing::vm(2);
-    clash.mac = testing::vm(1).mac;
-    let error = store.insert(clash).await.unwrap_err().to_string();
-    assert!(error.contains("06:00:0a:64:00:02") && error.contains("vm1"), "{error}");
-    assert_eq!(store.load().await.unwrap(), [testing::vm(1)]);
+    let store = Store::open(directory.path()).unwrap();
+    store.insert(vm(1)).await.unwrap();
+    let cases = [
+        (Vm { vm_id: id(&vm(1)), ..vm(2) }, "vm_id vm_1 is already taken by VM vm_1"),
+        (Vm { mac: vm(1).mac, ..vm(2) }, "MAC address 06:00:0a:64:00:03 is already taken by VM vm_1"),
+        (
+            Vm { address: vm(1).address, ..vm(2) },
+            "address 10.100.0.3 of network default is already taken by VM vm_1",
+        ),
+        (Vm { slot: vm(1).slot, ..vm(2) }, "slot 1 is already taken by VM vm_1"),
+    ];
+    for (clash, wanted) in cases {
+        assert_eq!(store.insert(clash).await.unwrap_err().to_string(), wanted);
+    }
+    let elsewhere = Vm { network: "blue".parse().unwrap(), address: vm(1).address, ..vm(2) };
+    store.insert(elsewhere).await.unwrap();
+    assert_eq!(store.load().unwrap().len(), 2);
 }
 
 #[tokio::test]
-async fn callers_that_wait_share_a_commit_and_one_refusal_is_its_own() {
+async fn sixty_four_callers_share_a_commit() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    let generation = |store: Store| async move {
-        let read = |connection: &Connection| {
-            Ok(connection.query_row("SELECT value FROM meta WHERE key = 'generation'", [], |row| {
-                row.get::<_, i64>(0)
-            })?)
-        };
-        store.run(read).await.unwrap()
-    };
-    let before = generation(store.clone()).await;
-    // The writer is held until all are waiting.
-    let (hold, held) = mpsc::channel::<()>();
-    let holding = tokio::spawn({
-        let store = store.clone();
-        async move { store.run(move |_| Ok(held.recv().is_ok())).await }
-    });
-    let mut inserts = Vec::new();
-    for n in 1..=64 {
-        let (store, mut vm) = (store.clone(), testing::vm(n));
-        if n == 64 {
-            vm.slot = testing::vm(1).slot;
+    let store = Store::open(directory.path()).unwrap();
+    // Holds the writer up for as long as it takes all callers to queue.
+    let other = Connection::open(directory.path().join("guestnet.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let inserts = join_all((0..64).map(|n| store.insert(vm(n))));
+    let queued = async { other.execute_batch("COMMIT").unwrap() };
+    // join! polls in order: the inserts are queued when the other connection lets go, but for a few that tokio may have
+    // poll twice.
+    let (answers, ()) = tokio::join!(inserts, queued);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    assert_eq!(store.load().unwrap().len(), 64);
+    assert!(store.generation().unwrap() <= 8, "{} commits", store.generation().unwrap());
+}
+
+/// Runs as its own child: with STORE in the environment it inserts until it is killed.
+#[tokio::test]
+async fn what_was_answered_survives_kill_9() {
+    if let Some(directory) = std::env::var_os("GUESTNET_TEST_STORE") {
+        let store = Store::open(Path::new(&directory)).unwrap();
+        for n in 0..u32::MAX {
+            store.insert(vm(n)).await.unwrap();
+            println!("\nanswered {n}");
         }
-        inserts.push(tokio::spawn(async move { store.insert(vm).await }));
     }
-    tokio::task::yield_now().await;
-    hold.send(()).unwrap();
-    holding.await.unwrap().unwrap();
-    let mut refused = 0;
-    for insert in inserts {
-        refused += usize::from(insert.await.unwrap().is_err());
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let place = directory.path().join(round.to_string());
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "store::tests::what_was_answered_survives_kill_9", "--nocapture"])
+            .env("GUESTNET_TEST_STORE", &place)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut answered =
+            lines.map_while(Result::ok).filter_map(|l| l.strip_prefix("answered ")?.parse::<u32>().ok());
+        answered.by_ref().nth(20 + 7 * round).unwrap();
+        child.kill().unwrap();
+        let last = answered.last();
+        child.wait().unwrap();
+        let kept = Store::open(&place).unwrap().load().unwrap();
+        let least = last.map_or(21 + 7 * round, |last| last as usize + 1);
+        assert!(kept.len() >= least, "{} of {least}", kept.len());
+        assert_eq!(kept, (0..kept.len() as u32).map(vm).collect::<Vec<_>>());
     }
-    assert_eq!((refused, store.load().await.unwrap().len()), (1, 63));
-    let commits = generation(store).await - before;
-    assert!(commits < 32, "{commits} commits for 64 inserts");
 }
 
 #[tokio::test]
-async fn a_directory_in_use_is_refused_with_its_user() {
+async fn a_second_guestnet_on_the_same_directory_is_told_who_has_it() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    let error = refusal(directory.path());
-    assert!(error.contains(&directory.path().display().to_string()), "{error}");
+    let first = Store::open(directory.path()).unwrap();
+    let error = Store::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains(directory.path().to_str().unwrap()), "{error}");
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
-    drop(store);
-    open(directory.path());
-}
-
-#[tokio::test]
-async fn a_damaged_database_is_left_as_it_is() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    store.insert(testing::vm(1)).await.unwrap();
-    drop(store);
-    let file = directory.path().join("guestnet.db");
-    let mut bytes = fs::read(&file).unwrap();
-    bytes[..64].fill(0x5a);
-    fs::write(&file, &bytes).unwrap();
-    let error = refusal(directory.path());
-    assert!(error.contains("damaged") && error.contains("restore"), "{error}");
-    assert_eq!(fs::read(&file).unwrap(), bytes);
-
-    fs::write(&file, b"").unwrap();
-    assert!(refusal(directory.path()).contains("damaged"), "an empty file is not a fresh start");
-}
-
-#[tokio::test]
-async fn a_database_of_a_newer_guestnet_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    drop(open(directory.path()));
-    let connection = Connection::open(directory.path().join("guestnet.db")).unwrap();
-    connection.pragma_update(None, "user_version", 99).unwrap();
-    drop(connection);
-    assert!(refusal(directory.path()).contains("newer guestnet (schema 99"));
+    first.insert(vm(1)).await.unwrap();
+    drop(first);
+    Store::open(directory.path()).unwrap();
 }
 
 #[test]
-fn a_state_directory_that_cannot_be_made_is_named() {
+fn a_newer_guestnets_database_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("file");
-    fs::write(&file, "").unwrap();
-    let error = refusal(&file.join("state"));
-    assert!(error.contains("file/state"), "{error}");
+    drop(Store::open(directory.path()).unwrap());
+    let file = directory.path().join("guestnet.db");
+    Connection::open(&file).unwrap().pragma_update(None, "user_version", 99).unwrap();
+    let before = std::fs::read(&file).unwrap();
+    let error = Store::open(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("newer guestnet (schema 99") && error.contains("guestnet.db"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
 }
 
 #[tokio::test]
-async fn others_cannot_read_it() {
+async fn a_damaged_database_stops_the_start_and_is_never_recreated() {
     let directory = tempfile::tempdir().unwrap();
-    let state = directory.path().join("state");
-    let _store = open(&state);
-    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!((mode(&state), mode(&state.join("guestnet.db"))), (0o700, 0o600));
+    let store = Store::open(directory.path()).unwrap();
+    for n in 0..200 {
+        store.insert(vm(n)).await.unwrap();
+    }
+    drop(store);
+    let file = directory.path().join("guestnet.db");
+    let sound = std::fs::read(&file).unwrap();
+    let mut torn = sound.clone();
+    torn[4096..12288].fill(0xff);
+    let mut headless = sound.clone();
+    headless[..64].fill(0);
+    let cases = [torn, headless, sound[..sound.len() / 2].to_vec(), Vec::new(), b"not a database".to_vec()];
+    for (case, bytes) in cases.into_iter().enumerate() {
+        std::fs::write(&file, &bytes).unwrap();
+        let error = Store::open(directory.path()).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged { .. }), "case {case}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(file.to_str().unwrap()) && text.contains("restore a copy"), "{text}");
+        assert_eq!(std::fs::read(&file).unwrap(), bytes, "case {case}");
+    }
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(directory.path().join("guestnet.db-wal"), b"the last commits").unwrap();
+    assert!(matches!(Store::open(directory.path()).unwrap_err(), StoreError::Damaged { .. }));
+
+    std::fs::remove_file(directory.path().join("guestnet.db-wal")).unwrap();
+    std::fs::write(&file, sound).unwrap();
+    assert_eq!(Store::open(directory.path()).unwrap().load().unwrap().len(), 200);
+}
+
+#[test]
+fn an_unfinished_first_start_is_begun_again() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("guestnet.db-new"), b"half").unwrap();
+    assert_eq!(Store::open(directory.path()).unwrap().load().unwrap(), []);
+    assert!(!directory.path().join("guestnet.db-new").exists());
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(root.path(), PermissionsExt::from_mode(0o555)).unwrap();
+    let path = root.path().to_owned();
+    // Root may write anywhere; this one thread looks at files as nobody does (setfsuid(2)).
+    let errors = std::thread::spawn(move || {
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65534));
+        [Store::open(&path), Store::open(&path.join("state"))].map(|opened| opened.unwrap_err().to_string())
+    });
+    for error in errors.join().unwrap() {
+        assert!(error.contains(root.path().to_str().unwrap()), "{error}");
+        assert!(error.contains("Permission denied") && error.contains("writable"), "{error}");
+    }
 }
 
 #[tokio::test]
-async fn a_reboot_forgets_devices_and_settings_and_keeps_vms() {
+async fn a_reboot_forgets_the_devices_but_no_vm() {
     let directory = tempfile::tempdir().unwrap();
-    let store = open(directory.path());
-    assert_eq!(store.record_boot("a".into()).await.unwrap(), BootChange::First);
-    assert_eq!(store.record_boot("a".into()).await.unwrap(), BootChange::Same);
-    store.insert(testing::vm(1)).await.unwrap();
-    let link = OwnedLink {
-        ifindex: 7,
-        name: "br-vms".parse().unwrap(),
-        kind: LinkKind::Bridge,
-        owner: "default".into(),
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.record_boot("boot-a").await.unwrap(), BootChange::First);
+    let link = |ifindex, name: &str, kind, owner: &str| OwnedLink {
+        ifindex,
+        name: name.parse().unwrap(),
+        kind,
+        owner: owner.into(),
     };
-    store.record_link(link.clone()).await.unwrap();
-    let changed = |value: &str| ChangedSysctl { path: "ipv4/ip_forward".into(), old_value: value.into() };
-    assert!(store.record_sysctl(changed("0")).await.unwrap());
-    assert!(!store.record_sysctl(changed("1")).await.unwrap(), "the host's own value is the first");
-    assert_eq!(store.links().await.unwrap(), [link]);
-    assert_eq!(store.sysctls().await.unwrap(), [changed("0")]);
-    assert_eq!(store.record_boot("b".into()).await.unwrap(), BootChange::Rebooted);
-    assert_eq!((store.links().await.unwrap().len(), store.sysctls().await.unwrap().len()), (0, 0));
-    assert_eq!(store.load().await.unwrap().len(), 1);
+    store.insert(vm(1)).await.unwrap();
+    store.record_link(link(7, "br-vms", LinkKind::Bridge, "default")).await.unwrap();
+    store.record_link(link(8, "gv1", LinkKind::Port, "vm_1")).await.unwrap();
+    store.record_link(link(9, "gv1", LinkKind::Port, "vm_1")).await.unwrap();
+    store.record_link(link(10, "gv2", LinkKind::Port, "vm_2")).await.unwrap();
+    assert!(store.forget_link(10).await.unwrap());
+    assert!(!store.forget_link(10).await.unwrap());
+    let forward = |old: &str| ChangedSysctl { path: "net/ipv4/ip_forward".into(), old_value: old.into() };
+    assert!(store.record_sysctl(forward("0")).await.unwrap());
+    assert!(!store.record_sysctl(forward("1")).await.unwrap());
+    drop(store);
+
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.record_boot("boot-a").await.unwrap(), BootChange::Same);
+    let ours = [link(7, "br-vms", LinkKind::Bridge, "default"), link(9, "gv1", LinkKind::Port, "vm_1")];
+    assert_eq!(store.links().unwrap(), ours);
+    assert_eq!(store.sysctls().unwrap(), [forward("0")]);
+
+    assert_eq!(store.record_boot("boot-b").await.unwrap(), BootChange::Rebooted);
+    assert_eq!((store.links().unwrap(), store.sysctls().unwrap()), (vec![], vec![]));
+    assert_eq!(store.load().unwrap(), [vm(1)]);
+    assert!(!store.forget_sysctl("net/ipv4/ip_forward").await.unwrap());
 }

@@ -118,7 +118,7 @@ fn a_vm_that_does_not_fit_is_refused_by_name() {
     let before = lab.host_state();
     refused(&["vm2", "--mac", "06:00:0a:09:00:02"], 1, &["06:00:0a:09:00:02", "vm1"]);
     refused(&["vm2", "--ip", "10.9.0.2"], 1, &["10.9.0.2", "vm1"]);
-    refused(&["vm2"], 1, &["10.9.0.0/30", "1 are taken"]);
+    refused(&["vm2"], 1, &["10.9.0.0/30", "1 in use"]);
     refused(&["vm1", "--hostname", "another"], 1, &["vm1", "hostname", "another"]);
     assert_same(&before, &lab.host_state());
 }

@@ -12,6 +12,7 @@
 #[path = "../lab/mod.rs"]
 mod lab;
 
+mod api;
 mod bad_input;
 mod first_guest;
 mod guest_config;

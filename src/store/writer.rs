@@ -1,0 +1,184 @@
+//! Group commit: changes that wait together share one transaction and one sync of the disk. In: changes from any number
+//! of callers. Out: to each its own answer, once it is durable.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread::{Builder, JoinHandle};
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot};
+
+use super::error::Fault;
+use super::{ChangedSysctl, OwnedLink, StoreError, owned, vms};
+use crate::model::{Vm, VmId};
+
+/// More wait in their callers.
+const QUEUE: usize = 1024;
+/// Bounds how long the first of a batch waits for the rest of it.
+const LARGEST_BATCH: usize = 256;
+
+#[derive(Debug)]
+pub(super) enum Change {
+    Insert(Box<Vm>),
+    Remove { vm_id: VmId, now_us: i64 },
+    RecordLink(OwnedLink),
+    ForgetLink(u32),
+    RecordSysctl(ChangedSysctl),
+    ForgetSysctl(String),
+    RecordBoot(String),
+}
+
+/// What a change found and did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It was so already.
+    Nothing,
+    Changed,
+    /// The boot recorded before was another one.
+    Rebooted,
+}
+
+impl From<bool> for Effect {
+    fn from(changed: bool) -> Self {
+        if changed { Self::Changed } else { Self::Nothing }
+    }
+}
+
+struct Job {
+    change: Change,
+    reply: oneshot::Sender<Result<Effect, StoreError>>,
+}
+
+/// The thread that alone writes. Dropped, it finishes what was queued and closes the database.
+#[derive(Debug)]
+pub(super) struct Writer {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection, file: PathBuf) -> io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let thread = Builder::new().name("store".into()).spawn(move || run(connection, &file, queue))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+    }
+
+    /// Returns when `change` is durable. A caller that stops waiting does not take back what it has queued.
+    pub(super) async fn write(&self, change: Change) -> Result<Effect, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let jobs = self.jobs.as_ref().ok_or(StoreError::Stopped)?;
+        jobs.send(Job { change, reply }).await.map_err(|_| StoreError::Stopped)?;
+        answer.await.map_err(|_| StoreError::Stopped)?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        // A thread that panicked has nothing left to finish.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+fn run(mut connection: Connection, file: &Path, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < LARGEST_BATCH
+            && let Ok(next) = queue.try_recv()
+        {
+            batch.push(next);
+        }
+        let changes = batch.iter().map(|job| &job.change);
+        match commit(&mut connection, changes).map_err(StoreError::sqlite(file)) {
+            Ok(outcomes) => {
+                for (job, outcome) in batch.into_iter().zip(outcomes) {
+                    // Whoever no longer waits for the answer does without.
+                    let _ = job.reply.send(outcome);
+                }
+            }
+            Err(error) => {
+                for job in batch {
+                    let _ = job.reply.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+}
+
+/// All of `changes` in one transaction, with an outcome for each. One that is refused leaves no trace and does not hold
+/// up the others; when the database itself fails, none is made.
+fn commit<'a>(
+    connection: &mut Connection,
+    changes: impl Iterator<Item = &'a Change>,
+) -> rusqlite::Result<Vec<Result<Effect, StoreError>>> {
+    let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let mut outcomes = Vec::new();
+    for change in changes {
+        let savepoint = transaction.savepoint()?;
+        match apply(&savepoint, change) {
+            Ok(effect) => {
+                savepoint.commit()?;
+                outcomes.push(Ok(effect));
+            }
+            Err(Fault::Refused(error)) => {
+                savepoint.finish()?;
+                outcomes.push(Err(error));
+            }
+            Err(Fault::Sqlite(error)) => return Err(error),
+        }
+    }
+    if outcomes.iter().any(|outcome| matches!(outcome, Ok(effect) if *effect != Effect::Nothing)) {
+        transaction
+            .prepare_cached("UPDATE meta SET value = value + 1 WHERE key = 'generation'")?
+            .execute([])?;
+    }
+    transaction.commit()?;
+    Ok(outcomes)
+}
+
+fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
+    Ok(match change {
+        Change::Insert(vm) => vms::insert(connection, vm).map(|()| Effect::Changed)?,
+        Change::Remove { vm_id, now_us } => vms::remove(connection, vm_id, *now_us)?.into(),
+        Change::RecordLink(link) => owned::record_link(connection, link).map(|()| Effect::Changed)?,
+        Change::ForgetLink(ifindex) => owned::forget_link(connection, *ifindex)?.into(),
+        Change::RecordSysctl(changed) => owned::record_sysctl(connection, changed)?.into(),
+        Change::ForgetSysctl(path) => owned::forget_sysctl(connection, path)?.into(),
+        Change::RecordBoot(boot_id) => owned::record_boot(connection, boot_id)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::schema;
+    use crate::store::tests::vm;
+
+    #[test]
+    fn a_full_disk_refuses_the_batch_and_keeps_what_was_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, file) = schema::open(directory.path()).unwrap();
+        commit(&mut connection, [Change::Insert(Box::new(vm(0)))].iter()).unwrap();
+        connection.pragma_update(None, "max_page_count", 1).unwrap();
+        let many: Vec<Change> = (1..500).map(|n| Change::Insert(Box::new(vm(n)))).collect();
+        let error = commit(&mut connection, many.iter()).map_err(StoreError::sqlite(&file)).unwrap_err();
+        assert!(matches!(error, StoreError::DiskFull { .. }), "{error}");
+        assert!(error.to_string().contains("full: free some space"), "{error}");
+        assert_eq!(vms::load(&connection).unwrap(), [vm(0)]);
+
+        connection.pragma_update(None, "max_page_count", 1_000_000).unwrap();
+        let outcomes = commit(&mut connection, many.iter()).unwrap();
+        assert!(outcomes.iter().all(Result::is_ok));
+        assert_eq!(vms::load(&connection).unwrap().len(), 500);
+    }
+
+    #[test]
+    fn one_refused_change_does_not_hold_up_the_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut connection, _) = schema::open(directory.path()).unwrap();
+        let changes = [1, 1, 2].map(|n| Change::Insert(Box::new(vm(n))));
+        let outcomes = commit(&mut connection, changes.iter()).unwrap();
+        assert!(matches!(&outcomes[..], [Ok(_), Err(StoreError::Taken { .. }), Ok(_)]), "{outcomes:?}");
+        assert_eq!(vms::load(&connection).unwrap(), [vm(1), vm(2)]);
+    }
+}
