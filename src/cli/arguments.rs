@@ -1,11 +1,12 @@
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 
+use super::gen_arguments::GenCommand;
 use super::output::Format;
 use crate::api::DEFAULT_SOCKET;
-use crate::model::{Domain, Hostname, Mac, NetworkName, RateMbps, Subnet, VmId, WorkspaceId};
+use crate::model::{Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
 
 /// The guest network of a microVM host.
@@ -141,67 +142,6 @@ pub(super) enum LeaseCommand {
 pub(super) enum NetworkCommand {
     /// Print every network.
     List,
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum GenCommand {
-    /// Arguments for the guest kernel's command line: ip= as the kernel reads it (CONFIG_IP_PNP).
-    Cmdline {
-        #[command(flatten)]
-        guest: Guest,
-        /// The guest's network device.
-        #[arg(long, default_value = "eth0", value_name = "NAME")]
-        device: crate::model::IfName,
-    },
-    /// cloud-init's NoCloud files, or what takes their place.
-    CloudInit {
-        #[command(flatten)]
-        guest: Guest,
-        #[arg(long, value_enum, default_value = "nocloud-dir")]
-        form: Form,
-        /// Where to write the files; without it they are printed, each under its name.
-        #[arg(long, value_name = "DIRECTORY")]
-        out: Option<PathBuf>,
-    },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Form {
-    /// meta-data, user-data and network-config, for a seed disk or a web server.
-    NocloudDir,
-    /// Arguments for the kernel's command line that need no disk.
-    BootArgs,
-}
-
-/// Whose configuration: a VM of the service, or with --offline one described by arguments.
-#[derive(Debug, Args)]
-pub(super) struct Guest {
-    /// The VM, known to the service.
-    #[arg(required_unless_present = "offline", conflicts_with = "offline")]
-    pub vm_id: Option<VmId>,
-    /// Ask no service: the arguments below say all.
-    #[arg(long, requires_all = ["ip", "prefix", "gateway"])]
-    offline: bool,
-    #[arg(long, requires = "offline", value_name = "ADDRESS")]
-    pub ip: Option<Ipv4Addr>,
-    /// The subnet, like 10.100.0.0/16.
-    #[arg(long, requires = "offline", value_name = "SUBNET")]
-    pub prefix: Option<Subnet>,
-    #[arg(long, requires = "offline", value_name = "ADDRESS")]
-    pub gateway: Option<Ipv4Addr>,
-    /// A DNS server; may be repeated.
-    #[arg(long, requires = "offline", value_name = "ADDRESS")]
-    pub dns: Vec<IpAddr>,
-    #[arg(long, requires = "offline", value_name = "NAME")]
-    pub hostname: Option<Hostname>,
-    /// [default: 06:00 and the address in hex].
-    #[arg(long, requires = "offline")]
-    pub mac: Option<Mac>,
-    #[arg(long, requires = "offline", value_name = "NAME")]
-    pub domain: Option<Domain>,
-    /// Bytes [default: 1500].
-    #[arg(long, requires = "offline", value_name = "BYTES")]
-    pub mtu: Option<u16>,
 }
 
 fn rate(text: &str) -> Result<RateMbps, crate::model::Invalid> {

@@ -4,11 +4,13 @@
 
 mod arguments;
 mod client;
+mod gen_arguments;
 mod generate;
 mod output;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -50,6 +52,10 @@ enum CliError {
     Several(Vec<String>),
     #[error("the service's answer does not fit: {0}; are client and service of the same version?")]
     Answer(String),
+    #[error("{} exists: name a folder that does not, what is in it may be another guest's", .0.display())]
+    Exists(PathBuf),
+    #[error("{0} is binary: have it written with --out DIRECTORY")]
+    Binary(String),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -58,7 +64,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         let usage = match self {
             Self::App(error) => error.is_config(),
-            Self::Invalid(_) | Self::Refusal(_) => true,
+            Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) => true,
             Self::Call(error) => error.code == ErrorCode::InvalidArgument,
             _ => false,
         };
@@ -77,7 +83,7 @@ pub async fn run() -> u8 {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    let done = execute(arguments).await.and_then(|text| write(&mut io::stdout().lock(), &text));
+    let done = execute(arguments).await.and_then(|output| write(&mut io::stdout().lock(), &output));
     match done {
         Ok(()) => 0,
         Err(error) => {
@@ -107,8 +113,8 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, cla
 }
 
 /// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted.
-fn write(stdout: &mut impl Write, text: &str) -> Result<(), CliError> {
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+fn write(stdout: &mut impl Write, output: &[u8]) -> Result<(), CliError> {
+    match stdout.write_all(output).and_then(|()| stdout.flush()) {
         Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
             Err(CliError::Io { what: "writing the output".into(), source })
         }
@@ -116,26 +122,26 @@ fn write(stdout: &mut impl Write, text: &str) -> Result<(), CliError> {
     }
 }
 
-async fn execute(Arguments { global, command }: Arguments) -> Result<String, CliError> {
+async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, CliError> {
     let client = Client::new(&global.socket);
     let format = global.format();
     match command {
         Command::Serve { config } => {
             app::serve(config.as_deref()).await?;
-            Ok(String::new())
+            Ok(Vec::new())
         }
         Command::Uninstall { config } => {
             app::uninstall(config.as_deref()).await?;
-            Ok(String::new())
+            Ok(Vec::new())
         }
-        Command::Vm(command) => vm(&client, format, command).await,
+        Command::Vm(command) => vm(&client, format, command).await.map(String::into_bytes),
         Command::Lease(LeaseCommand::List { network }) => {
-            Ok(output::leases(format, &client.list_leases(network).await?))
+            Ok(output::leases(format, &client.list_leases(network).await?).into_bytes())
         }
         Command::Network(NetworkCommand::List) => {
-            Ok(output::networks(format, &client.list_networks().await?))
+            Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }
-        Command::Gen(command) => generate::run(&client, command).await,
+        Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }
 

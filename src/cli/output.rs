@@ -1,9 +1,12 @@
 //! What a command prints: aligned tables for people, JSON with the contract's field names for programs.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use buffa_types::google::protobuf::Timestamp;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use crate::guestcfg::{Generated, GuestFile};
 use crate::proto::guestnet::v1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,6 +46,19 @@ pub(super) fn leases(format: Format, leases: &[v1::Lease]) -> String {
 pub(super) fn networks(format: Format, networks: &[v1::Network]) -> String {
     let columns = ["network_id", "bridge_name", "gateway", "vm_subnet", "vm_count", "free_addresses"];
     list(format, &columns, networks.iter().map(network_json).collect())
+}
+
+/// JSON only: the mode in octal, what is no text in base64.
+pub(super) fn generated(generated: &Generated) -> String {
+    let file = |file: &GuestFile| {
+        let (key, content) = match file.as_text() {
+            Some(text) => ("content", text.to_owned()),
+            None => ("content_base64", BASE64.encode(&file.bytes)),
+        };
+        json!({"path": file.path, "mode": format!("{:04o}", file.mode), key: content})
+    };
+    let files: Vec<Value> = generated.files.iter().map(file).collect();
+    pretty(&json!({"files": files, "warnings": generated.warnings}))
 }
 
 fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {

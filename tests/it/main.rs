@@ -15,6 +15,7 @@ mod lab;
 mod api;
 mod bad_input;
 mod first_guest;
+mod guest_config;
 mod needs_kernel;
 mod plumbing;
 mod restart;

@@ -1,0 +1,58 @@
+//! systemd-networkd. In: a guest. Out: a `.network` unit for its image, or the same unit as credentials on the kernel
+//! command line, which systemd-network-generator of systemd 256 and later puts in place.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::check::check;
+use super::kernel_line::{Argument, arguments, join};
+use super::resolv_conf::hostname_file;
+use super::{Fact, Generated, GuestFile, Options, Refusal, Warning};
+use crate::model::GuestNet;
+
+/// The unit and /etc/hostname. The DNS servers reach programs where systemd-resolved runs.
+pub(super) fn networkd(guest: &GuestNet) -> Result<Generated, Refusal> {
+    check(guest)?;
+    let unit = GuestFile::text("etc/systemd/network/10-guestnet.network", unit(guest));
+    Ok(Generated { files: vec![unit, hostname_file(guest)], warnings: Vec::new() })
+}
+
+/// The unit and the host name as credentials (systemd.system-credentials(7)).
+pub(super) fn networkd_credential(guest: &GuestNet, options: &Options) -> Result<Generated, Refusal> {
+    check(guest)?;
+    let mut warnings = Vec::new();
+    for argument in arguments(options.merge.unwrap_or_default())? {
+        warnings.extend(standing(&argument)?);
+    }
+    let ours = format!(
+        "systemd.set_credential_binary=network.network.10-guestnet:{} systemd.set_credential=system.hostname:{}",
+        BASE64.encode(unit(guest)),
+        guest.hostname
+    );
+    let (line, long) = join(options.merge, &ours)?;
+    warnings.extend(long);
+    Ok(Generated::one(GuestFile::text("boot-args", line + "\n"), warnings))
+}
+
+fn standing(argument: &Argument) -> Result<Option<Warning>, Refusal> {
+    let credential = argument.name.starts_with("systemd.set-credential");
+    if credential
+        && ["network.network.10-guestnet:", "system.hostname:"].iter().any(|c| argument.value.starts_with(c))
+    {
+        return Err(Refusal::Taken { found: argument.text.to_owned(), ours: "our credential of that name" });
+    }
+    let fights = matches!(argument.name.as_str(), "ip" | "nfsaddrs" | "ds" | "network-config");
+    Ok(fights
+        .then(|| Warning::new(Fact::Argument, argument.text, "configures the same card by another program")))
+}
+
+fn unit(guest: &GuestNet) -> String {
+    let GuestNet { mac, address, subnet, gateway, domain, mtu, .. } = guest;
+    let dns: String = guest.dns_servers.iter().map(|server| format!("DNS={server}\n")).collect();
+    let prefix_len = subnet.prefix_len();
+    // Router advertisements are no one's to send on this network, so none is waited for or believed.
+    format!(
+        "[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nMTUBytes={mtu}\n\n[Network]\nDHCP=no\nIPv6AcceptRA=no\n\
+         Address={address}/{prefix_len}\nGateway={gateway}\n{dns}Domains={domain}\n"
+    )
+}

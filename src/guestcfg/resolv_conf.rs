@@ -1,0 +1,26 @@
+//! resolv.conf(5) and hostname(5), alone and beside formats that cannot say them. In: a guest. Out: one file each.
+
+use super::check::check;
+use super::{Fact, Generated, GuestFile, Refusal, Warning};
+use crate::model::GuestNet;
+
+/// /etc/resolv.conf.
+pub(super) fn resolv_conf(guest: &GuestNet) -> Result<Generated, Refusal> {
+    check(guest)?;
+    let (file, warnings) = resolv_conf_file(guest);
+    Ok(Generated::one(file, warnings))
+}
+
+/// Three servers (MAXNS), as many as glibc and musl read.
+pub(super) fn resolv_conf_file(guest: &GuestNet) -> (GuestFile, Vec<Warning>) {
+    let (read, unread) = guest.dns_servers.split_at(guest.dns_servers.len().min(3));
+    let servers: String = read.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let unsaid = |server| Warning::new(Fact::Dns, server, "left out: resolv.conf holds three DNS servers");
+    let file = GuestFile::text("etc/resolv.conf", format!("search {}\n{servers}", guest.domain));
+    (file, unread.iter().map(unsaid).collect())
+}
+
+/// /etc/hostname.
+pub(super) fn hostname_file(guest: &GuestNet) -> GuestFile {
+    GuestFile::text("etc/hostname", format!("{}\n", guest.hostname))
+}
