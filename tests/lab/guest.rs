@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -132,7 +133,9 @@ impl Guest {
         };
         let errors = std::fs::File::create(lab.directory().join(format!("{}.vmm", field("vm_id"))));
         let powered_on = Instant::now();
+        // A process group of its own, to find its processes by.
         let mut child = command
+            .process_group(0)
             .env("HOME", lab.directory())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -226,8 +229,13 @@ impl Guest {
         }
     }
 
+    /// The console so far, and how the VMM's processes stand: what there is to say of a guest that does not go on.
     fn console_text(&self) -> String {
-        self.seen.join("\n")
+        let pid = self.child.id().to_string();
+        let processes =
+            Command::new("ps").args(["-o", "pid,ppid,stat,wchan:32,time,comm", "-g", &pid]).output();
+        let processes = processes.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        format!("{}\n{}", self.seen.join("\n"), processes.unwrap_or_default())
     }
 }
 
