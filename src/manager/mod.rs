@@ -99,18 +99,30 @@ impl Manager {
     pub async fn adopt(&self, observed: &Observed) -> Result<(), ManagerError> {
         self.readmit()?;
         let bindings = self.0.registry.all();
-        let mut mended = 0;
+        let (mut mended, mut broken) = (0, 0);
         for binding in &bindings {
-            let steps = plan::vm(&binding.vm, &binding.network, observed);
-            mended += usize::from(!steps.is_empty());
-            for step in &steps {
-                debug!(?step, "mending");
-                let applied = self.0.kernel.apply(step).await;
-                applied.map_err(|error| failed(&binding.vm, &[error.to_string()]))?;
+            match self.mend(binding, observed).await {
+                Ok(steps) => mended += usize::from(steps > 0),
+                // One VM that cannot be mended is no reason to leave all others without DHCP and DNS.
+                Err(error) => {
+                    broken += 1;
+                    error!(%error, "a VM's network could not be mended: delete and create it again");
+                }
             }
         }
-        info!(vms = bindings.len(), mended, "took over the stored VMs");
+        info!(vms = bindings.len(), mended, broken, "took over the stored VMs");
         Ok(())
+    }
+
+    /// Makes what of a VM is missing; how many steps that took.
+    async fn mend(&self, binding: &Binding, observed: &Observed) -> Result<usize, ManagerError> {
+        let steps = plan::vm(&binding.vm, &binding.network, observed);
+        for step in &steps {
+            debug!(?step, "mending");
+            let applied = self.0.kernel.apply(step).await;
+            applied.map_err(|error| failed(&binding.vm, &[error.to_string()]))?;
+        }
+        Ok(steps.len())
     }
 
     /// Binds the stored VMs to what they had, without a look at the kernel.
