@@ -20,7 +20,7 @@ use std::time::Instant;
 use nix::sys::signal::{SigSet, Signal};
 
 use lab::scenario::{self, Report};
-use lab::{Accelerator, Daemon, Lab, Machine, WEB_NAME};
+use lab::{Daemon, Lab, Machine, WEB_NAME};
 
 /// Set for the process that keeps the lab while the first one returns to the shell.
 const KEEPER: &str = "GUESTNET_DEMO_KEEPER";
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     say("guestnet serve is ready");
     let vms = scenario::create_vms(&daemon);
     say("two VMs have their networks");
-    let machine = Machine::Cloud(Accelerator::best());
+    let machine = Machine::default();
     say(&format!("the VMs run under {machine}"));
     let (guests, reports) = scenario::run(&lab, machine, &vms, say);
     print_table(&reports);

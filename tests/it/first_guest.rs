@@ -1,12 +1,12 @@
 //! A real guest boots and is online; and when a part of that is off, the scenario says which.
 
 use crate::lab::scenario::{self, Report};
-use crate::lab::{Accelerator, Daemon, Lab, Machine};
+use crate::lab::{Daemon, Lab, Machine};
 
 fn problems(lab: &Lab, daemon: &Daemon<'_>, break_it: impl FnOnce(&Lab)) -> Vec<String> {
     let vms = scenario::create_vms(daemon);
     break_it(lab);
-    let (_guests, reports) = scenario::run(lab, Machine::UserMode, &vms, |_| {});
+    let (_guests, reports) = scenario::run(lab, Machine::default(), &vms, |_| {});
     reports.iter().flat_map(Report::problems).collect()
 }
 
@@ -21,15 +21,6 @@ fn two_guests_are_online_and_apart() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
     assert_eq!(problems(&lab, &daemon, |_| {}), Vec::<String>::new());
-}
-
-#[test]
-fn two_guests_under_qemu_are_online_and_apart() {
-    let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
-    let vms = scenario::create_vms(&daemon);
-    let (_guests, reports) = scenario::run(&lab, Machine::Cloud(Accelerator::best()), &vms, |_| {});
-    assert_eq!(reports.iter().flat_map(Report::problems).collect::<Vec<_>>(), Vec::<String>::new());
 }
 
 #[test]

@@ -77,7 +77,7 @@ fn a_foreign_drop_policy_does_not_cut_guests_off_and_the_host_stays_closed_to_th
     let daemon = Daemon::start(&lab);
     let vm = daemon.json(&["vm", "create", "vm1"]);
     let mut guest =
-        Guest::boot(&lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+        Guest::boot(&lab, &Boot { machine: Machine::default(), network: &vm, kernel_arguments: "" });
     assert_eq!(guest.event("lease").get("ip"), "10.100.0.2");
     guest.event("ready");
     guest.succeed("timeout 10 wget -q -O - http://web.example.com/");
@@ -102,7 +102,7 @@ fn a_guest_is_told_by_dhcp_what_the_api_told_the_vm_manager() {
     let before = daemon.json(&["lease", "list"]);
     assert_eq!(before[0]["state"], "reserved");
     let mut guest =
-        Guest::boot(&lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+        Guest::boot(&lab, &Boot { machine: Machine::default(), network: &vm, kernel_arguments: "" });
     let lease = guest.event("lease");
     guest.event("ready");
     let told =

@@ -22,7 +22,7 @@ fn lost_while<T>(guest: &mut Guest, work: impl FnOnce() -> T) -> (T, usize) {
 fn booted(lab: &Lab, daemon: &Daemon<'_>) -> (serde_json::Value, Guest) {
     let vm = daemon.json(&["vm", "create", "vm1"]);
     let mut guest =
-        Guest::boot(lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+        Guest::boot(lab, &Boot { machine: Machine::default(), network: &vm, kernel_arguments: "" });
     guest.event("ready");
     (vm, guest)
 }
@@ -76,7 +76,7 @@ fn what_an_admin_broke_is_mended_at_the_next_start() {
     let daemon = Daemon::start(&lab);
     assert_same(&before, &lab.host_state());
     let mut guest =
-        Guest::boot(&lab, &Boot { machine: Machine::UserMode, network: &vm, kernel_arguments: "" });
+        Guest::boot(&lab, &Boot { machine: Machine::default(), network: &vm, kernel_arguments: "" });
     guest.event("ready");
     guest.succeed("timeout 10 wget -q -O - http://web.example.com/");
     drop(daemon);
@@ -100,7 +100,7 @@ fn a_vm_that_cannot_be_mended_does_not_keep_the_others_offline() {
         daemon.log()
     );
     let mut guest =
-        Guest::boot(&lab, &Boot { machine: Machine::UserMode, network: &vm2, kernel_arguments: "" });
+        Guest::boot(&lab, &Boot { machine: Machine::default(), network: &vm2, kernel_arguments: "" });
     assert_eq!(guest.event("lease").get("ip"), vm2["ip_address"]);
     drop(guest);
     daemon.guestnet(&["vm", "delete", "vm1", "vm2"]);

@@ -56,6 +56,14 @@ impl Accelerator {
     }
 }
 
+impl Default for Machine {
+    /// What tests boot. User-Mode Linux would be faster, but one in a hundred of its boots here ends at init's first fork
+    /// ("Resource temporarily unavailable"), before anything of ours is involved.
+    fn default() -> Self {
+        Self::Cloud(Accelerator::best())
+    }
+}
+
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -112,8 +120,11 @@ impl Guest {
             Machine::UserMode => {
                 let program = image("uml/linux");
                 let mut command = namespace.command("unshare");
-                // A pid namespace of its own: the kernel's helper processes go with it, whatever ends it.
-                command.args(["--pid", "--fork", "--kill-child", "--"]).arg(program);
+                // A pid namespace of its own: the kernel's helper processes go with it, whatever ends it. The inner one is
+                // its init: the kernel must not be handed orphans that it does not know.
+                command
+                    .args(["--pid", "--fork", "--kill-child", "--", "unshare", "--fork", "--"])
+                    .arg(program);
                 user_mode(&mut command, lab.directory(), field("tap_device"), field("mac_address"));
                 command.args(boot.kernel_arguments.split_whitespace());
                 command
