@@ -18,7 +18,7 @@ deps:
 demo: deps
 	@vm-images/build.sh cloud-kernel
 	cargo build --quiet --bin guestnet --example demo
-	target/debug/examples/demo
+	cargo run --quiet --example demo
 
 test: deps nextest
 	@vm-images/build.sh initramfs uml cloud-kernel

@@ -58,19 +58,22 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
     raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
+    Host::check_routes(&kernel, &config.networks).await?;
     let store = open_store(&config).await?;
     let socket = ApiSocket::bind(&config.api_socket)?;
     let mut host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
 
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|source| AppError::Io { doing: "listening for SIGTERM", source })?;
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|source| AppError::Io { doing: "listening for SIGINT", source })?;
     match start(&config, kernel, store, &mut host, socket).await {
         Ok(running) => {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             info!(networks = config.networks.len(), "guestnet is ready");
             tokio::select! {
                 _ = terminate.recv() => {}
-                _ = tokio::signal::ctrl_c() => {}
+                _ = interrupt.recv() => {}
             }
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             running.stop().await;
@@ -78,7 +81,8 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
             Ok(())
         }
         Err(error) => {
-            host.take_back().await;
+            // Each failure of it is logged; the error that tells is the first.
+            let _ = host.take_back().await;
             Err(error)
         }
     }
@@ -131,8 +135,11 @@ async fn start(
     host: &mut Host,
     socket: ApiSocket,
 ) -> Result<Running, AppError> {
-    host.raise().await?;
     let (registry, leases, counters) = (Registry::default(), Leases::default(), Arc::<Counters>::default());
+    let manager = Manager::new(&config.networks, kernel.clone(), store, registry.clone(), leases.clone());
+    // Before anything is touched: a stored VM that the configuration has no place for stops the start.
+    manager.readmit()?;
+    host.raise().await?;
     let (mut dhcp, mut dns) = (Vec::new(), Vec::new());
     for network in &config.networks {
         let (device, registry) = (network.bridge.as_if_name(), registry.clone());
@@ -143,8 +150,7 @@ async fn start(
     }
     host.open_for_guests()?;
     let observed = kernel.observe().await?;
-    let manager = Manager::new(&config.networks, kernel, store, registry, leases);
-    manager.adopt(&observed).await?;
+    manager.adopt(&observed).await;
     let api = ApiServer::start(socket, manager, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     Ok(Running { api, dns, dhcp })

@@ -44,13 +44,26 @@ enum Made {
 }
 
 impl Host {
-    /// Looks whether the networks fit this host; changes nothing.
+    /// Looks whether the subnets fit this host's routes; changes nothing. A network that stands already is not cut off for a
+    /// route that came later.
+    pub async fn check_routes(kernel: &Kernel, networks: &[Arc<Network>]) -> Result<(), HostError> {
+        for network in networks {
+            let (name, subnet) = (network.name.clone(), network.subnet);
+            let Some(route) = kernel.overlapping_route(subnet).await? else { continue };
+            if kernel.device_index(network.bridge.as_str()).await?.is_none() {
+                return Err(HostError::Overlap { name, subnet, route });
+            }
+            warn!(network = %name, "a route of this host overlaps the network's subnet: some of it cannot be reached");
+        }
+        Ok(())
+    }
+
+    /// Looks whether the bridges' names are free or ours; changes nothing.
     pub async fn check(
         kernel: Kernel,
         store: Arc<Store>,
         networks: &[Arc<Network>],
     ) -> Result<Self, HostError> {
-        kernel.check_host()?;
         for network in networks {
             let (name, bridge) = (&network.name, &network.bridge);
             if let Some(index) = kernel.device_index(bridge.as_str()).await? {
@@ -59,24 +72,21 @@ impl Host {
                     return Err(HostError::ForeignBridge { name: name.clone(), bridge: bridge.clone() });
                 }
             }
-            if let Some(route) = kernel.overlapping_route(network.subnet).await? {
-                return Err(HostError::Overlap { name: name.clone(), subnet: network.subnet, route });
-            }
         }
         Ok(Self { kernel, store, networks: networks.to_vec(), made: Vec::new() })
     }
 
     /// Makes bridges, routes and forwarding, or brings those of an earlier start into shape.
     pub async fn raise(&mut self) -> Result<(), HostError> {
-        let changes = [
-            ("ipv4/ip_forward", self.kernel.enable_forwarding()?),
-            ("ipv4/conf/all/send_redirects", self.kernel.disable_redirects()?),
-        ];
-        for (key, before) in changes {
-            if let Some(before) = before {
+        // The kernel ORs `all`'s redirects with the bridge's.
+        for (key, value) in [("ipv4/ip_forward", "1"), ("ipv4/conf/all/send_redirects", "0")] {
+            let before = self.kernel.sysctl(key)?;
+            if before != value {
+                // Recorded first: what was changed can be put back, whatever ends us.
                 let changed = ChangedSysctl { path: key.into(), old_value: before.clone() };
                 self.store.record_sysctl(changed).await?;
                 self.made.push(Made::Sysctl { key: key.into(), before });
+                self.kernel.set_sysctl(key, value)?;
             }
         }
         for network in self.networks.clone() {
@@ -104,8 +114,9 @@ impl Host {
         Ok(self.kernel.apply_host_rules(&rules)?)
     }
 
-    /// Takes back what this start made, in reverse; goes on past errors and logs each.
-    pub async fn take_back(mut self) {
+    /// Takes back what this start made, in reverse; goes on past errors, logs each, and returns the first.
+    pub async fn take_back(mut self) -> Result<(), HostError> {
+        let mut result = Ok(());
         while let Some(made) = self.made.pop() {
             let done = match &made {
                 Made::Sysctl { key, before } => self.restore(key, before).await,
@@ -113,9 +124,11 @@ impl Host {
                 Made::Rules(rules) => self.kernel.remove_host_rules(rules).map_err(HostError::from),
             };
             if let Err(error) = done {
-                warn!(%error, "could not take back what this start made");
+                warn!(%error, "could not take back what was made");
+                result = result.and(Err(error));
             }
         }
+        result
     }
 
     /// Removes all that any start made: bridges, routes, rules, and the settings that were changed.
@@ -127,7 +140,7 @@ impl Host {
         made.extend(self.networks.iter().flat_map(|network| plan::network(network)).map(Made::Step));
         made.push(Made::Rules(self.rules()));
         self.made = made;
-        self.take_back().await;
+        self.take_back().await?;
         info!("removed what guestnet had set up on this host");
         Ok(())
     }
@@ -137,7 +150,7 @@ impl Host {
     }
 
     async fn restore(&self, key: &str, before: &str) -> Result<(), HostError> {
-        self.kernel.restore_sysctl(key, before)?;
+        self.kernel.set_sysctl(key, before)?;
         self.store.forget_sysctl(key).await?;
         Ok(())
     }

@@ -84,7 +84,9 @@ fn code_of(error: &ManagerError) -> ErrorCode {
         ManagerError::AddressUnusable { .. } => ErrorCode::InvalidArgument,
         ManagerError::SubnetFull { .. } => ErrorCode::ResourceExhausted,
         ManagerError::Stopping => ErrorCode::Unavailable,
-        ManagerError::Store(_) | ManagerError::Kernel { .. } => ErrorCode::Internal,
+        ManagerError::Store(_) | ManagerError::Kernel { .. } | ManagerError::Homeless { .. } => {
+            ErrorCode::Internal
+        }
     }
 }
 

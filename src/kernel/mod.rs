@@ -62,20 +62,13 @@ impl Kernel {
         links::index(&self.handle, name).await
     }
 
-    /// Switches forwarding on; what net/ipv4/ip_forward was before if that was off.
-    pub fn enable_forwarding(&self) -> Result<Option<String>, KernelError> {
-        sysctl::write("ipv4/ip_forward", "1").doing(|| "setting net/ipv4/ip_forward to 1".into())
+    /// The value of a setting, a path below /proc/sys/net.
+    pub fn sysctl(&self, key: &str) -> Result<String, KernelError> {
+        sysctl::read(key).doing(|| format!("reading net/{key}"))
     }
 
-    /// No ICMP redirects: the kernel ORs the setting of `all` with the bridge's. What it was before if another.
-    pub fn disable_redirects(&self) -> Result<Option<String>, KernelError> {
-        sysctl::write("ipv4/conf/all/send_redirects", "0")
-            .doing(|| "setting net/ipv4/conf/all/send_redirects to 0".into())
-    }
-
-    /// Sets a sysctl back to a value it had.
-    pub fn restore_sysctl(&self, key: &str, value: &str) -> Result<(), KernelError> {
-        sysctl::write(key, value).map(|_| ()).doing(|| format!("setting net/{key} back to {value}"))
+    pub fn set_sysctl(&self, key: &str, value: &str) -> Result<(), KernelError> {
+        sysctl::write(key, value).map(|_| ()).doing(|| format!("setting net/{key} to {value}"))
     }
 
     /// Whether an earlier start has set the host-wide rules.

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -22,7 +23,11 @@ fn path_of(name: &str) -> PathBuf {
 
 /// Makes the namespace `name`, without IPv6; it is an error if the name is taken.
 pub(super) fn create(name: &str) -> Result<(), KernelError> {
+    // One at a time: two that both find no mount there would stack theirs.
+    static PREPARING: Mutex<()> = Mutex::new(());
+    let preparing = PREPARING.lock().unwrap_or_else(PoisonError::into_inner);
     prepare_directory().doing(|| format!("preparing {DIRECTORY}"))?;
+    drop(preparing);
     let path = path_of(name);
     OpenOptions::new()
         .read(true)

@@ -46,6 +46,11 @@ pub enum ManagerError {
     AddressUnusable { address: Ipv4Addr, subnet: Subnet, why: &'static str },
     #[error("network {network} has no free address in {subnet}: {detail}")]
     SubnetFull { network: NetworkName, subnet: Subnet, detail: String },
+    #[error(
+        "VM {vm_id}, made under another configuration, has no place in this one: {why}; start with the old one and delete \
+         the VM first"
+    )]
+    Homeless { vm_id: VmId, why: String },
     #[error("guestnet is stopping: repeat the call when it is back")]
     Stopping,
     #[error("the state could not be saved: {0}")]
@@ -95,9 +100,8 @@ impl Manager {
         Self(Arc::new(Inner { kernel, store, registry, leases, admission, in_hand }))
     }
 
-    /// Takes over the stored VMs: what of each is missing in the kernel is made, what stands is left alone.
-    pub async fn adopt(&self, observed: &Observed) -> Result<(), ManagerError> {
-        self.readmit()?;
+    /// Takes over the VMs that were readmitted: what of each is missing in the kernel is made, what stands is left alone.
+    pub async fn adopt(&self, observed: &Observed) {
         let bindings = self.0.registry.all();
         let (mut mended, mut broken) = (0, 0);
         for binding in &bindings {
@@ -111,7 +115,6 @@ impl Manager {
             }
         }
         info!(vms = bindings.len(), mended, broken, "took over the stored VMs");
-        Ok(())
     }
 
     /// Makes what of a VM is missing; how many steps that took.
@@ -128,7 +131,10 @@ impl Manager {
     /// Binds the stored VMs to what they had, without a look at the kernel.
     pub fn readmit(&self) -> Result<(), ManagerError> {
         for vm in self.0.store.load()? {
-            let network = self.admission().readmit(&vm)?;
+            let network = self.admission().readmit(&vm).map_err(|error| ManagerError::Homeless {
+                vm_id: vm.vm_id.clone(),
+                why: error.to_string(),
+            })?;
             self.0.registry.bind(Arc::new(Binding::new(vm, network)));
         }
         let (now, now_us) = (Instant::now(), microseconds_now());

@@ -46,7 +46,7 @@ impl FromStr for LinkKind {
 /// A kernel setting that we changed, with what it was before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChangedSysctl {
-    /// Under /proc/sys, `net/ipv4/ip_forward`.
+    /// Under /proc/sys/net, `ipv4/ip_forward`.
     pub path: String,
     pub old_value: String,
 }

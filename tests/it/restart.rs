@@ -106,3 +106,20 @@ fn a_vm_that_cannot_be_mended_does_not_keep_the_others_offline() {
     daemon.guestnet(&["vm", "delete", "vm1", "vm2"]);
     assert_same(&before, &lab.host_state());
 }
+
+#[test]
+fn a_configuration_without_a_place_for_a_stored_vm_is_refused_with_its_name() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "vm1"]);
+    assert!(daemon.stop().success());
+    let before = lab.host_state();
+    let other = "[[network]]\nbridge_ip = \"10.9.0.1/16\"\nvm_subnet = \"10.9.0.0/16\"\n";
+    let refused = crate::lab::daemon::serve_command(&lab, other).output().unwrap();
+    let said = crate::lab::text(&refused);
+    assert!(
+        refused.status.code() == Some(1) && said.contains("VM vm1") && said.contains("10.9.0.0/16"),
+        "{said}"
+    );
+    assert_same(&before, &lab.host_state());
+}
