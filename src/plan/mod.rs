@@ -143,11 +143,6 @@ pub fn network(network: &Network) -> Vec<Step> {
     ]
 }
 
-/// What takes a network away once it has no VM.
-pub fn remove_network(network: &Network) -> Vec<Undo> {
-    undo_of(self::network(network))
-}
-
 /// What a VM needs that is not there yet, in order; all of it for a new one.
 pub fn vm(vm: &Vm, network: &Network, observed: &Observed) -> Vec<Step> {
     let lost_its_netns = observed.ports.contains_key(&vm.slot);
