@@ -8,21 +8,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use connectrpc::client::{ClientConfig, Http2Connection, SharedHttp2Connection};
 use connectrpc::{ErrorCode, Protocol};
 use guestnet::proto::guestnet::v1::{
-    CreateVmNetworkRequest, DeleteVmNetworkRequest, GetVmNetworkRequest, GuestNetworkServiceClient,
-    ListLeasesRequest, ListNetworksRequest, ListVmNetworksRequest, VmNetwork,
+    CreateVmNetworkRequest, DeleteVmNetworkRequest, GetVmNetworkRequest, ListLeasesRequest,
+    ListNetworksRequest, ListVmNetworksRequest, VmNetwork,
 };
-use http::Uri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
+use crate::lab::api::{Client, client_of};
 use crate::lab::daemon::{Paths, serve_command};
 use crate::lab::{Daemon, Lab, assert_same, text};
-
-type Client = GuestNetworkServiceClient<SharedHttp2Connection>;
 
 /// `default`, and `small` with room for one guest.
 const NETWORKS: &str = r#"
@@ -38,12 +35,6 @@ vm_subnet = "10.200.0.0/30"
 /// Far more than anything here takes: a test that hangs fails instead.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), work).await.expect("this should not take so long")
-}
-
-fn client_of(socket: &Path, protocol: Protocol) -> Client {
-    let authority = Uri::from_static("http://localhost");
-    let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(8);
-    Client::new(connection, ClientConfig::new(authority).with_protocol(protocol))
 }
 
 fn client(daemon: &Daemon<'_>) -> Client {

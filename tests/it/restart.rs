@@ -1,22 +1,39 @@
 //! The service stops, crashes and comes back; guests do not notice.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use crate::lab::guest::Boot;
 use crate::lab::{Daemon, Guest, Lab, Machine, assert_same};
 
-/// Pings the internet every 20 ms for as long as `work` takes; how many of the pings got no answer.
-fn lost_while<T>(guest: &mut Guest, work: impl FnOnce() -> T) -> (T, usize) {
+/// The guest pings the internet every 20 ms by its own clock, which an emulated guest on a busy machine may see pass
+/// slowly. Returns how many of the pings got no answer, after `again` has been repeated until it has happened under
+/// `WHILE_IT_HAPPENS` answered pings, and as many answers have come after it.
+fn lost_while(guest: &mut Guest, mut again: impl FnMut()) -> usize {
+    const WHILE_IT_HAPPENS: usize = 20;
     guest.succeed("ping -i 0.02 198.51.100.10 >/tmp/pings & echo $! >/tmp/pid");
-    let done = work();
-    guest.succeed("sleep 0.5; kill -INT $(cat /tmp/pid); sleep 0.5");
-    let replies = guest.succeed("cat /tmp/pings");
-    // A reply that is missing before another one is lost; the last ping may still have been on its way.
-    let seen: BTreeSet<usize> =
-        replies.split("seq=").skip(1).filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect();
-    let sent = seen.last().expect("a reply") + 1;
-    assert!(sent > 20, "{replies}");
-    (done, sent - seen.len())
+    let answered = |guest: &mut Guest| -> BTreeSet<usize> {
+        let replies = guest.succeed("cat /tmp/pings");
+        let sequence = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse().ok();
+        replies.lines().filter_map(sequence).collect()
+    };
+    let mut until = |count: usize, again: &mut dyn FnMut()| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let seen = answered(guest);
+            if seen.len() >= count {
+                return seen;
+            }
+            assert!(Instant::now() < deadline, "not {count} answers in a minute: {seen:?}");
+            again();
+        }
+    };
+    let before = until(1, &mut || {}).len();
+    let during = until(before + WHILE_IT_HAPPENS, &mut again).len();
+    let seen = until(during + WHILE_IT_HAPPENS, &mut || {});
+    // An answer that is missing before another one is lost; the last pings may still have been on their way.
+    let sent = seen.last().expect("an answer") + 1;
+    sent - seen.len()
 }
 
 fn booted(lab: &Lab, daemon: &Daemon<'_>) -> (serde_json::Value, Guest) {
@@ -33,11 +50,13 @@ fn a_restart_loses_no_packet_and_no_vm() {
     let daemon = Daemon::start(&lab);
     let (vm, mut guest) = booted(&lab, &daemon);
     let before = lab.host_state();
-    let (daemon, lost) = lost_while(&mut guest, || {
-        assert!(daemon.stop().success());
-        Daemon::start(&lab)
+    let mut running = Some(daemon);
+    let lost = lost_while(&mut guest, || {
+        assert!(running.take().expect("a daemon").stop().success());
+        running = Some(Daemon::start(&lab));
     });
     assert_eq!(lost, 0);
+    let daemon = running.expect("a daemon");
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
     assert_same(&before, &lab.host_state());
     guest.succeed("timeout 10 nslookup -type=a web.example.com.");
@@ -49,11 +68,13 @@ fn a_crash_loses_no_packet_and_no_vm() {
     let daemon = Daemon::start(&lab);
     let (vm, mut guest) = booted(&lab, &daemon);
     let before = lab.host_state();
-    let (daemon, lost) = lost_while(&mut guest, || {
-        daemon.crash();
-        Daemon::start(&lab)
+    let mut running = Some(daemon);
+    let lost = lost_while(&mut guest, || {
+        running.take().expect("a daemon").crash();
+        running = Some(Daemon::start(&lab));
     });
     assert_eq!(lost, 0);
+    let daemon = running.expect("a daemon");
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
     assert_same(&before, &lab.host_state());
     // What is taken stays taken, and what was deleted after the crash is gone.

@@ -9,6 +9,7 @@
 //! answer comes only to what left under the host's address.
 #![allow(dead_code, unreachable_pub, reason = "each of tests, demo and benchmarks uses its part")]
 
+pub mod api;
 pub mod daemon;
 pub mod guest;
 pub mod inet;
