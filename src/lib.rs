@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod dhcp;
 pub mod dns;
+pub mod events;
 pub mod guestcfg;
 pub mod host;
 pub mod ipam;

@@ -1,0 +1,61 @@
+//! What a benchmark found, as a table for people and as the one line that programs read.
+
+use std::fmt;
+
+use serde_json::{Map, Value, json};
+
+/// Which way a figure is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    Lower,
+    Higher,
+}
+
+/// One figure: ours, each peer's from the same run, and what we aim at.
+#[derive(Debug, Clone)]
+pub struct Figure {
+    pub name: String,
+    pub unit: &'static str,
+    pub better: Better,
+    pub guestnet: f64,
+    pub peers: Vec<(&'static str, f64)>,
+    pub goal: f64,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct Report(pub Vec<Figure>);
+
+impl Report {
+    pub fn json(&self, bench: &str) -> Value {
+        let rounded = |number: f64| json!((number * 1000.0).round() / 1000.0);
+        let figure = |figure: &Figure| {
+            let peers = figure.peers.iter().map(|(peer, number)| ((*peer).to_owned(), rounded(*number)));
+            json!({
+                "name": figure.name,
+                "unit": figure.unit,
+                "better": match figure.better { Better::Lower => "lower", Better::Higher => "higher" },
+                "guestnet": rounded(figure.guestnet),
+                "peers": peers.collect::<Map<String, Value>>(),
+                "goal": rounded(figure.goal),
+            })
+        };
+        json!({ "bench": bench, "results": self.0.iter().map(figure).collect::<Vec<Value>>() })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Figure { name, unit, better, guestnet, peers, goal } in &self.0 {
+            let bound = match better {
+                Better::Lower => "at most",
+                Better::Higher => "at least",
+            };
+            write!(f, "{name:<32} {guestnet:>12.3} {unit:<8} goal: {bound} {goal}")?;
+            for (peer, number) in peers {
+                write!(f, "   {peer} {number:.3}")?;
+            }
+            writeln!(f)?;
+        }
+        Ok(())
+    }
+}
