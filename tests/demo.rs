@@ -17,7 +17,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 
 use lab::scenario::{self, Report};
 use lab::{Daemon, Lab, Machine, WEB_NAME};
@@ -28,12 +29,12 @@ const KEEPER: &str = "GUESTNET_DEMO_KEEPER";
 const KEPT: &str = "---";
 
 fn main() -> ExitCode {
-    let keep = std::env::var("KEEP").is_ok_and(|value| value == "1");
-    if keep && std::env::var_os(KEEPER).is_none() {
-        return start_keeper();
-    }
     let interrupted = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
     interrupted.thread_block().expect("blocking signals");
+    let keep = std::env::var("KEEP").is_ok_and(|value| value == "1");
+    if keep && std::env::var_os(KEEPER).is_none() {
+        return start_keeper(interrupted);
+    }
 
     let started = Instant::now();
     let lab = Lab::new();
@@ -114,9 +115,10 @@ fn print_commands(daemon: &Daemon<'_>, vms: &[serde_json::Value; 2]) {
     println!("{KEPT}");
 }
 
-/// Starts this program again in a session of its own, shows what it says, and returns once the lab stands.
+/// Starts this program again in a session of its own, shows what it says, and returns once the lab stands. Interrupted
+/// before that, it ends the keeper too.
 #[allow(clippy::zombie_processes, reason = "the keeper outlives this process")]
-fn start_keeper() -> ExitCode {
+fn start_keeper(interrupted: SigSet) -> ExitCode {
     let mut command = Command::new(std::env::current_exe().expect("the path of this program"));
     command.env(KEEPER, "1").stdin(Stdio::null()).stdout(Stdio::piped());
     // SAFETY: setsid is async-signal-safe and changes the child only.
@@ -127,6 +129,12 @@ fn start_keeper() -> ExitCode {
         });
     }
     let mut keeper = command.spawn().expect("starting the keeper");
+    let pid = Pid::from_raw(keeper.id() as i32);
+    std::thread::spawn(move || {
+        let _ = interrupted.wait();
+        let _ = kill(pid, Signal::SIGTERM);
+        std::process::exit(130);
+    });
     let output = BufReader::new(keeper.stdout.take().expect("the keeper's output"));
     for line in output.lines().map_while(Result::ok) {
         if line == KEPT {

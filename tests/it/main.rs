@@ -14,6 +14,7 @@ mod lab;
 
 mod api;
 mod bad_input;
+mod demo;
 mod first_guest;
 mod guest_config;
 mod needs_kernel;
