@@ -1,4 +1,5 @@
 //! The internet checksum (RFC 1071), which a TAP leaves to us: no hardware completes it. PURE. In: bytes. Out: the sum.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 

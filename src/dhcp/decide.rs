@@ -2,6 +2,7 @@
 //! time. Out: the answer or why there is none, and the record as it is from now on. The identity is the MAC on its own
 //! port, never the client identifier (so clones and a change of boot stage keep their address); the address is always
 //! the reservation's.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};

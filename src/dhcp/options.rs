@@ -1,5 +1,6 @@
 //! Which options a reply carries, most needed first: the one list of what a guest gets in its lease. PURE. In: the answer,
 //! the request, the binding. Out: dhcproto options in the order they are written.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;

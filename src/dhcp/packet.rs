@@ -1,5 +1,6 @@
 //! Makes a checked request of a frame's bytes, or says why it is not one. PURE. Everything in the frame is the guest's word:
 //! lengths are proven on the raw bytes before dhcproto walks the options, and no option is half read.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! Writes a decided reply as a whole Ethernet frame, right in every length and checksum or not at all. PURE. In: the
 //! request, its binding, the answer, the server's MAC. Out: the bytes to send as they are: they need no ARP entry, no
 //! route and no offload.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 

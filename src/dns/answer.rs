@@ -1,6 +1,7 @@
 //! PURE: an upstream's answer in wire form. In: the bytes an upstream sent for a question. Out: an answer that is whole, is to
 //! that question, and knows how long it holds; and from it, for any guest that asks the same, a message with its own id, the
 //! TTLs as they are now, and no more bytes than it can take.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use hickory_proto::op::Message;
 

@@ -1,5 +1,6 @@
 //! PURE: a domain name in wire form, lowercase, so that comparing and hashing it is comparing and hashing bytes. In: the
 //! bytes of a question, or a name from the configuration. Out: the name, its labels, and what lies above a suffix.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
 //! PURE: what a guest asks. In: a message's bytes, hostile. Out: one checked question with its EDNS, or why it gets an error
 //! or no answer at all. Made for the path every datagram takes: it allocates nothing and reads each byte once.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use super::name::Name;
 use super::records;

@@ -1,5 +1,6 @@
 //! PURE: walking over resource records where they stand in a message. In: bytes and an offset. Out: the record's fixed
 //! fields and where it ends. Nothing is decompressed or copied, so any bytes cost one pass.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 /// A record's fixed fields (RFC 1035 section 4.1.3) and where it stands.
 #[derive(Debug, Clone, Copy)]

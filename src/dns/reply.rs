@@ -1,6 +1,7 @@
 //! PURE: our own answers as bytes: local data, refusals, failures. In: the guest's message and what to say. Out: a message
 //! no longer than its transport takes. Requests are read and responses encoded by hickory; forwarded answers pass by in wire
 //! form (`answer`).
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::SocketAddr;
 

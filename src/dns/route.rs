@@ -1,5 +1,6 @@
 //! PURE: who answers a question. In: a checked query, a network's domain and subnet. Out: our own zone, a special name's
 //! fixed answer, an upstream, or a refusal. The order of the rules is the order of this file.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;

@@ -1,5 +1,6 @@
 //! PURE: the answers we hold ourselves. In: a routed name, its type and the live bindings. Out: records, or NODATA or
 //! NXDOMAIN with the SOA that lets a stub cache it. A VM is in the zone from the moment it is bound, and no longer than it is.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,6 +1,7 @@
 //! Guest configuration: what an image that does not use DHCP needs, as text. In: one `GuestNet` (the value that DHCP
 //! answers from, law 1), a `Target` and small `Options`. Out: files and a list of what the target cannot say, or a
 //! refusal that names the value. Pure: nothing is read, written or asked.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod check;
 mod cloud_init;

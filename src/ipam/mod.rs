@@ -1,5 +1,6 @@
 //! Which address a VM of a subnet gets. In: a subnet, what is not for guests, and calls with `now`. Out: an address, or why
 //! there is none. Pure, and the cost of a call depends neither on the subnet's size nor on how full it is.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "a test has a clock")]
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;

@@ -1,5 +1,6 @@
 //! Who gets what: a request becomes a VM with an address, a MAC and a slot of its own, or is refused by name. Pure: the
 //! clocks are arguments.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
@@ -214,6 +215,7 @@ impl Slots {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
     use super::*;
     use crate::model::testing;

@@ -1,5 +1,6 @@
 //! The nouns of a guest network, each a type that carries its own proof: once there is a `VmId`, an `IfName`, a `Mac`,
 //! nobody checks it again. Pure: no socket, clock, file, task or global.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod guest_net;
 mod hostname;

@@ -1,5 +1,6 @@
 //! What has to be done to the kernel, as data: desired state and what was observed go in, ordered steps come out. Each
 //! step is one kernel object, knows how it is undone and whether it is there already; `kernel` carries steps out. Pure.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod firewall;
 
