@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::api::{ApiServer, ApiSocket, Bounds, SocketError};
@@ -17,6 +18,7 @@ use crate::kernel::{Kernel, KernelError};
 use crate::manager::{Manager, ManagerError};
 use crate::model::DnsMode;
 use crate::registry::Registry;
+use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 
 /// Why the daemon did not start, or what it could not do.
@@ -95,7 +97,9 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     kernel.check_host()?;
     let store = open_store(&config).await?;
     let host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
-    let manager = Manager::new(&config.networks, kernel, store, Registry::default(), Leases::default());
+    let registry = Registry::default();
+    let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
+    let manager = Manager::new(&config.networks, kernel, store, registry, Leases::default(), stats);
     manager.readmit()?;
     for binding in manager.list(None)? {
         manager.delete(&binding.vm.vm_id).await?;
@@ -126,6 +130,8 @@ struct Running {
     api: ApiServer,
     dns: Vec<DnsServer>,
     dhcp: Vec<DhcpServer>,
+    stats: Stats,
+    keeping: JoinHandle<()>,
 }
 
 async fn start(
@@ -136,7 +142,15 @@ async fn start(
     socket: ApiSocket,
 ) -> Result<Running, AppError> {
     let (registry, leases, counters) = (Registry::default(), Leases::default(), Arc::<Counters>::default());
-    let manager = Manager::new(&config.networks, kernel.clone(), store, registry.clone(), leases.clone());
+    let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
+    let manager = Manager::new(
+        &config.networks,
+        kernel.clone(),
+        store,
+        registry.clone(),
+        leases.clone(),
+        stats.clone(),
+    );
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
     host.raise().await?;
@@ -153,13 +167,16 @@ async fn start(
     manager.adopt(&observed).await;
     let api = ApiServer::start(socket, manager, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
-    Ok(Running { api, dns, dhcp })
+    let keeping = tokio::spawn(stats.clone().keep());
+    Ok(Running { api, dns, dhcp, stats, keeping })
 }
 
 impl Running {
     /// No new calls first; then the servers of guests.
     async fn stop(self) {
         self.api.stop().await;
+        self.keeping.abort();
+        self.stats.count_and_write_down().await;
         for server in self.dns {
             server.stop().await;
         }

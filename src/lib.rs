@@ -16,6 +16,7 @@ pub mod manager;
 pub mod model;
 pub mod plan;
 pub mod registry;
+pub mod stats;
 pub mod store;
 
 /// Messages, service and client generated from `proto/guestnet/v1/guestnet.proto`.

@@ -5,6 +5,7 @@ mod connections;
 mod server;
 mod service;
 mod socket;
+mod stats;
 pub mod wire;
 
 pub use server::{ApiServer, Bounds};

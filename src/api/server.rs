@@ -68,8 +68,8 @@ impl ApiServer {
     pub fn start(socket: ApiSocket, manager: Manager, bounds: Bounds) -> io::Result<Self> {
         let ApiSocket { listener, file } = socket;
         let listener = UnixListener::from_std(listener)?;
-        let service = Service::new(manager);
         let (stopping, stop) = watch::channel(false);
+        let service = Service::new(manager, stop.clone());
         let drain = bounds.drain;
         let acceptor = Acceptor {
             rpc: rpc(service.clone(), &bounds),

@@ -5,9 +5,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use connectrpc::{ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult};
-use tokio::sync::Semaphore;
+use connectrpc::{
+    ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::stats;
 use super::wire::{self, FieldError};
 use crate::manager::{Manager, ManagerError};
 use crate::model::VmId;
@@ -16,16 +19,30 @@ use crate::proto::guestnet::v1::{self, GuestNetworkService};
 /// Changes under way at one time; callers beyond it wait.
 const CHANGES: u32 = 64;
 
+/// Streams open at one time.
+const WATCHES: usize = 64;
+
 /// The service over one manager.
 #[derive(Clone)]
 pub(super) struct Service {
     manager: Manager,
     changes: Arc<Semaphore>,
+    watches: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(super) fn new(manager: Manager) -> Self {
-        Self { manager, changes: Arc::new(Semaphore::new(CHANGES as usize)) }
+    /// Streams end when `stop` becomes true.
+    pub(super) fn new(manager: Manager, stop: watch::Receiver<bool>) -> Self {
+        let (changes, watches) = (Semaphore::new(CHANGES as usize), Semaphore::new(WATCHES));
+        Self { manager, changes: Arc::new(changes), watches: Arc::new(watches), stop }
+    }
+
+    /// A place for a stream: further ones are refused, for they may last for ever.
+    fn watch_place(&self) -> Result<OwnedSemaphorePermit, ConnectError> {
+        let refused =
+            |_| ConnectError::resource_exhausted(format!("{WATCHES} watches are open: close one and repeat"));
+        self.watches.clone().try_acquire_owned().map_err(refused)
     }
 
     /// Returns when no change is under way.
@@ -167,5 +184,26 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::ListNetworksResponse> {
         let networks = self.manager.networks().iter().map(wire::network).collect();
         Response::ok(v1::ListNetworksResponse { networks, ..Default::default() })
+    }
+
+    async fn get_network_stats(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::GetNetworkStatsRequest>,
+    ) -> ServiceResult<v1::GetNetworkStatsResponse> {
+        let vm_ids = stats::chosen(&self.manager, &request.vm_ids)?;
+        Response::ok(stats::response(&*stats::read(self.manager.stats(), &vm_ids).await?))
+    }
+
+    async fn watch_network_stats(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::WatchNetworkStatsRequest>,
+    ) -> ServiceResult<ServiceStream<v1::WatchNetworkStatsResponse>> {
+        let interval = stats::interval(request.interval_ms)?;
+        let vm_ids = stats::chosen(&self.manager, &request.vm_ids)?;
+        let place = self.watch_place()?;
+        let (stats, stop) = (self.manager.stats().clone(), self.stop.clone());
+        Response::stream_ok(stats::Watch { stats, vm_ids, stop, _place: place }.every(interval))
     }
 }

@@ -26,7 +26,7 @@ impl FieldError {
     /// An error names the value, but does not send a megabyte of it back.
     const SHOWN: usize = 80;
 
-    fn new(field: &'static str, mut invalid: Invalid) -> Self {
+    pub(super) fn new(field: &'static str, mut invalid: Invalid) -> Self {
         if let Some((cut, _)) = invalid.value.char_indices().nth(Self::SHOWN) {
             invalid.value.truncate(cut);
             invalid.value.push('…');
@@ -163,7 +163,7 @@ fn timestamp_us(us: i64) -> Timestamp {
 }
 
 /// A time before 1970 can only be a clock not yet set: it is written as 1970.
-fn timestamp(time: SystemTime) -> Timestamp {
+pub fn timestamp(time: SystemTime) -> Timestamp {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     // Below 1,000,000,000: fits.
     #[allow(clippy::cast_possible_wrap)]

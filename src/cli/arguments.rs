@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::gen_arguments::GenCommand;
 use super::output::Format;
+use super::stats::StatsCommand;
 use crate::api::DEFAULT_SOCKET;
 use crate::model::{Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
@@ -56,6 +57,8 @@ pub(super) enum Command {
     /// The configured networks.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// What guests have sent and received; rx is what a guest received.
+    Stats(StatsCommand),
     /// Configuration for guests that do not use DHCP.
     #[command(subcommand)]
     Gen(GenCommand),

@@ -3,7 +3,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use connectrpc::client::{ClientConfig, Http2Connection, SharedHttp2Connection};
+use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
 use connectrpc::{ConnectError, ErrorCode};
 
 use super::CliError;
@@ -12,6 +12,9 @@ use crate::proto::guestnet::v1::{self, GuestNetworkServiceClient};
 
 /// Longer than the service takes for any call, so that its own error is what a user sees.
 const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// As long as a Connect timeout can say.
+const LONGEST_WATCH: Duration = Duration::from_millis(9_999_999_999);
 
 /// A list of many thousand VMs is some megabytes.
 const LONGEST_ANSWER: usize = 256 << 20;
@@ -82,6 +85,29 @@ impl Client {
     pub(super) async fn list_networks(&self) -> Result<Vec<v1::Network>, CliError> {
         let answer = self.service.list_networks(v1::ListNetworksRequest::default()).await;
         Ok(answer.map_err(|error| self.failed(error))?.into_owned().networks)
+    }
+
+    pub(super) async fn stats(
+        &self,
+        request: v1::GetNetworkStatsRequest,
+    ) -> Result<v1::GetNetworkStatsResponse, CliError> {
+        let answer = self.service.get_network_stats(request).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned())
+    }
+
+    /// Hands every answer to `each`, until the service stops or `each` fails.
+    pub(super) async fn watch_stats(
+        &self,
+        request: v1::WatchNetworkStatsRequest,
+        mut each: impl FnMut(v1::WatchNetworkStatsResponse) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        let unbounded = CallOptions::default().with_timeout(LONGEST_WATCH);
+        let answers = self.service.watch_network_stats_with_options(request, unbounded).await;
+        let mut answers = answers.map_err(|error| self.failed(error))?;
+        while let Some(answer) = answers.message().await.map_err(|error| self.failed(error))? {
+            each(answer.to_owned_message())?;
+        }
+        Ok(())
     }
 
     fn failed(&self, error: ConnectError) -> CliError {

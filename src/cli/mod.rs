@@ -7,6 +7,7 @@ mod client;
 mod gen_arguments;
 mod generate;
 mod output;
+mod stats;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -141,6 +142,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         Command::Network(NetworkCommand::List) => {
             Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }
+        Command::Stats(command) => stats::run(&client, format, command).await,
         Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }

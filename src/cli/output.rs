@@ -112,7 +112,7 @@ fn network_json(network: &v1::Network) -> Value {
 }
 
 /// RFC 3339 in UTC, in a table to the second; null for a time that is not set, or that no calendar has.
-fn time(format: Format, timestamp: Option<&Timestamp>) -> Value {
+pub(super) fn time(format: Format, timestamp: Option<&Timestamp>) -> Value {
     let nanos = |t: &Timestamp| if format == Format::Json { t.nanos } else { 0 };
     let time = timestamp.and_then(|t| jiff::Timestamp::new(t.seconds, nanos(t)).ok());
     time.map_or(Value::Null, |time| time.to_string().into())
@@ -139,7 +139,7 @@ fn key_values(value: &Value) -> String {
     fields.map(|(key, value)| format!("{key:<17}{}\n", text(value))).collect()
 }
 
-fn list(format: Format, columns: &[&str], rows: Vec<Value>) -> String {
+pub(super) fn list(format: Format, columns: &[&str], rows: Vec<Value>) -> String {
     if format == Format::Json {
         return pretty(&Value::Array(rows));
     }

@@ -1,6 +1,7 @@
 //! The only code that touches the kernel's network: netlink, TAP ioctls, namespaces, sysctls, iptables. In: steps and
 //! undos of `plan`. Out: done, or what was tried on what and the kernel's answer. It decides nothing.
 
+mod counters;
 mod error;
 mod firewall;
 mod links;
@@ -11,6 +12,7 @@ mod sysctl;
 mod tap;
 mod tc;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 
@@ -19,7 +21,7 @@ use rtnetlink::Handle;
 
 pub use error::KernelError;
 
-use crate::model::{Mac, RateMbps, Slot, Subnet, TapOwner, Vm, VmId};
+use crate::model::{IfName, Mac, RateMbps, Reading, Slot, Subnet, TapOwner, Vm, VmId};
 use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 
@@ -82,6 +84,20 @@ impl Kernel {
 
     pub fn remove_host_rules(&self, rules: &HostRules) -> Result<(), KernelError> {
         firewall::remove(rules)
+    }
+
+    /// What every device has counted, by ifindex, in the view of a guest behind it.
+    pub async fn counters(&self) -> Result<HashMap<u32, Reading>, KernelError> {
+        let read = tokio::task::spawn_blocking(counters::all).await;
+        read.unwrap_or_else(|error| Err(io::Error::other(error)))
+            .doing(|| "reading all devices' counters".into())
+    }
+
+    /// What one device has counted, with its ifindex; `None` when there is none of that name.
+    pub fn counters_of(&self, device: &IfName) -> Result<Option<(u32, Reading)>, KernelError> {
+        let Ok(index) = nix::net::if_::if_nametoindex(device.as_str()) else { return Ok(None) };
+        let counted = counters::of(index).doing(|| format!("reading the counters of {device}"))?;
+        Ok(counted.map(|reading| (index, reading)))
     }
 
     pub async fn observe(&self) -> Result<Observed, KernelError> {

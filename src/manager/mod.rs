@@ -15,6 +15,7 @@ use crate::kernel::Kernel;
 use crate::model::{Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId};
 use crate::plan::{self, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
+use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 use admission::Admission;
 
@@ -82,6 +83,7 @@ struct Inner {
     store: Arc<Store>,
     registry: Registry,
     leases: Leases,
+    stats: Stats,
     admission: Mutex<Admission>,
     /// One call at a time for a VM: the lock of each VM that a call is about.
     in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
@@ -94,10 +96,11 @@ impl Manager {
         store: Arc<Store>,
         registry: Registry,
         leases: Leases,
+        stats: Stats,
     ) -> Self {
         let admission = Mutex::new(Admission::new(networks));
         let in_hand = Mutex::default();
-        Self(Arc::new(Inner { kernel, store, registry, leases, admission, in_hand }))
+        Self(Arc::new(Inner { kernel, store, registry, leases, stats, admission, in_hand }))
     }
 
     /// Takes over the VMs that were readmitted: what of each is missing in the kernel is made, what stands is left alone.
@@ -137,6 +140,7 @@ impl Manager {
             })?;
             self.0.registry.bind(Arc::new(Binding::new(vm, network)));
         }
+        self.0.stats.load()?;
         let (now, now_us) = (Instant::now(), microseconds_now());
         for freed in self.0.store.freed()? {
             // By the wall clock, which may have been set back since.
@@ -185,6 +189,10 @@ impl Manager {
         Ok(self.list(network)?.into_iter().map(view).collect())
     }
 
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
     pub fn networks(&self) -> Vec<NetworkStatus> {
         self.admission().status()
     }
@@ -202,7 +210,14 @@ impl Inner {
         }
         let vm = self.admission().admit(request, Instant::now(), microseconds_now())?;
         let network = self.admission().network(&vm.network)?;
-        if let Err(error) = self.store.insert(vm.clone()).await {
+        let account = match self.stats.open_account(&vm.slot.host_device()) {
+            Ok(account) => account,
+            Err(error) => {
+                self.admission().release(&vm, Instant::now());
+                return Err(failed(&vm, &[error.to_string()]));
+            }
+        };
+        if let Err(error) = self.store.insert(vm.clone(), account.clone()).await {
             self.admission().release(&vm, Instant::now());
             return Err(error.into());
         }
@@ -213,6 +228,7 @@ impl Inner {
             self.admission().release(&vm, Instant::now());
             return Err(failed(&vm, &errors));
         }
+        self.stats.begin(vm.vm_id.clone(), account);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
         Ok(binding)
@@ -256,6 +272,7 @@ impl Inner {
             self.registry.bind(binding);
             return Err(error.into());
         }
+        self.stats.end(vm_id);
         self.leases.forget(binding.vm.mac);
         self.admission().release(&binding.vm, Instant::now());
         Ok(())

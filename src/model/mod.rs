@@ -2,6 +2,8 @@
 //! nobody checks it again. Pure: no socket, clock, file, task or global.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod account;
+mod counters;
 mod guest_net;
 mod hostname;
 mod if_name;
@@ -15,6 +17,8 @@ mod vm_id;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use account::Account;
+pub use counters::{Counter, Counters, Reading};
 pub use guest_net::GuestNet;
 pub use hostname::{Domain, Hostname};
 pub use if_name::{BridgeName, IfName};

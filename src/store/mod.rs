@@ -1,6 +1,7 @@
 //! Desired state that survives kill -9 and power loss, in one SQLite file held by one guestnet. In: VMs, devices and
 //! settings to remember. Out: what was remembered, and nothing is answered before it is durable.
 
+mod accounts;
 mod directory;
 mod error;
 mod owned;
@@ -15,7 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::model::{NetworkName, Vm, VmId};
+use crate::model::{Account, NetworkName, Vm, VmId};
 pub use error::{StoreError, Taken};
 pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
 use writer::{Change, Effect, Writer};
@@ -72,9 +73,20 @@ impl Store {
         self.read(vms::load_freed)
     }
 
-    /// Remembers a VM. `StoreError::Taken` names what another VM already has, be it the vm_id, MAC, address or slot.
-    pub async fn insert(&self, vm: Vm) -> Result<(), StoreError> {
-        self.writer.write(Change::Insert(Box::new(vm))).await.map(drop)
+    /// Remembers a VM and what it begins to be counted from. `StoreError::Taken` names what another VM already has, be it
+    /// the vm_id, MAC, address or slot.
+    pub async fn insert(&self, vm: Vm, account: Account) -> Result<(), StoreError> {
+        self.writer.write(Change::Insert(Box::new(vm), Box::new(account))).await.map(drop)
+    }
+
+    /// Remembers how far VMs have been counted; a VM that has been removed is passed over.
+    pub async fn keep_accounts(&self, accounts: Vec<(VmId, Account)>) -> Result<(), StoreError> {
+        self.writer.write(Change::KeepAccounts(accounts)).await.map(drop)
+    }
+
+    /// How far VMs have been counted.
+    pub fn accounts(&self) -> Result<Vec<(VmId, Account)>, StoreError> {
+        self.read(accounts::load)
     }
 
     /// Forgets a VM; whether there was one.

@@ -3,6 +3,7 @@ use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::accounts;
 use super::vms::parsed;
 use super::writer::Effect;
 use crate::model::{IfName, Invalid};
@@ -104,5 +105,6 @@ pub(super) fn record_boot(connection: &Connection, boot_id: &str) -> rusqlite::R
     };
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('boot_id', ?1)", [boot_id])?;
     connection.execute_batch("DELETE FROM link; DELETE FROM sysctl;")?;
+    accounts::forget_devices(connection)?;
     Ok(effect)
 }

@@ -11,7 +11,8 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x676e_6574;
 
 /// What brings a database from version n to n + 1. Append; never change one that was released.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO meta (key, value) VALUES ('generation', 0);
     CREATE TABLE vm (
@@ -39,7 +40,15 @@ const MIGRATIONS: [&str; 1] = ["
         owner TEXT NOT NULL
     ) STRICT;
     CREATE TABLE sysctl (path TEXT PRIMARY KEY, old_value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    CREATE TABLE account (
+        vm_id TEXT PRIMARY KEY REFERENCES vm (vm_id) ON DELETE CASCADE,
+        device INTEGER NOT NULL,
+        numbers BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that
 /// is there but cannot be used is an error, whatever it is: it may be all that is left of every VM's reservation.

@@ -32,9 +32,9 @@ async fn what_was_stored_is_there_after_a_restart() {
     let root = tempfile::tempdir().unwrap();
     let directory = root.path().join("deep/state");
     let store = Store::open(&directory).unwrap();
-    store.insert(vm(2)).await.unwrap();
-    store.insert(vm(1)).await.unwrap();
-    store.insert(vm(3)).await.unwrap();
+    store.insert(vm(2), Account::default()).await.unwrap();
+    store.insert(vm(1), Account::default()).await.unwrap();
+    store.insert(vm(3), Account::default()).await.unwrap();
     assert!(store.remove(id(&vm(3))).await.unwrap());
     assert!(!store.remove(id(&vm(3))).await.unwrap());
     assert_eq!(store.load().unwrap(), [vm(1), vm(2)]);
@@ -53,12 +53,12 @@ async fn a_freed_address_is_remembered_until_it_is_given_out_again() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     for n in [5, 4] {
-        store.insert(vm(n)).await.unwrap();
+        store.insert(vm(n), Account::default()).await.unwrap();
         store.remove(id(&vm(n))).await.unwrap();
     }
     let freed: Vec<Ipv4Addr> = store.freed().unwrap().into_iter().map(|freed| freed.address).collect();
     assert_eq!(freed, [vm(5).address, vm(4).address]);
-    store.insert(Vm { address: vm(5).address, ..vm(6) }).await.unwrap();
+    store.insert(Vm { address: vm(5).address, ..vm(6) }, Account::default()).await.unwrap();
     assert_eq!(store.freed().unwrap().len(), 1);
 }
 
@@ -66,7 +66,7 @@ async fn a_freed_address_is_remembered_until_it_is_given_out_again() {
 async fn a_clash_names_what_is_taken_and_by_whom() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
-    store.insert(vm(1)).await.unwrap();
+    store.insert(vm(1), Account::default()).await.unwrap();
     let cases = [
         (Vm { vm_id: id(&vm(1)), ..vm(2) }, "vm_id vm_1 is already taken by VM vm_1"),
         (Vm { mac: vm(1).mac, ..vm(2) }, "MAC address 06:00:0a:64:00:03 is already taken by VM vm_1"),
@@ -77,10 +77,10 @@ async fn a_clash_names_what_is_taken_and_by_whom() {
         (Vm { slot: vm(1).slot, ..vm(2) }, "slot 1 is already taken by VM vm_1"),
     ];
     for (clash, wanted) in cases {
-        assert_eq!(store.insert(clash).await.unwrap_err().to_string(), wanted);
+        assert_eq!(store.insert(clash, Account::default()).await.unwrap_err().to_string(), wanted);
     }
     let elsewhere = Vm { network: "blue".parse().unwrap(), address: vm(1).address, ..vm(2) };
-    store.insert(elsewhere).await.unwrap();
+    store.insert(elsewhere, Account::default()).await.unwrap();
     assert_eq!(store.load().unwrap().len(), 2);
 }
 
@@ -91,7 +91,7 @@ async fn sixty_four_callers_share_a_commit() {
     // Holds the writer up for as long as it takes all callers to queue.
     let other = Connection::open(directory.path().join("guestnet.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let inserts = join_all((0..64).map(|n| store.insert(vm(n))));
+    let inserts = join_all((0..64).map(|n| store.insert(vm(n), Account::default())));
     let queued = async { other.execute_batch("COMMIT").unwrap() };
     // join! polls in order: the inserts are queued when the other connection lets go, but for a few that tokio may have
     // poll twice.
@@ -107,7 +107,7 @@ async fn what_was_answered_survives_kill_9() {
     if let Some(directory) = std::env::var_os("GUESTNET_TEST_STORE") {
         let store = Store::open(Path::new(&directory)).unwrap();
         for n in 0..u32::MAX {
-            store.insert(vm(n)).await.unwrap();
+            store.insert(vm(n), Account::default()).await.unwrap();
             println!("\nanswered {n}");
         }
     }
@@ -141,7 +141,7 @@ async fn a_second_guestnet_on_the_same_directory_is_told_who_has_it() {
     let error = Store::open(directory.path()).unwrap_err().to_string();
     assert!(error.contains(directory.path().to_str().unwrap()), "{error}");
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
-    first.insert(vm(1)).await.unwrap();
+    first.insert(vm(1), Account::default()).await.unwrap();
     drop(first);
     Store::open(directory.path()).unwrap();
 }
@@ -163,7 +163,7 @@ async fn a_damaged_database_stops_the_start_and_is_never_recreated() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path()).unwrap();
     for n in 0..200 {
-        store.insert(vm(n)).await.unwrap();
+        store.insert(vm(n), Account::default()).await.unwrap();
     }
     drop(store);
     let file = directory.path().join("guestnet.db");
@@ -225,7 +225,7 @@ async fn a_reboot_forgets_the_devices_but_no_vm() {
         kind,
         owner: owner.into(),
     };
-    store.insert(vm(1)).await.unwrap();
+    store.insert(vm(1), Account::default()).await.unwrap();
     store.record_link(link(7, "br-vms", LinkKind::Bridge, "default")).await.unwrap();
     store.record_link(link(8, "gv1", LinkKind::Port, "vm_1")).await.unwrap();
     store.record_link(link(9, "gv1", LinkKind::Port, "vm_1")).await.unwrap();

@@ -9,8 +9,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, owned, vms};
-use crate::model::{Vm, VmId};
+use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, vms};
+use crate::model::{Account, Vm, VmId};
 
 /// More wait in their callers.
 const QUEUE: usize = 1024;
@@ -19,7 +19,8 @@ const LARGEST_BATCH: usize = 256;
 
 #[derive(Debug)]
 pub(super) enum Change {
-    Insert(Box<Vm>),
+    Insert(Box<Vm>, Box<Account>),
+    KeepAccounts(Vec<(VmId, Account)>),
     Remove { vm_id: VmId, now_us: i64 },
     RecordLink(OwnedLink),
     ForgetLink(u32),
@@ -138,7 +139,17 @@ fn commit<'a>(
 
 fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
     Ok(match change {
-        Change::Insert(vm) => vms::insert(connection, vm).map(|()| Effect::Changed)?,
+        Change::Insert(vm, account) => {
+            vms::insert(connection, vm)?;
+            accounts::keep(connection, &vm.vm_id, account).map(|()| Effect::Changed)?
+        }
+        Change::KeepAccounts(counted) => {
+            for (vm_id, account) in counted {
+                accounts::keep(connection, vm_id, account)?;
+            }
+            // What is counted is no change of what is desired.
+            Effect::Nothing
+        }
         Change::Remove { vm_id, now_us } => vms::remove(connection, vm_id, *now_us)?.into(),
         Change::RecordLink(link) => owned::record_link(connection, link).map(|()| Effect::Changed)?,
         Change::ForgetLink(ifindex) => owned::forget_link(connection, *ifindex)?.into(),
@@ -158,9 +169,9 @@ mod tests {
     fn a_full_disk_refuses_the_batch_and_keeps_what_was_there() {
         let directory = tempfile::tempdir().unwrap();
         let (mut connection, file) = schema::open(directory.path()).unwrap();
-        commit(&mut connection, [Change::Insert(Box::new(vm(0)))].iter()).unwrap();
+        commit(&mut connection, [Change::Insert(Box::new(vm(0)), Box::default())].iter()).unwrap();
         connection.pragma_update(None, "max_page_count", 1).unwrap();
-        let many: Vec<Change> = (1..500).map(|n| Change::Insert(Box::new(vm(n)))).collect();
+        let many: Vec<Change> = (1..500).map(|n| Change::Insert(Box::new(vm(n)), Box::default())).collect();
         let error = commit(&mut connection, many.iter()).map_err(StoreError::sqlite(&file)).unwrap_err();
         assert!(matches!(error, StoreError::DiskFull { .. }), "{error}");
         assert!(error.to_string().contains("full: free some space"), "{error}");
@@ -176,7 +187,7 @@ mod tests {
     fn one_refused_change_does_not_hold_up_the_others() {
         let directory = tempfile::tempdir().unwrap();
         let (mut connection, _) = schema::open(directory.path()).unwrap();
-        let changes = [1, 1, 2].map(|n| Change::Insert(Box::new(vm(n))));
+        let changes = [1, 1, 2].map(|n| Change::Insert(Box::new(vm(n)), Box::default()));
         let outcomes = commit(&mut connection, changes.iter()).unwrap();
         assert!(matches!(&outcomes[..], [Ok(_), Err(StoreError::Taken { .. }), Ok(_)]), "{outcomes:?}");
         assert_eq!(vms::load(&connection).unwrap(), [vm(1), vm(2)]);

@@ -1,9 +1,9 @@
 //! What is refused, with a message that names the value and what would fit, and with the host left as it was.
 
-use std::process::{Command, Output};
+use std::process::Command;
 
 use crate::lab::daemon::{Paths, config, serve_command};
-use crate::lab::{Daemon, Lab, assert_same, guestnet_binary, text};
+use crate::lab::{Daemon, Lab, assert_same, assert_says, guestnet_binary, text};
 
 /// Starts the daemon, which has to refuse; everything on the host is as before.
 fn assert_refused(lab: &Lab, networks: &str, code: i32, named: &[&str]) {
@@ -15,14 +15,6 @@ fn assert_command_refused(lab: &Lab, command: &mut Command, code: i32, named: &[
     let output = command.output().expect("running guestnet");
     assert_says(&output, code, named);
     assert_same(&before, &lab.host_state());
-}
-
-fn assert_says(output: &Output, code: i32, named: &[&str]) {
-    let said = text(output);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    for name in named {
-        assert!(said.contains(name), "no {name:?} in: {said}");
-    }
 }
 
 #[test]

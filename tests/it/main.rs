@@ -20,3 +20,4 @@ mod guest_config;
 mod needs_kernel;
 mod plumbing;
 mod restart;
+mod stats;

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod inet;
 pub mod namespace;
 pub mod scenario;
+pub mod tap_guest;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -22,6 +23,7 @@ use std::process::{Command, Output};
 pub use daemon::Daemon;
 pub use guest::{Accelerator, Guest, Machine};
 pub use namespace::Namespace;
+pub use tap_guest::TapGuest;
 
 /// The host's address on its uplink: what the internet sees of a guest.
 pub const UPLINK: &str = "198.51.100.1";
@@ -110,6 +112,15 @@ pub fn assert_same(before: &str, after: &str) {
     };
     let differ = [only(before, after, '-'), only(after, before, '+')].concat();
     assert!(differ.is_empty(), "the host is not as it was:\n{}", differ.join("\n"));
+}
+
+/// Panics unless the program ended with `code` and said each of `named`.
+pub fn assert_says(output: &Output, code: i32, named: &[&str]) {
+    let said = text(output);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    for name in named {
+        assert!(said.contains(name), "no {name:?} in: {said}");
+    }
 }
 
 /// The guestnet binary of the build that this test or demo belongs to.
