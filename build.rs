@@ -1,7 +1,11 @@
 //! Generates the API's messages, service and client from `proto/`; needs `protoc` (Debian: protobuf-compiler).
 fn main() {
     // guestnet.proto has the service, the others the messages of a topic each.
-    let files = ["proto/guestnet/v1/guestnet.proto", "proto/guestnet/v1/stats.proto"];
+    let files = [
+        "proto/guestnet/v1/guestnet.proto",
+        "proto/guestnet/v1/guest_config.proto",
+        "proto/guestnet/v1/stats.proto",
+    ];
     if let Err(error) = connectrpc_build::Config::new()
         .files(&files)
         .includes(&["proto/"])

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the guests that tests, demo and benchmarks boot, from Debian packages only. See vm-images/README.md.
 #
-#   vm-images/build.sh TARGET...     targets: initramfs uml cloud-kernel kernel all
+#   vm-images/build.sh TARGET...     targets: initramfs uml cloud-kernel kernel debian-12 debian-13 validators all
 #
 # A target is rebuilt only when its recipe, its inputs or the versions of its packages change.
 set -euo pipefail
@@ -15,6 +15,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/lib/cpio.sh"
 # shellcheck source-path=SCRIPTDIR source=lib/root.sh
 . "$here/lib/root.sh"
+# shellcheck source-path=SCRIPTDIR source=lib/debian.sh
+. "$here/lib/debian.sh"
 
 die() {
   echo "vm-images: $*" >&2
@@ -30,10 +32,10 @@ main() {
   case $1 in -h | --help) usage; exit ;; esac
   [ "$(uname -m)" = x86_64 ] || die "the recipes are for x86_64; this machine is $(uname -m)"
   command -v dpkg-query apt-get >/dev/null || die 'the guests are made from Debian packages; this machine has no apt-get and dpkg-query'
-  [ "$*" != all ] || set -- initramfs uml cloud-kernel kernel
+  [ "$*" != all ] || set -- initramfs uml cloud-kernel debian-12 debian-13 kernel
   local target
   for target in "$@"; do
-    [ -e "$here/recipes/$target.sh" ] || die "no target $target; there are initramfs, uml, cloud-kernel, kernel and all"
+    [ -e "$here/recipes/$target.sh" ] || die "no target $target; there are initramfs, uml, cloud-kernel, kernel, debian-12, debian-13, validators and all"
   done
   for target in "$@"; do
     build_target "$target"

@@ -2,6 +2,7 @@
 //! anybody who may open the socket, so any bytes at all. Out: calls of the manager, answers with Connect codes.
 
 mod connections;
+mod guest_config;
 mod server;
 mod service;
 mod socket;

@@ -10,6 +10,7 @@ use connectrpc::{
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::guest_config;
 use super::stats;
 use super::wire::{self, FieldError};
 use crate::manager::{Manager, ManagerError};
@@ -94,11 +95,13 @@ impl Service {
 /// The code that the proto promises for an error.
 fn code_of(error: &ManagerError) -> ErrorCode {
     match error {
-        ManagerError::UnknownNetwork { .. } => ErrorCode::NotFound,
+        ManagerError::UnknownNetwork { .. } | ManagerError::NoVm { .. } => ErrorCode::NotFound,
         ManagerError::Differs { .. } | ManagerError::MacTaken { .. } | ManagerError::AddressTaken { .. } => {
             ErrorCode::AlreadyExists
         }
-        ManagerError::AddressUnusable { .. } => ErrorCode::InvalidArgument,
+        ManagerError::AddressUnusable { .. } | ManagerError::UserDataTooLong { .. } => {
+            ErrorCode::InvalidArgument
+        }
         ManagerError::SubnetFull { .. } => ErrorCode::ResourceExhausted,
         ManagerError::Stopping => ErrorCode::Unavailable,
         ManagerError::Store(_) | ManagerError::Kernel { .. } | ManagerError::Homeless { .. } => {
@@ -205,5 +208,33 @@ impl GuestNetworkService for Service {
         let place = self.watch_place()?;
         let (stats, stop) = (self.manager.stats().clone(), self.stop.clone());
         Response::stream_ok(stats::Watch { stats, vm_ids, stop, _place: place }.every(interval))
+    }
+
+    async fn render_guest_config(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::RenderGuestConfigRequest>,
+    ) -> ServiceResult<v1::RenderGuestConfigResponse> {
+        Response::ok(guest_config::render(&self.manager, &request)?)
+    }
+
+    async fn set_user_data(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::SetUserDataRequest>,
+    ) -> ServiceResult<v1::SetUserDataResponse> {
+        let (vm_id, content) = (wire::vm_id(request.vm_id)?, request.user_data.map(<[u8]>::to_vec));
+        let (manager, of) = (self.manager.clone(), vm_id.clone());
+        let set = async move { manager.set_user_data(of, content).await };
+        self.change("set user-data", vm_id, set).await?;
+        Response::ok(v1::SetUserDataResponse::default())
+    }
+
+    async fn get_user_data(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::GetUserDataRequest>,
+    ) -> ServiceResult<v1::GetUserDataResponse> {
+        Response::ok(guest_config::user_data(&self.manager, &wire::vm_id(request.vm_id)?)?)
     }
 }

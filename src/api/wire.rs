@@ -35,11 +35,11 @@ impl FieldError {
     }
 }
 
-fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, FieldError> {
+pub(super) fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T, FieldError> {
     text.parse().map_err(|invalid| FieldError::new(field, invalid))
 }
 
-fn parse_set<T: FromStr<Err = Invalid>>(
+pub(super) fn parse_set<T: FromStr<Err = Invalid>>(
     field: &'static str,
     text: Option<&str>,
 ) -> Result<Option<T>, FieldError> {

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use super::gen_arguments::GenCommand;
 use super::output::Format;
 use super::stats::StatsCommand;
+use super::user_data::UserDataCommand;
 use crate::api::DEFAULT_SOCKET;
 use crate::model::{Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
@@ -62,6 +63,9 @@ pub(super) enum Command {
     /// Configuration for guests that do not use DHCP.
     #[command(subcommand)]
     Gen(GenCommand),
+    /// What a VM's cloud-init is given besides its network.
+    #[command(subcommand)]
+    UserData(UserDataCommand),
     /// With the service stopped: remove everything that guestnet has made on this host.
     Uninstall {
         /// The configuration that the service ran with.

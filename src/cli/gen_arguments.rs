@@ -6,11 +6,33 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::guestcfg::{DeviceName, Dialect, Form, NetworkConfigVersion, Prefix, Target};
+use crate::guestcfg::{DeviceName, DhcpClient, Dialect, Form, NetworkConfigVersion, Prefix, Target};
 use crate::model::{Domain, Hostname, Mac, VmId};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum GenCommand {
+    /// What an image needs to ask by DHCP: an init script, settings of its clients.
+    Dhcp(Dhcp),
+    #[command(flatten)]
+    Target(TargetCommand),
+}
+
+/// Installed into a root file system, or as a tar archive on standard output.
+#[derive(Debug, Args)]
+pub(super) struct Dhcp {
+    /// The root of the image to install into.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub root: Option<PathBuf>,
+    /// udhcpc, dhclient, dhcpcd or networkd; may be repeated [default: those that the root has; all in an archive].
+    #[arg(long = "client", value_name = "CLIENT")]
+    pub clients: Vec<DhcpClient>,
+    /// Overwrite settings that stand there.
+    #[arg(long, requires = "root")]
+    pub replace: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum TargetCommand {
     /// Arguments for the guest's kernel command line: ip=.
     Cmdline {
         #[command(flatten)]
@@ -26,7 +48,8 @@ pub(super) enum GenCommand {
         /// The version of network-config: v1 or v2.
         #[arg(long, default_value_t, value_name = "VERSION")]
         network_config: NetworkConfigVersion,
-        /// nocloud-dir, seed-image (a drive), boot-args (no drive), cloud.cfg.d or netplan (in the image).
+        /// nocloud-dir, seed-image or iso (a drive), boot-args (no drive), cloud.cfg.d or netplan (in the image), mime
+        /// (user-data alone).
         #[arg(long, default_value_t)]
         form: Form,
         /// user-data for the seed, passed on as it is.
@@ -109,12 +132,15 @@ pub(super) struct Merge {
     merge: Option<String>,
 }
 
-/// Whose configuration: a VM of the service, or with --offline one described by arguments.
+/// Whose configuration: a VM's of the service, every VM's, or with --offline one described by arguments.
 #[derive(Debug, Args)]
 pub(super) struct Guest {
     /// The VM, known to the service.
-    #[arg(required_unless_present = "offline", conflicts_with = "offline")]
+    #[arg(required_unless_present_any = ["offline", "all"], conflicts_with_all = ["offline", "all"])]
     pub vm_id: Option<VmId>,
+    /// Every VM of the service: a folder for each, by its id, in the folder of --out.
+    #[arg(long, requires = "out", conflicts_with = "offline")]
+    pub all: bool,
     /// Ask no service: the arguments below say all.
     #[arg(long, requires_all = ["ip", "prefix", "gateway"])]
     offline: bool,
@@ -140,6 +166,12 @@ pub(super) struct Guest {
     /// Bytes [default: 1500].
     #[arg(long, requires = "offline", value_name = "BYTES")]
     pub mtu: Option<u16>,
+    /// What the host calls the VM, for VM managers' arguments [default: the host name].
+    #[arg(long = "vm-id", requires = "offline", value_name = "ID")]
+    pub offline_id: Option<VmId>,
+    /// The TAP in the VM's netns, for VM managers' arguments [default: tap0].
+    #[arg(long, requires = "offline", value_name = "NAME")]
+    pub tap_device: Option<DeviceName>,
 }
 
 /// What is to be generated, whichever command said it.
@@ -167,31 +199,31 @@ impl Asked {
     }
 }
 
-impl From<GenCommand> for Asked {
-    fn from(command: GenCommand) -> Self {
+impl From<TargetCommand> for Asked {
+    fn from(command: TargetCommand) -> Self {
         match command {
-            GenCommand::Cmdline { line, dialect } => Self::on_line(Target::Cmdline(dialect), line),
-            GenCommand::CloudInit { line, network_config, form, user_data } => {
+            TargetCommand::Cmdline { line, dialect } => Self::on_line(Target::Cmdline(dialect), line),
+            TargetCommand::CloudInit { line, network_config, form, user_data } => {
                 Self { user_data, ..Self::on_line(Target::CloudInit(form, network_config), line) }
             }
-            GenCommand::Networkd(card) => Self::by_mac(Target::Networkd, card),
-            GenCommand::NetworkdCredential { card, merge: Merge { merge } } => {
+            TargetCommand::Networkd(card) => Self::by_mac(Target::Networkd, card),
+            TargetCommand::NetworkdCredential { card, merge: Merge { merge } } => {
                 Self { merge, ..Self::by_mac(Target::NetworkdCredential, card) }
             }
-            GenCommand::Ifupdown(card) => Self::by_name(Target::Ifupdown, card),
-            GenCommand::IfupdownAlpine(card) => Self::by_name(Target::IfupdownAlpine, card),
-            GenCommand::NetworkManager(card) => Self::by_mac(Target::NetworkManager, card),
-            GenCommand::ResolvConf(card) => Self::by_mac(Target::ResolvConf, card),
-            GenCommand::DracutConf(card) => Self::by_name(Target::DracutConf, card),
-            GenCommand::Ignition(card) => Self::by_mac(Target::Ignition, card),
-            GenCommand::NixOs(card) => Self::by_name(Target::NixOs, card),
-            GenCommand::Firecracker(line) => Self::on_line(Target::Firecracker, line),
-            GenCommand::Qemu(line) => Self::on_line(Target::Qemu, line),
-            GenCommand::QemuMicrovm(line) => Self::on_line(Target::QemuMicrovm, line),
-            GenCommand::CloudHypervisor(line) => Self::on_line(Target::CloudHypervisor, line),
-            GenCommand::Json(card) => Self::by_mac(Target::Json, card),
-            GenCommand::Env(card) => Self::by_mac(Target::Env, card),
-            GenCommand::Shell(card) => Self::by_name(Target::Shell, card),
+            TargetCommand::Ifupdown(card) => Self::by_name(Target::Ifupdown, card),
+            TargetCommand::IfupdownAlpine(card) => Self::by_name(Target::IfupdownAlpine, card),
+            TargetCommand::NetworkManager(card) => Self::by_mac(Target::NetworkManager, card),
+            TargetCommand::ResolvConf(card) => Self::by_mac(Target::ResolvConf, card),
+            TargetCommand::DracutConf(card) => Self::by_name(Target::DracutConf, card),
+            TargetCommand::Ignition(card) => Self::by_mac(Target::Ignition, card),
+            TargetCommand::NixOs(card) => Self::by_name(Target::NixOs, card),
+            TargetCommand::Firecracker(line) => Self::on_line(Target::Firecracker, line),
+            TargetCommand::Qemu(line) => Self::on_line(Target::Qemu, line),
+            TargetCommand::QemuMicrovm(line) => Self::on_line(Target::QemuMicrovm, line),
+            TargetCommand::CloudHypervisor(line) => Self::on_line(Target::CloudHypervisor, line),
+            TargetCommand::Json(card) => Self::by_mac(Target::Json, card),
+            TargetCommand::Env(card) => Self::by_mac(Target::Env, card),
+            TargetCommand::Shell(card) => Self::by_name(Target::Shell, card),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `guestnet gen`. In: what is asked, and for a VM of the service its network from the API. Out: text for standard output,
-//! or files in a new folder; what the target cannot say goes to standard error.
+//! `guestnet gen TARGET`. In: what is asked, and for VMs of the service their networks from the API. Out: text for standard
+//! output, or files in a new folder; what the target cannot say goes to standard error.
 
 use std::fs::OpenOptions;
 use std::io::{self, IsTerminal, Write};
@@ -9,47 +9,90 @@ use std::path::Path;
 use super::CliError;
 use super::client::Client;
 use super::gen_arguments::{Asked, GenCommand, Guest};
+use super::gen_dhcp;
 use super::output::{self, Format};
 use crate::api::wire;
-use crate::guestcfg::{self, GuestFile, HostSide, OfflineArgs, Options, Warning};
-use crate::model::{GuestNet, Invalid};
+use crate::guestcfg::{self, GuestFile, HostSide, OfflineArgs, Options, Target, Warning};
+use crate::model::{GuestNet, Invalid, Vm, VmId};
 use crate::proto::guestnet::v1;
 
 pub(super) async fn run(client: &Client, format: Format, command: GenCommand) -> Result<Vec<u8>, CliError> {
-    let Asked { target, guest, device, merge, user_data, out } = command.into();
-    let (net, host) = facts(client, guest).await?;
-    let user_data = user_data.as_deref().map(read).transpose()?;
-    let options = Options { device, merge: merge.as_deref(), user_data: user_data.as_deref(), host };
-    let generated = guestcfg::generate(target, &net, &options)?;
+    match command {
+        GenCommand::Dhcp(asked) => gen_dhcp::run(format, &asked),
+        GenCommand::Target(command) => generate(client, format, command.into()).await,
+    }
+}
+
+async fn generate(client: &Client, format: Format, asked: Asked) -> Result<Vec<u8>, CliError> {
+    let Asked { target, guest, device, merge, user_data, out } = asked;
+    let given = user_data.as_deref().map(read).transpose()?;
+    let mut files = Vec::new();
+    let mut warnings = Vec::new();
+    let all = guest.all;
+    for (vm_id, net, host) in guests(client, guest, target).await? {
+        let name = |error| match (&vm_id, all) {
+            (Some(vm_id), true) => CliError::OfVm { vm_id: vm_id.clone(), error },
+            _ => CliError::Refusal(error),
+        };
+        let stored = match &vm_id {
+            Some(vm_id) if given.is_none() && target.takes_user_data() => client.user_data(vm_id).await?,
+            _ => None,
+        };
+        let user_data = given.as_deref().or(stored.as_deref());
+        let options = Options { device: device.clone(), merge: merge.as_deref(), user_data, host };
+        let mut generated = guestcfg::generate(target, &net, &options).map_err(name)?;
+        if let (Some(vm_id), true) = (&vm_id, all) {
+            for file in &mut generated.files {
+                file.path = format!("{vm_id}/{}", file.path);
+            }
+        }
+        files.extend(generated.files);
+        warnings.extend(
+            generated.warnings.into_iter().filter(|warning| !warnings.contains(warning)).collect::<Vec<_>>(),
+        );
+    }
     if let Some(directory) = &out {
-        write(directory, &generated.files)?;
+        write(directory, &files)?;
     }
     if format == Format::Json {
-        return Ok(output::generated(&generated).into_bytes());
+        return Ok(output::generated(&files, &warnings).into_bytes());
     }
     let text = match out {
         Some(_) => Vec::new(),
-        None => printed(&generated.files, io::stdout().is_terminal())?,
+        None => printed(&files, io::stdout().is_terminal())?,
     };
-    warn(&generated.warnings);
+    warn(&warnings);
     Ok(text)
 }
 
-/// The guest's network, and where it ends on the host if that is this one.
-async fn facts(client: &Client, guest: Guest) -> Result<(GuestNet, Option<HostSide>), CliError> {
+/// One guest: its id if the service knows it, what it is told, and where it ends on the host if that is known.
+type Facts = (Option<VmId>, GuestNet, Option<HostSide>);
+
+async fn guests(client: &Client, guest: Guest, target: Target) -> Result<Vec<Facts>, CliError> {
+    if guest.all {
+        return client.list(None).await?.iter().map(of_service).collect();
+    }
     if let Some(vm_id) = &guest.vm_id {
-        let vm = client.get(vm_id).await?;
-        let net = wire::guest_net(&vm).map_err(|error| CliError::Answer(error.to_string()))?;
-        let host = host_side(&vm).map_err(|error| CliError::Answer(error.to_string()))?;
-        return Ok((net, Some(host)));
+        return Ok(vec![of_service(&client.get(vm_id).await?)?]);
     }
     // clap has made sure of these three.
     let (Some(ip), Some(prefix), Some(gateway)) = (guest.ip, guest.prefix, guest.gateway) else {
         return Err(CliError::Answer("--offline without address, subnet or gateway".into()));
     };
-    let Guest { dns, hostname, mac, domain, mtu, .. } = guest;
+    let Guest { dns, hostname, mac, domain, mtu, offline_id, tap_device, .. } = guest;
     let net = guestcfg::offline(OfflineArgs { ip, prefix, gateway, dns, hostname, mac, domain, mtu })?;
-    Ok((net, None))
+    let asked = offline_id.is_some() || tap_device.is_some();
+    let host = (asked || target.needs_host()).then(|| -> Result<HostSide, Invalid> {
+        let vm_id = offline_id.map_or_else(|| net.hostname.as_str().parse(), Ok)?;
+        Ok(HostSide { vm_id, tap_device: tap_device.map_or_else(|| Vm::TAP.parse(), Ok)? })
+    });
+    Ok(vec![(None, net, host.transpose()?)])
+}
+
+fn of_service(vm: &v1::VmNetwork) -> Result<Facts, CliError> {
+    let net = wire::guest_net(vm).map_err(|error| CliError::Answer(error.to_string()))?;
+    let host = host_side(vm).map_err(|error| CliError::Answer(error.to_string()))?;
+    Ok((Some(host.vm_id.clone()), net, Some(host)))
 }
 
 fn host_side(vm: &v1::VmNetwork) -> Result<HostSide, Invalid> {
@@ -101,7 +144,7 @@ fn write(directory: &Path, files: &[GuestFile]) -> Result<(), CliError> {
     written
 }
 
-fn write_file(path: &Path, file: &GuestFile) -> io::Result<()> {
+pub(super) fn write_file(path: &Path, file: &GuestFile) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent)?;
     }

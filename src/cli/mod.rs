@@ -5,9 +5,11 @@
 mod arguments;
 mod client;
 mod gen_arguments;
+mod gen_dhcp;
 mod generate;
 mod output;
 mod stats;
+mod user_data;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -55,6 +57,16 @@ enum CliError {
     Answer(String),
     #[error("{} exists: name a folder that does not, what is in it may be another guest's", .0.display())]
     Exists(PathBuf),
+    #[error("of VM {vm_id}: {error}")]
+    OfVm { vm_id: VmId, error: Refusal },
+    #[error("{} is there and says something else: look at it, then repeat with --replace", .0.display())]
+    Stands(PathBuf),
+    #[error("{} leads out of {} by a link: is that an image's root?", path.display(), root.display())]
+    LeadsOut { path: PathBuf, root: PathBuf },
+    #[error("{} has no udhcpc, dhclient, dhcpcd or systemd-networkd: install one, or name it with --client", .0.display())]
+    NoDhcpClient(PathBuf),
+    #[error("a tar archive is binary: redirect it, or install it with --root DIRECTORY")]
+    Archive,
     #[error("{0} is binary: have it written with --out DIRECTORY")]
     Binary(String),
     #[error("{what}: {source}")]
@@ -66,6 +78,8 @@ impl CliError {
         let usage = match self {
             Self::App(error) => error.is_config(),
             Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) => true,
+            Self::OfVm { .. } | Self::Stands(_) | Self::LeadsOut { .. } => true,
+            Self::NoDhcpClient(_) | Self::Archive => true,
             Self::Call(error) => error.code == ErrorCode::InvalidArgument,
             _ => false,
         };
@@ -143,6 +157,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }
         Command::Stats(command) => stats::run(&client, format, command).await,
+        Command::UserData(command) => user_data::run(&client, command).await,
         Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }

@@ -6,7 +6,7 @@ use buffa_types::google::protobuf::Timestamp;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::guestcfg::{Generated, GuestFile};
+use crate::guestcfg::{GuestFile, Warning};
 use crate::proto::guestnet::v1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -49,7 +49,7 @@ pub(super) fn networks(format: Format, networks: &[v1::Network]) -> String {
 }
 
 /// JSON only: the mode in octal, what is no text in base64.
-pub(super) fn generated(generated: &Generated) -> String {
+pub(super) fn generated(files: &[GuestFile], warnings: &[Warning]) -> String {
     let file = |file: &GuestFile| {
         let (key, content) = match file.as_text() {
             Some(text) => ("content", text.to_owned()),
@@ -57,8 +57,8 @@ pub(super) fn generated(generated: &Generated) -> String {
         };
         json!({"path": file.path, "mode": format!("{:04o}", file.mode), key: content})
     };
-    let files: Vec<Value> = generated.files.iter().map(file).collect();
-    pretty(&json!({"files": files, "warnings": generated.warnings}))
+    let files: Vec<Value> = files.iter().map(file).collect();
+    pretty(&json!({"files": files, "warnings": warnings}))
 }
 
 fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {

@@ -3,13 +3,15 @@ use std::path::Path;
 
 use clap::Parser;
 
-use super::gen_arguments::Asked;
+use super::gen_arguments::{Asked, GenCommand};
 use super::*;
 use crate::guestcfg::{Dialect, Form, GuestFile, NetworkConfigVersion, Target};
 
 fn asked(arguments: &str) -> Result<Asked, clap::Error> {
     let arguments = ["guestnet", "gen"].into_iter().chain(arguments.split(' '));
-    let Command::Gen(command) = Arguments::try_parse_from(arguments)?.command else { panic!("gen is gen") };
+    let Command::Gen(GenCommand::Target(command)) = Arguments::try_parse_from(arguments)?.command else {
+        panic!("gen is gen")
+    };
     Ok(command.into())
 }
 
@@ -139,7 +141,7 @@ fn a_value_that_would_smuggle_something_is_refused_by_its_own_type() {
     assert!(refused(&format!("cmdline {offline} --prefix 16 --hostname vm1;reboot")).contains("vm1;reboot"));
     assert!(refused("cmdline vm1 --device eth0:off").contains("network card"));
     assert!(refused("cmdline vm1 --dialect grub").contains("klibc"));
-    assert!(refused("cloud-init vm1 --form iso").contains("seed-image"));
+    assert!(refused("cloud-init vm1 --form floppy").contains("seed-image"));
     assert!(refused("cloud-init vm1 --network-config v3").contains("v1 or v2"));
 }
 

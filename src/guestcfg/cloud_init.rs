@@ -9,7 +9,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::check::check;
+use super::iso_image::iso_image;
 use super::kernel_line::{Argument, arguments, join};
+use super::mime::mime;
 use super::seed_image::seed_image;
 use super::yaml::yaml;
 use super::{DeviceName, Fact, Generated, GuestFile, Options, Refusal, Warning};
@@ -56,25 +58,38 @@ pub enum Form {
     NocloudDir,
     /// The same files in a FAT image labelled CIDATA, to attach as a drive.
     SeedImage,
+    /// The same as a CD: ISO 9660.
+    Iso,
     /// `ds=` and `network-config=` on the kernel command line: no disk is needed.
     BootArgs,
     /// A drop-in of /etc/cloud/cloud.cfg.d in the guest's image.
     CloudCfgD,
     /// A file of /etc/netplan in the guest's image; no cloud-init is needed.
     Netplan,
+    /// user-data alone, where nothing else can be handed over: a MIME archive.
+    Mime,
 }
 
 impl Form {
-    pub const ALL: [Self; 5] =
-        [Self::NocloudDir, Self::SeedImage, Self::BootArgs, Self::CloudCfgD, Self::Netplan];
+    pub const ALL: [Self; 7] = [
+        Self::NocloudDir,
+        Self::SeedImage,
+        Self::Iso,
+        Self::BootArgs,
+        Self::CloudCfgD,
+        Self::Netplan,
+        Self::Mime,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NocloudDir => "nocloud-dir",
             Self::SeedImage => "seed-image",
+            Self::Iso => "iso",
             Self::BootArgs => "boot-args",
             Self::CloudCfgD => "cloud.cfg.d",
             Self::Netplan => "netplan",
+            Self::Mime => "mime",
         }
     }
 }
@@ -84,7 +99,10 @@ impl FromStr for Form {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let known = Self::ALL.into_iter().find(|form| form.as_str() == text);
         known.ok_or_else(|| {
-            Invalid::new(text, "a form: nocloud-dir, seed-image, boot-args, cloud.cfg.d or netplan")
+            Invalid::new(
+                text,
+                "a form: nocloud-dir, seed-image, iso, boot-args, cloud.cfg.d, netplan or mime",
+            )
         })
     }
 }
@@ -111,10 +129,16 @@ pub fn cloud_init(
             let bytes = seed_image(&files)?;
             Ok(Generated::one(GuestFile { path: "seed.img".to_owned(), mode: 0o600, bytes }, warnings))
         }
+        Form::Iso => {
+            let Generated { files, warnings } = nocloud_dir(guest, &network_config, options.user_data)?;
+            let bytes = iso_image(&files)?;
+            Ok(Generated::one(GuestFile { path: "seed.iso".to_owned(), mode: 0o600, bytes }, warnings))
+        }
         Form::BootArgs => boot_args(guest, &network_config, options.merge),
         Form::CloudCfgD => Ok(Generated::one(cloud_cfg_d(guest, &network_config), Vec::new())),
         Form::Netplan if version == NetworkConfigVersion::V1 => Err(Refusal::NetplanIsVersion2),
         Form::Netplan => Ok(Generated { files: netplan(guest, &network_config), warnings: Vec::new() }),
+        Form::Mime => mime(guest, options),
     }
 }
 
@@ -180,7 +204,7 @@ fn network_config(guest: &GuestNet, device: &DeviceName, version: NetworkConfigV
 
 /// What cloud-init needs to name the guest; vendor-data, so that the tenant's user-data may say otherwise. Without the
 /// second key some distributions take the full name for the host name, which DHCP and `ip=` do not.
-fn naming(guest: &GuestNet) -> Value {
+pub(super) fn naming(guest: &GuestNet) -> Value {
     let fqdn = format!("{}.{}", guest.hostname, guest.domain);
     json!({"hostname": guest.hostname.as_str(), "fqdn": fqdn, "prefer_fqdn_over_hostname": false})
 }
@@ -253,7 +277,7 @@ fn netplan(guest: &GuestNet, network_config: &Value) -> Vec<GuestFile> {
 const USER_DATA_LIMIT: usize = 1024 * 1024;
 
 /// Whether cloud-init will understand user-data: gzip, MIME, or text that says in its first line what it is.
-fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
+pub(super) fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
     const KINDS: [&str; 7] = [
         "#cloud-config",
         "#!",

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
+use super::HostSide;
 use crate::model::{GuestNet, Mac, Subnet};
 
 /// The seed's example guest, with the mask it should have had.
@@ -34,6 +35,10 @@ pub(crate) fn demanding_guest() -> GuestNet {
         domain: "7.example".parse().unwrap(),
         mtu: 9000,
     }
+}
+
+pub(crate) fn host_side() -> HostSide {
+    HostSide { vm_id: "web-1".parse().unwrap(), tap_device: "tap0".parse().unwrap() }
 }
 
 /// Any guest whose facts fit together.

@@ -92,7 +92,7 @@ impl Target {
 
     /// Whether it carries user-data.
     pub fn takes_user_data(self) -> bool {
-        matches!(self, Self::CloudInit(Form::NocloudDir | Form::SeedImage, _))
+        matches!(self, Self::CloudInit(Form::NocloudDir | Form::SeedImage | Form::Iso | Form::Mime, _))
     }
 
     /// Whether it cannot do without the host side.

@@ -6,9 +6,12 @@
 mod check;
 mod cloud_init;
 mod cmdline;
+mod dhcp;
 mod generate;
 mod ifupdown;
+mod iso_image;
 mod kernel_line;
+mod mime;
 mod network_manager;
 mod networkd;
 mod nixos;
@@ -23,6 +26,7 @@ mod yaml;
 
 pub use cloud_init::{Form, NetworkConfigVersion, cloud_init, instance_id};
 pub use cmdline::{Dialect, cmdline};
+pub use dhcp::{DhcpClient, dhcp};
 pub use generate::{Target, generate};
 pub use offline::{OfflineArgs, Prefix, offline};
 pub use options::{DeviceName, HostSide, Options};
@@ -30,5 +34,9 @@ pub use output::{Fact, Generated, GuestFile, Refusal, Warning};
 
 #[cfg(test)]
 mod fixtures;
+#[cfg(test)]
+mod goldens;
+#[cfg(test)]
+mod hostile_input;
 #[cfg(test)]
 mod round_trip;

@@ -61,6 +61,21 @@ pub enum Fact {
     UserData,
 }
 
+impl Fact {
+    /// As JSON and the API have it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Search => "search",
+            Self::Mtu => "mtu",
+            Self::Hostname => "hostname",
+            Self::Argument => "argument",
+            Self::Length => "length",
+            Self::UserData => "user-data",
+        }
+    }
+}
+
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -128,6 +143,8 @@ pub enum Refusal {
         "the user-data is neither UTF-8 text nor gzip (byte {at} is {byte:#04x}): cloud-init would ignore it"
     )]
     UserDataBinary { at: usize, byte: u8 },
+    #[error("the user-data is {kind}, which cannot be a part of {place}: give it unpacked")]
+    UserDataKind { kind: &'static str, place: &'static str },
     #[error("{target} has no place for {option}")]
     NoPlace { option: &'static str, target: String },
     #[error(

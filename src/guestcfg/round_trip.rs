@@ -7,12 +7,13 @@ use std::net::Ipv4Addr;
 
 use proptest::prelude::*;
 
-use super::fixtures::{any_guest, demanding_guest, guest};
+use super::fixtures::{any_guest, demanding_guest, guest, host_side};
 use super::*;
 use crate::model::GuestNet;
+pub(in crate::guestcfg) use readers::mime_parts;
 use readers::read;
 
-fn all_targets() -> Vec<Target> {
+pub(super) fn all_targets() -> Vec<Target> {
     let mut targets = Target::NAMED.to_vec();
     targets.extend(Dialect::ALL.map(Target::Cmdline));
     for form in Form::ALL {
@@ -23,8 +24,7 @@ fn all_targets() -> Vec<Target> {
 }
 
 fn made(target: Target, guest: &GuestNet) -> Generated {
-    let host = HostSide { vm_id: "web-1".parse().unwrap(), tap_device: "tap0".parse().unwrap() };
-    generate(target, guest, &Options { host: Some(host), ..Options::default() }).unwrap()
+    generate(target, guest, &Options { host: Some(host_side()), ..Options::default() }).unwrap()
 }
 
 fn link_of(guest: &GuestNet) -> (Ipv4Addr, u8, Ipv4Addr) {
@@ -134,9 +134,8 @@ fn an_option_without_a_place_is_refused() {
 #[test]
 fn a_guest_that_cannot_be_online_is_refused_by_every_target() {
     let broken = GuestNet { gateway: "10.200.0.1".parse().unwrap(), ..guest() };
-    let host = HostSide { vm_id: "web-1".parse().unwrap(), tap_device: "tap0".parse().unwrap() };
     for target in all_targets() {
-        let error = generate(target, &broken, &Options { host: Some(host.clone()), ..Options::default() })
+        let error = generate(target, &broken, &Options { host: Some(host_side()), ..Options::default() })
             .unwrap_err();
         assert!(error.to_string().contains("10.200.0.1"), "{target}: {error}");
     }
@@ -152,31 +151,8 @@ fn targets_are_known_by_their_names() {
 }
 
 #[test]
-fn the_files_of_each_target_read_as_expected() {
-    let shown = |target| -> String {
-        let files = made(target, &demanding_guest()).files;
-        let show = |file: &GuestFile| {
-            format!("{:o} {}\n{}", file.mode, file.path, String::from_utf8_lossy(&file.bytes))
-        };
-        files.iter().map(show).collect::<Vec<_>>().join("\n")
-    };
-    insta::assert_snapshot!("networkd", shown(Target::Networkd));
-    insta::assert_snapshot!("ifupdown", shown(Target::Ifupdown));
-    insta::assert_snapshot!("network-manager", shown(Target::NetworkManager));
-    insta::assert_snapshot!("nixos", shown(Target::NixOs));
-    insta::assert_snapshot!("firecracker", shown(Target::Firecracker));
-    insta::assert_snapshot!("qemu", shown(Target::Qemu));
-    insta::assert_snapshot!("cloud-hypervisor", shown(Target::CloudHypervisor));
-    insta::assert_snapshot!("json", shown(Target::Json));
-    insta::assert_snapshot!("env", shown(Target::Env));
-    insta::assert_snapshot!("shell", shown(Target::Shell));
-    insta::assert_snapshot!("dracut-conf", shown(Target::DracutConf));
-}
-
-#[test]
 fn a_vmm_line_survives_quotes_in_the_command_line_before_it() {
-    let host = HostSide { vm_id: "web-1".parse().unwrap(), tap_device: "tap0".parse().unwrap() };
-    let options = Options { merge: Some("note=it's"), host: Some(host), ..Options::default() };
+    let options = Options { merge: Some("note=it's"), host: Some(host_side()), ..Options::default() };
     let made = generate(Target::Qemu, &guest(), &options).unwrap();
     assert!(made.as_text().unwrap().contains(r"-append 'note=it'\''s ip=10.100.1.2::"));
 }

@@ -2,6 +2,7 @@
 //! asks for. Out: the binding it has, or why it has none, with nothing half done left behind.
 
 mod admission;
+mod user_data;
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -52,6 +53,10 @@ pub enum ManagerError {
          the VM first"
     )]
     Homeless { vm_id: VmId, why: String },
+    #[error("VM {vm_id} has no network: create it first")]
+    NoVm { vm_id: VmId },
+    #[error("the user-data is {length} bytes long, {limit} fit")]
+    UserDataTooLong { length: usize, limit: usize },
     #[error("guestnet is stopping: repeat the call when it is back")]
     Stopping,
     #[error("the state could not be saved: {0}")]

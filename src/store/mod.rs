@@ -6,6 +6,7 @@ mod directory;
 mod error;
 mod owned;
 mod schema;
+mod user_data;
 mod vms;
 mod writer;
 
@@ -94,6 +95,15 @@ impl Store {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_us = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
         Ok(self.writer.write(Change::Remove { vm_id, now_us }).await? != Effect::Nothing)
+    }
+
+    /// Keeps a VM's user-data, or forgets it; whether there is such a VM.
+    pub async fn set_user_data(&self, vm_id: VmId, content: Option<Vec<u8>>) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::SetUserData { vm_id, content }).await? != Effect::Nothing)
+    }
+
+    pub fn user_data(&self, vm_id: &VmId) -> Result<Option<Vec<u8>>, StoreError> {
+        self.read(|connection| user_data::get(connection, vm_id))
     }
 
     /// Remembers under which boot (`/proc/sys/kernel/random/boot_id`) the host's state is about to be made.

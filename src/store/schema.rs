@@ -11,7 +11,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x676e_6574;
 
 /// What brings a database from version n to n + 1. Append; never change one that was released.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO meta (key, value) VALUES ('generation', 0);
@@ -48,6 +48,7 @@ const MIGRATIONS: [&str; 2] = [
         numbers BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    super::user_data::TABLE,
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that

@@ -9,7 +9,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, vms};
+use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, user_data, vms};
 use crate::model::{Account, Vm, VmId};
 
 /// More wait in their callers.
@@ -27,6 +27,7 @@ pub(super) enum Change {
     RecordSysctl(ChangedSysctl),
     ForgetSysctl(String),
     RecordBoot(String),
+    SetUserData { vm_id: VmId, content: Option<Vec<u8>> },
 }
 
 /// What a change found and did.
@@ -155,6 +156,9 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
         Change::ForgetLink(ifindex) => owned::forget_link(connection, *ifindex)?.into(),
         Change::RecordSysctl(changed) => owned::record_sysctl(connection, changed)?.into(),
         Change::ForgetSysctl(path) => owned::forget_sysctl(connection, path)?.into(),
+        Change::SetUserData { vm_id, content } => {
+            user_data::set(connection, vm_id, content.as_deref())?.into()
+        }
         Change::RecordBoot(boot_id) => owned::record_boot(connection, boot_id)?,
     })
 }

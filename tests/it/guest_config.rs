@@ -136,7 +136,176 @@ fn a_guest_that_could_not_be_online_is_refused_with_the_value_named() {
     let with = |more: &[&'static str]| [more, &GUEST[..]].concat();
     assert_refused(&with(&["cmdline", "--merge", "quiet ip=dhcp"]), &["ip=dhcp", "remove it"]);
     assert_refused(&with(&["cloud-init", "--form", "netplan", "--network-config", "v1"]), &["netplan"]);
-    assert_refused(&with(&["firecracker"]), &["firecracker", "TAP", "VM of the service"]);
+}
+
+#[test]
+fn a_vm_managers_arguments_need_no_service_either() {
+    let (arguments, _) = offline("qemu-microvm", &[]);
+    assert!(arguments.starts_with("-netdev tap,id=guestnet0,ifname=tap0,"), "{arguments}");
+    let host = ["--vm-id", "web_1", "--tap-device", "tap7"];
+    let (documents, _) = offline("firecracker", &host);
+    assert!(documents.contains("--netns /run/netns/vm-web_1\n"), "{documents}");
+    assert!(documents.contains("\"host_dev_name\": \"tap7\""), "{documents}");
+}
+
+#[test]
+fn dhcp_settings_are_installed_for_the_clients_that_an_image_has() {
+    let image = tempfile::tempdir().unwrap();
+    let root = image.path().to_str().unwrap();
+    assert_refused(&["dhcp", "--root", root], &[root, "udhcpc", "--client"]);
+    fs::create_dir_all(image.path().join("usr/sbin")).unwrap();
+    fs::write(image.path().join("usr/sbin/dhclient"), "").unwrap();
+    let installed = run(&["dhcp", "--root", root]);
+    assert_eq!(text(&installed), "etc/dhcp/dhclient.conf\n");
+    // Again it is the same; what the image says otherwise is not lost unasked.
+    assert!(run(&["dhcp", "--root", root]).status.success());
+    let settings = image.path().join("etc/dhcp/dhclient.conf");
+    fs::write(&settings, "timeout 300;\n").unwrap();
+    assert_refused(&["dhcp", "--root", root], &["etc/dhcp/dhclient.conf", "--replace"]);
+    assert_eq!(fs::read_to_string(&settings).unwrap(), "timeout 300;\n");
+    assert!(run(&["dhcp", "--root", root, "--replace"]).status.success());
+    assert!(fs::read_to_string(&settings).unwrap().contains("select-timeout 0;"));
+    run(&["dhcp", "--root", root, "--client", "udhcpc", "--client", "networkd"]);
+    let mode = |path: &str| fs::metadata(image.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode("etc/udhcpc/default.script"), mode("etc/init.d/S40guestnet")), (0o755, 0o755));
+    assert_eq!(mode("etc/systemd/network/95-guestnet-dhcp.network"), 0o644);
+}
+
+#[test]
+fn dhcp_settings_never_leave_the_image_by_its_links() {
+    let directory = tempfile::tempdir().unwrap();
+    let (image, outside) = (directory.path().join("image"), directory.path().join("outside"));
+    fs::create_dir_all(&image).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, image.join("etc")).unwrap();
+    assert_refused(&["dhcp", "--client", "dhcpcd", "--root", image.to_str().unwrap()], &["leads out"]);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
+}
+
+#[test]
+fn dhcp_settings_come_as_an_archive_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let archive = run(&["dhcp"]);
+    assert!(archive.status.success(), "{}", text(&archive));
+    let tar = directory.path().join("dhcp.tar");
+    fs::write(&tar, &archive.stdout).unwrap();
+    let listed = Command::new("tar").arg("-tvf").arg(&tar).output().unwrap();
+    let listed = text(&listed);
+    for line in ["-rwxr-xr-x", "etc/udhcpc/default.script", "etc/dhcpcd.conf", "etc/dhcp/dhclient.conf"] {
+        assert!(listed.contains(line), "{listed}");
+    }
+    assert_eq!(run(&["dhcp"]).stdout, archive.stdout, "the same bytes every time");
+}
+
+#[test]
+fn a_full_disk_is_named_and_leaves_no_half_folder() {
+    let lab = Lab::new();
+    let small = lab.directory().join("small");
+    fs::create_dir(&small).unwrap();
+    lab.on_host("mount", &["-t", "tmpfs", "-o", "size=16k", "full", small.to_str().unwrap()]);
+    let out = small.join("seed");
+    let image = ["gen", "cloud-init", "--form", "seed-image", "--out", out.to_str().unwrap()];
+    let output = lab.host_command(guestnet_binary()).args(image).args(GUEST).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("seed.img") && said.contains("No space left"), "{said}");
+    assert_eq!(lab.on_host("ls", &[small.to_str().unwrap()]), "");
+}
+
+#[test]
+fn every_vm_of_the_service_gets_a_folder_of_its_own() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    for vm in ["web_1", "web_2", "db"] {
+        daemon.guestnet(&["vm", "create", vm]);
+    }
+    daemon.guestnet(&["user-data", "set", "db", "/proc/sys/kernel/ostype"]);
+    let out = lab.directory().join("seeds");
+    let all = ["gen", "cloud-init", "--all", "--out", out.to_str().unwrap()];
+    let said = daemon.client(&all);
+    assert!(said.status.success(), "{}", text(&said));
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 3);
+    for (vm, host_name) in [("web_1", "web-1"), ("web_2", "web-2"), ("db", "db")] {
+        let meta_data = fs::read_to_string(out.join(vm).join("meta-data")).unwrap();
+        assert!(meta_data.contains(&format!("local-hostname: {host_name:?}")), "{meta_data}");
+    }
+    assert_eq!(fs::read_to_string(out.join("db/user-data")).unwrap(), "Linux\n");
+    assert_ne!(fs::read_to_string(out.join("web_1/user-data")).unwrap(), "Linux\n");
+    assert_eq!(daemon.client(&all).status.code(), Some(2), "a folder that exists is not written into");
+    let refused = daemon.client(&["gen", "cmdline", "--all", "--merge", "ip=dhcp", "--out", "/tmp/x/y"]);
+    assert!(text(&refused).contains("of VM db: "), "{}", text(&refused));
+}
+
+#[test]
+fn user_data_is_kept_with_its_vm_and_goes_with_it() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "web"]);
+    let file = lab.directory().join("user-data");
+    fs::write(&file, "#cloud-config\nusers: []\n").unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "");
+    daemon.guestnet(&["user-data", "set", "web", file]);
+    daemon.crash();
+    let daemon = Daemon::start(&lab);
+    assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "#cloud-config\nusers: []\n");
+    let seed = daemon.guestnet(&["gen", "cloud-init", "web"]);
+    assert!(seed.contains("users: []"), "{seed}");
+    let unknown = daemon.client(&["user-data", "set", "nobody", file]);
+    assert!(text(&unknown).contains("nobody has no network"), "{}", text(&unknown));
+    let large = lab.directory().join("large");
+    fs::write(&large, vec![b'#'; 256 * 1024 + 1]).unwrap();
+    let refused = daemon.client(&["user-data", "set", "web", large.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("262145"), "{}", text(&refused));
+    daemon.guestnet(&["vm", "delete", "web"]);
+    daemon.guestnet(&["vm", "create", "web"]);
+    assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "");
+}
+
+#[test]
+fn the_api_renders_what_the_command_line_does() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "web"]);
+    let call = |body: &str| -> Value {
+        let url = "http://localhost/guestnet.v1.GuestNetworkService/RenderGuestConfig";
+        let output = Command::new("curl")
+            .args(["-s", "--unix-socket"])
+            .arg(daemon.socket())
+            .args(["-H", "Content-Type: application/json", "-d", body, url])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    };
+    let decoded = |file: &Value| {
+        let content = base64::Engine::decode(
+            &base64::engine::general_purpose::STANDARD,
+            file["content"].as_str().unwrap(),
+        );
+        String::from_utf8(content.unwrap()).unwrap()
+    };
+    let answer = call(r#"{"vmId":"web","target":"cmdline","merge":"quiet"}"#);
+    assert_eq!(decoded(&answer["files"][0]), daemon.guestnet(&["gen", "cmdline", "web", "--merge", "quiet"]));
+    assert_eq!(answer["warnings"][0]["fact"], "search");
+    let answer = call(r#"{"vmId":"web","target":"cloud-init","form":"boot-args"}"#);
+    assert_eq!(
+        decoded(&answer["files"][0]),
+        daemon.guestnet(&["gen", "cloud-init", "web", "--form", "boot-args"])
+    );
+    let answer = call(r#"{"vmId":"web","target":"firecracker"}"#);
+    assert!(decoded(&answer["files"][0]).contains("\"host_dev_name\": \"tap0\""));
+    for (body, named) in [
+        (r#"{"vmId":"web","target":"netword"}"#, "netword"),
+        (r#"{"vmId":"web","target":"networkd","dialect":"klibc"}"#, "klibc"),
+        (r#"{"vmId":"web","target":"cmdline","merge":"ip=dhcp"}"#, "ip=dhcp"),
+        (r#"{"vmId":"web","target":"cloud-init","form":"floppy"}"#, "floppy"),
+    ] {
+        let answer = call(body);
+        assert_eq!(answer["code"], "invalid_argument", "{answer}");
+        assert!(answer["message"].as_str().unwrap().contains(named), "{answer}");
+    }
+    assert_eq!(call(r#"{"vmId":"nobody","target":"json"}"#)["code"], "not_found");
 }
 
 #[test]

@@ -56,7 +56,7 @@ publish() {
 }
 
 size() {
-  du -bLs "$1" | cut -f 1 | numfmt --to=iec
+  du -Ds --block-size=1 "$1" | cut -f 1 | numfmt --to=iec
 }
 
 seconds_since() { # NANOSECONDS

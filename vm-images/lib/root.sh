@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # read by the recipes; here is set in build.sh
 # The root file system that all guests share: busybox, init, and the udhcpc script that image builders use too.
-root_packages=(busybox-static cpio)
-root_inputs=("$here/lib/root.sh" "$here/lib/cpio.sh" "$here/init" "$here/udhcpc-report" "$here/../guest/udhcpc.script")
+root_packages=(busybox-static cpio klibc-utils)
+root_inputs=("$here/lib/root.sh" "$here/lib/cpio.sh" "$here/init" "$here/console" "$here/udhcpc-report" "$here/../guest/udhcpc.script")
 
 guest_root() { # DIR
   install -d -m 755 "$1"/{bin,dev,etc/guestnet,proc,run,sbin,sys,usr/bin,usr/sbin}
   install -d -m 1777 "$1/tmp"
   install -m 755 "$(dpkg -L busybox-static | grep -E '/bin/busybox$')" "$1/bin/busybox"
   install -m 755 "$here/init" "$1/init"
-  install -m 755 "$here/udhcpc-report" "$here/../guest/udhcpc.script" "$1/etc/guestnet"
+  install -m 755 "$here/console" "$here/udhcpc-report" "$here/../guest/udhcpc.script" "$1/etc/guestnet"
 }

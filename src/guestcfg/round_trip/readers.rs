@@ -47,6 +47,21 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
             let config = yaml_value(&content("network-config"));
             Said { hostname: Some(text(&meta_data["local-hostname"])), ..network_config(&config) }
         }
+        Target::CloudInit(Form::Iso, _) => {
+            let content = |path| iso_file(&output.files[0].bytes, path);
+            let meta_data = yaml_value(&content("meta-data"));
+            let config = yaml_value(&content("network-config"));
+            Said { hostname: Some(text(&meta_data["local-hostname"])), ..network_config(&config) }
+        }
+        Target::CloudInit(Form::Mime, _) => {
+            let parts = mime_parts(file("user-data"));
+            let [(first, config), (second, hook)] = &parts[..] else { panic!("{parts:?}") };
+            assert_eq!((first.as_str(), second.as_str()), ("text/cloud-config", "text/cloud-boothook"));
+            let hostname = text(&yaml_value(config)["hostname"]);
+            let said = script(hook.strip_prefix("#cloud-boothook\n").unwrap());
+            assert_eq!(said.hostname, Some(hostname));
+            said
+        }
         Target::CloudInit(Form::BootArgs, _) => {
             let (ds, config) = file("boot-args").trim_end().split_once(" network-config=").unwrap();
             let ("ds=nocloud", keys) = ds.split_once(';').unwrap() else { panic!("{ds}") };
@@ -139,6 +154,37 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
         }
         Target::Shell => script(file(".sh")),
     }
+}
+
+/// A file of a CD by its Joliet name (ECMA-119 9.1; the second descriptor, big-endian names).
+fn iso_file(image: &[u8], path: &str) -> String {
+    let number = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap()) as usize;
+    let root = number(17 * 2048 + 156 + 2) * 2048;
+    let name: Vec<u8> = format!("{path};1").encode_utf16().flat_map(u16::to_be_bytes).collect();
+    let mut at = root;
+    while image[at] != 0 {
+        if image[at + 33..][..usize::from(image[at + 32])] == name {
+            let (start, length) = (number(at + 2) * 2048, number(at + 10));
+            return String::from_utf8(image[start..start + length].to_vec()).unwrap();
+        }
+        at += usize::from(image[at]);
+    }
+    panic!("no {path}")
+}
+
+/// Type and content of each part of a MIME archive (RFC 2046 5.1).
+pub(in crate::guestcfg) fn mime_parts(archive: &str) -> Vec<(String, String)> {
+    let (head, body) = archive.split_once("\n\n").unwrap();
+    let boundary = head.split_once("boundary=\"").unwrap().1.split('"').next().unwrap();
+    let body = body.strip_suffix(&format!("--{boundary}--\n")).unwrap();
+    let separator = format!("--{boundary}\n");
+    let parts = body.split(&separator).skip(1).map(|part| {
+        let (head, content) = part.split_once("\n\n").unwrap();
+        let kind = head.split_once("Content-Type: ").unwrap().1.split(';').next().unwrap();
+        let content = BASE64.decode(content.replace('\n', "")).unwrap();
+        (kind.to_owned(), String::from_utf8(content).unwrap())
+    });
+    parts.collect()
 }
 
 fn text(value: &Value) -> String {
