@@ -76,7 +76,7 @@ fn response(Generated { files, warnings }: Generated) -> v1::RenderGuestConfigRe
     let files = files.into_iter().map(|file| v1::GuestConfigFile {
         path: file.path,
         mode: file.mode,
-        content: file.bytes.into(),
+        content: file.bytes,
         ..Default::default()
     });
     let warnings = warnings.into_iter().map(|warning| v1::GuestConfigWarning {
@@ -107,5 +107,5 @@ fn internal(error: ManagerError) -> ConnectError {
 pub(super) fn user_data(manager: &Manager, vm_id: &VmId) -> Result<v1::GetUserDataResponse, ConnectError> {
     manager.get(vm_id).ok_or_else(|| no_vm(vm_id))?;
     let user_data = manager.user_data(vm_id).map_err(internal)?;
-    Ok(v1::GetUserDataResponse { user_data: user_data.map(Into::into), ..Default::default() })
+    Ok(v1::GetUserDataResponse { user_data, ..Default::default() })
 }

@@ -78,11 +78,14 @@ impl Client {
     pub(super) async fn user_data(&self, vm_id: &VmId) -> Result<Option<Vec<u8>>, CliError> {
         let request = v1::GetUserDataRequest { vm_id: vm_id.to_string(), ..Default::default() };
         let answer = self.service.get_user_data(request).await.map_err(|error| self.failed(error))?;
-        Ok(answer.into_owned().user_data.map(|content| content.to_vec()))
+        Ok(answer.into_owned().user_data)
     }
 
-    pub(super) async fn set_user_data(&self, vm_id: &VmId, content: Option<Vec<u8>>) -> Result<(), CliError> {
-        let user_data = content.map(Into::into);
+    pub(super) async fn set_user_data(
+        &self,
+        vm_id: &VmId,
+        user_data: Option<Vec<u8>>,
+    ) -> Result<(), CliError> {
         let request = v1::SetUserDataRequest { vm_id: vm_id.to_string(), user_data, ..Default::default() };
         self.service.set_user_data(request).await.map_err(|error| self.failed(error))?;
         Ok(())

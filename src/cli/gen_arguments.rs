@@ -10,6 +10,7 @@ use crate::guestcfg::{DeviceName, DhcpClient, Dialect, Form, NetworkConfigVersio
 use crate::model::{Domain, Hostname, Mac, VmId};
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, parsed once")]
 pub(super) enum GenCommand {
     /// What an image needs to ask by DHCP: an init script, settings of its clients.
     Dhcp(Dhcp),

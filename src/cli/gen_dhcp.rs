@@ -41,7 +41,7 @@ fn found(root: &Path) -> Result<Vec<DhcpClient>, CliError> {
     // A link in an image may be absolute: what it is in the image is not what it is here, so it is not followed.
     let has = |program: &&str| root.join(program).symlink_metadata().is_ok();
     let found: Vec<DhcpClient> =
-        DhcpClient::ALL.into_iter().filter(|client| client.programs().iter().any(|p| has(&p))).collect();
+        DhcpClient::ALL.into_iter().filter(|client| client.programs().iter().any(has)).collect();
     if found.is_empty() { Err(CliError::NoDhcpClient(root.to_owned())) } else { Ok(found) }
 }
 
