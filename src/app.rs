@@ -11,13 +11,15 @@ use tracing::{info, warn};
 
 use crate::api::{ApiServer, ApiSocket, Bounds, SocketError};
 use crate::config::{Config, ConfigError};
-use crate::dhcp::{Counters, DhcpError, DhcpServer, Leases};
+use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, DhcpServer, Journal, JournalError, Leases};
 use crate::dns::{DnsError, DnsServer};
+use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{Kernel, KernelError};
 use crate::manager::{Manager, ManagerError};
-use crate::model::DnsMode;
+use crate::model::{DnsMode, Network, Plumbing};
 use crate::registry::Registry;
+use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 
@@ -36,6 +38,8 @@ pub enum AppError {
     Manager(#[from] ManagerError),
     #[error(transparent)]
     Dhcp(#[from] DhcpError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Dns(#[from] DnsError),
     #[error(transparent)]
@@ -60,10 +64,11 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
     raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    Host::check_routes(&kernel, &config.networks).await?;
+    let managed = managed(&config);
+    Host::check_routes(&kernel, &managed).await?;
     let store = open_store(&config).await?;
     let socket = ApiSocket::bind(&config.api_socket)?;
-    let mut host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
+    let mut host = Host::check(kernel.clone(), store.clone(), &managed).await?;
 
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|source| AppError::Io { doing: "listening for SIGTERM", source })?;
@@ -96,15 +101,20 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     let kernel = Kernel::open()?;
     kernel.check_host()?;
     let store = open_store(&config).await?;
-    let host = Host::check(kernel.clone(), store.clone(), &config.networks).await?;
     let registry = Registry::default();
     let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
+    let host = Host::check(kernel.clone(), store.clone(), &managed(&config)).await?;
     let manager = Manager::new(&config.networks, kernel, store, registry, Leases::default(), stats);
     manager.readmit()?;
     for binding in manager.list(None)? {
         manager.delete(&binding.vm.vm_id).await?;
     }
     Ok(host.uninstall().await?)
+}
+
+/// The networks whose links are guestnet's: of the others it touches nothing.
+fn managed(config: &Config) -> Vec<Arc<Network>> {
+    config.networks.iter().filter(|network| network.plumbing == Plumbing::Managed).cloned().collect()
 }
 
 /// The store, which forgets devices and settings of another boot: nothing of them is left.
@@ -132,6 +142,8 @@ struct Running {
     dhcp: Vec<DhcpServer>,
     stats: Stats,
     keeping: JoinHandle<()>,
+    /// Ends last: what the servers did is still to be written.
+    _journal: Journal,
 }
 
 async fn start(
@@ -141,26 +153,30 @@ async fn start(
     host: &mut Host,
     socket: ApiSocket,
 ) -> Result<Running, AppError> {
-    let (registry, leases, counters) = (Registry::default(), Leases::default(), Arc::<Counters>::default());
+    let (registry, events) = (Registry::default(), Events::default());
+    let (leases, journal) = Leases::open(&config.state_directory, events.clone())?;
     let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
     let manager = Manager::new(
         &config.networks,
         kernel.clone(),
-        store,
+        store.clone(),
         registry.clone(),
         leases.clone(),
         stats.clone(),
     );
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
+    Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases.clone())?;
     host.raise().await?;
+    let alarms = Alarms::start(events)
+        .map_err(|source| AppError::Io { doing: "starting the thread of DHCP alarms", source })?;
+    let server = Dhcp { registry: registry.clone(), leases, counters: Arc::<Counters>::default(), alarms };
     let (mut dhcp, mut dns) = (Vec::new(), Vec::new());
     for network in &config.networks {
-        let (device, registry) = (network.bridge.as_if_name(), registry.clone());
         if network.dns == DnsMode::On {
             dns.push(DnsServer::start(network.clone(), registry.clone()).await?);
         }
-        dhcp.push(DhcpServer::start(network.clone(), device, registry, leases.clone(), counters.clone())?);
+        dhcp.push(server.serve(network.clone(), network.bridge.as_if_name())?);
     }
     host.open_for_guests()?;
     let observed = kernel.observe().await?;
@@ -168,7 +184,7 @@ async fn start(
     let api = ApiServer::start(socket, manager, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     let keeping = tokio::spawn(stats.clone().keep());
-    Ok(Running { api, dns, dhcp, stats, keeping })
+    Ok(Running { api, dns, dhcp, stats, keeping, _journal: journal })
 }
 
 impl Running {

@@ -78,6 +78,9 @@ impl Host {
 
     /// Makes bridges, routes and forwarding, or brings those of an earlier start into shape.
     pub async fn raise(&mut self) -> Result<(), HostError> {
+        if self.networks.is_empty() {
+            return Ok(());
+        }
         // The kernel ORs `all`'s redirects with the bridge's.
         for (key, value) in [("ipv4/ip_forward", "1"), ("ipv4/conf/all/send_redirects", "0")] {
             let before = self.kernel.sysctl(key)?;
@@ -107,6 +110,9 @@ impl Host {
 
     /// The host-wide rules, before any guest can send through them.
     pub fn open_for_guests(&mut self) -> Result<(), HostError> {
+        if self.networks.is_empty() {
+            return Ok(());
+        }
         let rules = self.rules();
         if !self.kernel.has_host_rules()? {
             self.made.push(Made::Rules(rules.clone()));

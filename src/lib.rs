@@ -16,6 +16,7 @@ pub mod manager;
 pub mod model;
 pub mod plan;
 pub mod registry;
+pub mod reservations;
 pub mod stats;
 pub mod store;
 

@@ -1,12 +1,13 @@
-//! What is bound right now: one cloneable view that the API writes and DHCP and DNS read. In: VMs as they are bound and
-//! unbound. Out: a binding by VM, by MAC, by address or by host name. A binding is live for every reader when `bind` returns.
+//! What is bound right now: one cloneable view that the API writes and DHCP and DNS read. In: VMs and reservations as they
+//! come and go. Out: a VM's binding by id; what a network has reserved, by MAC, by address or by host name. All of it is
+//! live for every reader when the call that changed it returns.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::model::{GuestNet, Hostname, Mac, Network, NetworkName, Vm, VmId};
+use crate::model::{DhcpOptions, GuestNet, Hostname, Mac, Network, NetworkName, Reservation, Vm, VmId};
 
 /// A VM on its network, with what its guest is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,72 +24,149 @@ impl Binding {
     }
 }
 
+/// An address that is reserved for a MAC, with all that its guest is told: what DHCP and DNS answer from, whether a VM
+/// has it or a client on plumbing that is somebody else's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reserved {
+    pub network: Arc<Network>,
+    pub guest: GuestNet,
+    /// The guest's own, beside its network's.
+    pub options: DhcpOptions,
+    /// The VM that has it; none on external plumbing.
+    pub vm_id: Option<VmId>,
+}
+
+impl Reserved {
+    pub fn of_vm(binding: &Binding) -> Self {
+        Self {
+            network: binding.network.clone(),
+            guest: binding.guest.clone(),
+            options: binding.vm.dhcp_options.clone(),
+            vm_id: Some(binding.vm.vm_id.clone()),
+        }
+    }
+
+    pub fn of_client(reservation: Reservation, network: Arc<Network>) -> Self {
+        let Reservation { mac, address, hostname, options, .. } = reservation;
+        let guest = GuestNet::of(&network, mac, address, hostname);
+        Self { network, guest, options, vm_id: None }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Tables {
     by_vm: BTreeMap<VmId, Arc<Binding>>,
-    by_mac: HashMap<Mac, Arc<Binding>>,
-    by_address: HashMap<(NetworkName, Ipv4Addr), Arc<Binding>>,
-    by_hostname: HashMap<(NetworkName, Hostname), Vec<Arc<Binding>>>,
-    /// By vm_id in lower case, as DNS compares names (RFC 4343): ids that differ in case only share an entry.
-    by_vm_label: HashMap<(NetworkName, String), Vec<Arc<Binding>>>,
+    networks: HashMap<NetworkName, Names>,
 }
 
-/// The live bindings of every network. Clones share one state.
+/// What one network has reserved.
+#[derive(Debug, Default)]
+struct Names {
+    by_mac: HashMap<Mac, Arc<Reserved>>,
+    by_address: HashMap<Ipv4Addr, Arc<Reserved>>,
+    by_hostname: HashMap<Hostname, Vec<Arc<Reserved>>>,
+    /// By vm_id in lower case, as DNS compares names (RFC 4343): ids that differ in case only share an entry.
+    by_vm_label: HashMap<String, Vec<Arc<Reserved>>>,
+}
+
+impl Names {
+    fn add(&mut self, reserved: Arc<Reserved>) {
+        let guest = &reserved.guest;
+        self.by_mac.insert(guest.mac, reserved.clone());
+        self.by_address.insert(guest.address, reserved.clone());
+        self.by_hostname.entry(guest.hostname.clone()).or_default().push(reserved.clone());
+        if let Some(label) = vm_label(&reserved) {
+            self.by_vm_label.entry(label).or_default().push(reserved);
+        }
+    }
+
+    fn remove(&mut self, mac: Mac) -> Option<Arc<Reserved>> {
+        let reserved = self.by_mac.remove(&mac)?;
+        self.by_address.remove(&reserved.guest.address);
+        forget(&mut self.by_hostname, &reserved.guest.hostname, mac);
+        if let Some(label) = vm_label(&reserved) {
+            forget(&mut self.by_vm_label, &label, mac);
+        }
+        Some(reserved)
+    }
+}
+
+/// The live bindings and reservations of every network. Clones share one state.
 #[derive(Debug, Clone, Default)]
 pub struct Registry(Arc<RwLock<Tables>>);
 
 impl Registry {
     /// Makes `binding` visible. The caller has made sure that no other VM has its MAC or address; host names may repeat.
     pub fn bind(&self, binding: Arc<Binding>) {
-        let network = &binding.vm.network;
         let mut tables = self.write();
-        tables.by_mac.insert(binding.vm.mac, binding.clone());
-        tables.by_address.insert((network.clone(), binding.vm.address), binding.clone());
-        let name = (network.clone(), binding.vm.hostname.clone());
-        tables.by_hostname.entry(name).or_default().push(binding.clone());
-        tables.by_vm_label.entry(vm_label(&binding)).or_default().push(binding.clone());
-        tables.by_vm.insert(binding.vm.vm_id.clone(), binding.clone());
+        let names = tables.networks.entry(binding.vm.network.clone()).or_default();
+        names.add(Arc::new(Reserved::of_vm(&binding)));
+        tables.by_vm.insert(binding.vm.vm_id.clone(), binding);
     }
 
     /// Hides a VM from every reader; what it was, if it was bound.
     pub fn unbind(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
         let mut tables = self.write();
         let binding = tables.by_vm.remove(vm_id)?;
-        let network = &binding.vm.network;
-        tables.by_mac.remove(&binding.vm.mac);
-        tables.by_address.remove(&(network.clone(), binding.vm.address));
-        let name = (network.clone(), binding.vm.hostname.clone());
-        forget(&mut tables.by_hostname, &name, vm_id);
-        forget(&mut tables.by_vm_label, &vm_label(&binding), vm_id);
+        if let Some(names) = tables.networks.get_mut(&binding.vm.network) {
+            names.remove(binding.vm.mac);
+        }
         Some(binding)
+    }
+
+    /// Makes reservations visible, all at once. The caller has made sure that their MACs and addresses are free.
+    pub fn reserve(&self, reservations: impl IntoIterator<Item = Arc<Reserved>>) {
+        let mut tables = self.write();
+        for reserved in reservations {
+            tables.networks.entry(reserved.network.name.clone()).or_default().add(reserved);
+        }
+    }
+
+    /// Hides what is reserved for `mac`; what it was.
+    pub fn unreserve(&self, network: &NetworkName, mac: Mac) -> Option<Arc<Reserved>> {
+        self.write().networks.get_mut(network)?.remove(mac)
     }
 
     pub fn by_vm(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
         self.read().by_vm.get(vm_id).cloned()
     }
 
-    /// MACs are unique on the host, over all networks.
-    pub fn by_mac(&self, mac: Mac) -> Option<Arc<Binding>> {
-        self.read().by_mac.get(&mac).cloned()
+    /// What `network` has reserved for `mac`.
+    pub fn by_mac(&self, network: &NetworkName, mac: Mac) -> Option<Arc<Reserved>> {
+        self.read().networks.get(network)?.by_mac.get(&mac).cloned()
     }
 
-    pub fn by_address(&self, network: &NetworkName, address: Ipv4Addr) -> Option<Arc<Binding>> {
-        self.read().by_address.get(&(network.clone(), address)).cloned()
+    pub fn by_address(&self, network: &NetworkName, address: Ipv4Addr) -> Option<Arc<Reserved>> {
+        self.read().networks.get(network)?.by_address.get(&address).cloned()
     }
 
-    /// The VMs of that name, first bound first.
-    pub fn by_hostname(&self, network: &NetworkName, hostname: &Hostname) -> Vec<Arc<Binding>> {
-        self.read().by_hostname.get(&(network.clone(), hostname.clone())).cloned().unwrap_or_default()
+    /// Those of that name, first reserved first.
+    pub fn by_hostname(&self, network: &NetworkName, hostname: &Hostname) -> Vec<Arc<Reserved>> {
+        let tables = self.read();
+        let names = tables.networks.get(network);
+        names.and_then(|names| names.by_hostname.get(hostname)).cloned().unwrap_or_default()
     }
 
     /// The VMs whose id is `label` in lower case, first bound first.
-    pub fn by_vm_label(&self, network: &NetworkName, label: &str) -> Vec<Arc<Binding>> {
-        self.read().by_vm_label.get(&(network.clone(), label.to_owned())).cloned().unwrap_or_default()
+    pub fn by_vm_label(&self, network: &NetworkName, label: &str) -> Vec<Arc<Reserved>> {
+        let tables = self.read();
+        let names = tables.networks.get(network);
+        names.and_then(|names| names.by_vm_label.get(label)).cloned().unwrap_or_default()
     }
 
     /// Every binding, ordered by vm_id.
     pub fn all(&self) -> Vec<Arc<Binding>> {
         self.read().by_vm.values().cloned().collect()
+    }
+
+    /// Everything that `network` has reserved, by address.
+    pub fn reserved(&self, network: &NetworkName) -> Vec<Arc<Reserved>> {
+        let tables = self.read();
+        let names = tables.networks.get(network);
+        let mut reserved: Vec<_> =
+            names.map(|names| names.by_address.values().cloned().collect()).unwrap_or_default();
+        reserved.sort_unstable_by_key(|reserved: &Arc<Reserved>| reserved.guest.address);
+        reserved
     }
 
     // A panic while the lock was held cannot leave the tables half written: each holder only inserts and removes.
@@ -101,13 +179,13 @@ impl Registry {
     }
 }
 
-fn vm_label(binding: &Binding) -> (NetworkName, String) {
-    (binding.vm.network.clone(), binding.vm.vm_id.as_str().to_ascii_lowercase())
+fn vm_label(reserved: &Reserved) -> Option<String> {
+    reserved.vm_id.as_ref().map(|vm_id| vm_id.as_str().to_ascii_lowercase())
 }
 
-fn forget<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Binding>>>, key: &K, vm_id: &VmId) {
+fn forget<K: Eq + Hash>(index: &mut HashMap<K, Vec<Arc<Reserved>>>, key: &K, mac: Mac) {
     if let Some(namesakes) = index.get_mut(key) {
-        namesakes.retain(|other| other.vm.vm_id != *vm_id);
+        namesakes.retain(|other| other.guest.mac != mac);
         if namesakes.is_empty() {
             index.remove(key);
         }

@@ -102,6 +102,7 @@ fn code_of(error: &ManagerError) -> ErrorCode {
         ManagerError::AddressUnusable { .. } | ManagerError::UserDataTooLong { .. } => {
             ErrorCode::InvalidArgument
         }
+        ManagerError::External { .. } => ErrorCode::FailedPrecondition,
         ManagerError::SubnetFull { .. } => ErrorCode::ResourceExhausted,
         ManagerError::Stopping => ErrorCode::Unavailable,
         ManagerError::Store(_) | ManagerError::Kernel { .. } | ManagerError::Homeless { .. } => {

@@ -69,6 +69,7 @@ pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateV
         mac: parse_set("mac_address", request.mac_address)?,
         hostname: parse_set("hostname", request.hostname)?,
         rate_limit: rate_limit.map_err(|invalid| FieldError::new("rate_limit_mbps", invalid))?,
+        dhcp_options: None,
     })
 }
 
@@ -177,7 +178,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{DnsMode, LeaseState, Network, Slot};
+    use crate::model::{DnsMode, LeaseState, Network, Slot, testing};
 
     fn binding(rate_limit: Option<u32>) -> Binding {
         let network = Network {
@@ -191,6 +192,7 @@ mod tests {
             mtu: 9000,
             rate_limit: Some(100.try_into().unwrap()),
             lease_seconds: 3600,
+            ..testing::network()
         };
         let vm = Vm {
             vm_id: "web_1".parse().unwrap(),
@@ -202,6 +204,7 @@ mod tests {
             hostname: "web-1".parse().unwrap(),
             rate_limit: rate_limit.map(|mbps| mbps.try_into().unwrap()),
             created_at_us: 1_790_000_000_123_456,
+            ..testing::vm(1)
         };
         Binding::new(vm, Arc::new(network))
     }
@@ -273,6 +276,7 @@ mod tests {
             last_seen: Some(UNIX_EPOCH + Duration::from_millis(1_500)),
             expires_at: Some(UNIX_EPOCH + Duration::from_secs(3_600)),
             vendor_class: Some("udhcp 1.35.0".into()),
+            ..LeaseView::default()
         };
         let bound = lease(&binding(None), &bound);
         assert_eq!(bound.last_seen, Timestamp::from_unix(1, 500_000_000).into());

@@ -3,6 +3,7 @@
 
 mod env;
 mod network;
+mod reservation;
 mod section;
 
 use std::io;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use toml::{Table, Value};
 
-use crate::model::Network;
+use crate::model::{Network, Reservation};
 pub use section::Problem;
 use section::Section;
 
@@ -24,6 +25,8 @@ pub struct Config {
     pub state_directory: PathBuf,
     /// At least one; the first is the default network.
     pub networks: Vec<Arc<Network>>,
+    /// `[[network.reservation]]` of all networks.
+    pub reservations: Vec<Reservation>,
 }
 
 /// Why there is no configuration.
@@ -89,8 +92,12 @@ impl Config {
 
         match (api_socket, state_directory) {
             (Some(api_socket), Some(state_directory)) if problems.is_empty() => {
-                let networks = read.into_iter().map(|read| Arc::new(read.network)).collect();
-                Ok(Self { api_socket, state_directory, networks })
+                let (mut networks, mut reservations) = (Vec::new(), Vec::new());
+                for read in read {
+                    networks.push(Arc::new(read.network));
+                    reservations.extend(read.reservations);
+                }
+                Ok(Self { api_socket, state_directory, networks, reservations })
             }
             _ => Err(Problems(problems)),
         }

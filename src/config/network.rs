@@ -6,8 +6,12 @@ use std::str::FromStr;
 use ipnetwork::Ipv4Network;
 use toml::Value;
 
+use super::reservation;
 use super::section::Section;
-use crate::model::{BridgeName, DnsMode, Domain, Invalid, Network, NetworkName, RateMbps, Subnet};
+use crate::model::{
+    BridgeName, DhcpOptions, DnsMode, Domain, IfName, Invalid, Network, NetworkName, Plumbing, RateMbps,
+    Relays, Reservation, Subnet,
+};
 
 /// RFC 2132 section 9.2 with RFC 2131 section 3.3: this lease time means "infinity".
 const INFINITE: u32 = u32::MAX;
@@ -23,6 +27,7 @@ const NOT_FOR_GUESTS: [(Ipv4Addr, u8); 4] = [
 /// A network and the section it came from, for what is checked between networks.
 pub(super) struct Read {
     pub(super) network: Network,
+    pub(super) reservations: Vec<Reservation>,
     pub(super) named: Named,
 }
 
@@ -36,7 +41,11 @@ pub(super) struct Named {
 
 pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let name = section.take("name", "default", text::<NetworkName>);
-    let bridge = section.take("bridge_name", "br-vms", text::<BridgeName>);
+    let plumbing = section.take("plumbing", "managed", plumbing);
+    let bridge = section.take("bridge_name", "br-vms", |value| match plumbing {
+        Some(Plumbing::External) => text::<IfName>(value).map(BridgeName::of_interface),
+        _ => text::<BridgeName>(value),
+    });
     let bridge_ip = section.take("bridge_ip", "10.100.0.1/16", bridge_ip);
     let subnet = section.take("vm_subnet", "10.100.0.0/16", subnet);
     let upstreams = section.take("dns_servers", vec!["8.8.8.8", "8.8.4.4"], upstreams);
@@ -47,7 +56,9 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let rate = section.take("rate_limit_mbps", 100, rate);
     let mtu = section.take("mtu", 1500, mtu);
     let lease_seconds = section.take("lease_seconds", 43_200, lease_seconds);
-    let plumbing = section.take("plumbing", "managed", plumbing);
+    let relays = section.take("dhcp_relays", default_relays(plumbing), relays);
+    let dhcp_options = section.take("dhcp_options", toml::Table::new(), dhcp_options);
+    let tables = reservation::take(&mut section, plumbing);
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
@@ -57,8 +68,8 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         vm_subnet: section.name_of("vm_subnet"),
         dns_servers: section.name_of("dns_servers"),
     };
+    let reservations = reservation::read(&mut section, tables, name.as_ref(), subnet, gateway);
     section.finish();
-    plumbing?;
     let (limited, rate) = (limited?, rate?);
     let network = Network {
         name: name?,
@@ -71,8 +82,11 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         mtu: mtu?,
         rate_limit: limited.then_some(rate),
         lease_seconds: lease_seconds?,
+        plumbing: plumbing?,
+        relays: relays?,
+        dhcp_options: dhcp_options?,
     };
-    Some(Read { network, named })
+    Some(Read { network, reservations, named })
 }
 
 /// The gateway is a host address of the subnet, written with the subnet's own prefix length: guests are told the one,
@@ -115,7 +129,7 @@ fn check_upstreams(section: &mut Section<'_>, upstreams: Option<&[IpAddr]>, dns:
     }
 }
 
-fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Result<T, String> {
+pub(super) fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Result<T, String> {
     value.as_str().unwrap_or_default().parse().map_err(|invalid: Invalid| invalid.expected.to_owned())
 }
 
@@ -179,12 +193,38 @@ fn lease_seconds(value: &Value) -> Result<u32, String> {
         .ok_or("a lease of 10 to 4294967294 seconds, or \"infinite\"".into())
 }
 
-fn plumbing(value: &Value) -> Result<(), String> {
+fn plumbing(value: &Value) -> Result<Plumbing, String> {
     match value.as_str() {
-        Some("managed") => Ok(()),
-        Some("external") => Err("built yet; \"managed\" would fit".into()),
-        _ => Err("\"managed\"".into()),
+        Some("managed") => Ok(Plumbing::Managed),
+        Some("external") => Ok(Plumbing::External),
+        _ => Err("\"managed\" or \"external\"".into()),
     }
+}
+
+/// A guest of ours has no business to be a relay; on plumbing of somebody else's one may stand on the link.
+fn default_relays(plumbing: Option<Plumbing>) -> Value {
+    match plumbing {
+        Some(Plumbing::External) => "subnet".into(),
+        _ => Value::Array(Vec::new()),
+    }
+}
+
+fn relays(value: &Value) -> Result<Relays, String> {
+    if value.as_str() == Some("subnet") {
+        return Ok(Relays::Subnet);
+    }
+    let relay = |item: &Value| item.as_str()?.parse::<Ipv4Addr>().ok();
+    let these: Option<Vec<Ipv4Addr>> = value.as_array().and_then(|items| items.iter().map(relay).collect());
+    these
+        .map(Relays::These)
+        .ok_or("\"subnet\" (agents with an address in vm_subnet) or a list of relay agents' addresses".into())
+}
+
+pub(super) fn dhcp_options(value: &Value) -> Result<DhcpOptions, String> {
+    value
+        .clone()
+        .try_into()
+        .map_err(|error: toml::de::Error| format!("a table of DHCP options: {}", error.message()))
 }
 
 /// What two networks of one host cannot both have: the key at fault, and why.
@@ -192,7 +232,7 @@ pub(super) fn clashes(networks: &[Read]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (at, later) in networks.iter().enumerate() {
         let (b, b_named) = (&later.network, &later.named);
-        for Read { network: a, named: a_named } in &networks[..at] {
+        for Read { network: a, named: a_named, .. } in &networks[..at] {
             if a.name == b.name {
                 let message =
                     format!("\"{}\" is already the name of another network ({})", b.name, a_named.name);

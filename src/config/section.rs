@@ -39,6 +39,11 @@ impl<'a> Section<'a> {
         Self { path: path.into(), table, replaced: BTreeMap::new(), known: Vec::new(), problems }
     }
 
+    /// A table inside this one.
+    pub(super) fn below(&mut self, name: String, table: Table) -> Section<'_> {
+        Section::new(format!("{}.{name}", self.path), table, self.problems)
+    }
+
     /// The top-level table `key`, empty when the file has none.
     pub(super) fn of(file: &mut Table, key: &'static str, problems: &'a mut Vec<Problem>) -> Self {
         let table = match file.remove(key) {

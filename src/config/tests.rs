@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::DnsMode;
+use crate::model::{DnsMode, Plumbing};
 
 fn no_env(_: &str) -> Option<String> {
     None
@@ -68,6 +68,49 @@ fn a_network_keeps_what_it_was_given() {
     assert_eq!(blue.guest_dns()[0].to_string(), "9.9.9.9");
     assert_eq!((blue.rate_limit, blue.mtu, blue.lease_seconds), (None, 9000, u32::MAX));
     assert_eq!(red.guest_dns()[0].to_string(), "10.0.0.1");
+}
+
+#[test]
+fn an_external_network_has_its_reservations() {
+    let text = r#"
+        [[network]]
+        plumbing = "external"
+        bridge_name = "virbr-longname0"
+        dhcp_options = { ntp_servers = ["10.100.0.1"] }
+        [[network.reservation]]
+        mac = "52:54:00:00:00:01"
+        ip_address = "10.100.0.10"
+        hostname = "build"
+        dhcp_options = { bootfile_name = "a" }
+        [[network.reservation]]
+        mac = "52:54:00:00:00:02"
+        ip_address = "10.100.0.11"
+    "#;
+    let config = Config::from_parts(Some(text), no_env).unwrap();
+    let network = &config.networks[0];
+    assert_eq!((network.plumbing, network.bridge.as_str()), (Plumbing::External, "virbr-longname0"));
+    assert!(network.serves_relay([10, 100, 0, 7].into()) && !network.serves_relay([10, 101, 0, 7].into()));
+    assert_eq!(network.dhcp_options.ntp_servers.len(), 1);
+    let [build, other] = config.reservations.as_slice() else { panic!("{config:?}") };
+    assert_eq!((build.hostname.as_str(), other.hostname.as_str()), ("build", "ip-10-100-0-11"));
+    assert!(build.options.bootfile_name.is_some());
+
+    let external = |lines: &str| format!("[[network]]\nplumbing = \"external\"\n{lines}");
+    let reservation = "[[network.reservation]]\nmac = \"52:54:00:00:00:01\"\nip_address = \"10.100.0.10\"\n";
+    for (text, named) in [
+        (format!("[[network]]\n{reservation}"), "network[0].reservation"),
+        (external(&reservation.repeat(2)), "network[0].reservation[1].mac: reservation[0] has the same"),
+        (
+            external(&reservation.replace("100.0.10", "100.0.1")),
+            "network[0].reservation[0].ip_address: \"10.100.0.1\"",
+        ),
+        (external(&format!("{reservation}name = \"a\"")), "network[0].reservation[0].name: unknown key"),
+        (external("[[network.reservation]]\nip_address = \"10.100.0.10\""), "network[0].reservation[0].mac"),
+        (external("dhcp_options = { raw = { 3 = \"00\" } }"), "network[0].dhcp_options"),
+        (external("dhcp_relays = \"all\""), "network[0].dhcp_relays: \"all\" is not \"subnet\""),
+    ] {
+        assert!(refused(&text).contains(named), "{text}: {}", refused(&text));
+    }
 }
 
 #[test]
@@ -152,7 +195,6 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
         (network("mtu = \"big\""), &["network[0].mtu: \"big\" is not an MTU"]),
         (network("lease_seconds = 9"), &["network[0].lease_seconds: 9 is not a lease of 10"]),
         (network("lease_seconds = \"forever\""), &["network[0].lease_seconds: \"forever\"", "\"infinite\""]),
-        (network("plumbing = \"external\""), &["network[0].plumbing: \"external\" is not built yet"]),
     ];
     for (text, wanted) in cases {
         let error = refused(&text);

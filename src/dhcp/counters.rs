@@ -43,7 +43,7 @@ counters! {
     malformed,
     /// Wrong IP or UDP checksum.
     bad_checksum,
-    /// Came through a relay agent.
+    /// Came through a relay agent that is not served.
     relayed,
     /// Sent from another MAC than the one it asks for.
     source_mismatch,
@@ -53,14 +53,16 @@ counters! {
     not_ours,
     /// A message that servers send.
     server_message,
-    /// Releases or declines an address that is not its own.
+    /// Releases, declines or informs of an address that is not its own.
     foreign_address,
+    /// More than a guest's share.
+    too_many,
+    /// Messages of another DHCP server, or to one.
+    rogue_server,
     /// Tagged with a VLAN.
     vlan,
     /// Replies that the kernel did not take.
     send_failed,
-    /// Replies that could not be made to fit.
-    reply_failed,
 }
 
 impl Counters {
@@ -88,6 +90,7 @@ impl Counters {
             Silence::NotOurs => &self.not_ours,
             Silence::ServerMessage => &self.server_message,
             Silence::ForeignAddress => &self.foreign_address,
+            Silence::TooMany => &self.too_many,
         };
         counter.fetch_add(1, Relaxed);
     }

@@ -1,15 +1,13 @@
-//! Decides what a request gets. PURE. In: a checked request, the binding of its MAC, what the guest has done so far, and the
-//! time. Out: the answer or why there is none, and the record as it is from now on. The identity is the MAC on its own
-//! port, never the client identifier (so clones and a change of boot stage keep their address); the address is always
-//! the reservation's.
+//! Decides what a request gets. PURE. In: a checked request, what is reserved for its MAC, what the guest has done so far,
+//! and the time. Out: the answer, or why there is none. The identity is the MAC on its own port, never the client
+//! identifier (so clones and a change of boot stage keep their address); the address is always the reservation's.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
-use super::{Kind, Request, Silence};
-use crate::model::{LeaseState, LeaseView};
-use crate::registry::Binding;
+use super::{Kind, Record, Request, Silence};
+use crate::registry::Reserved;
 
 /// How long a guest that keeps declining is not warned of again.
 const DECLINE_ALARM_EVERY: Duration = Duration::from_secs(60);
@@ -39,62 +37,16 @@ pub enum Outcome {
     Silent(Silence),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision {
-    pub outcome: Outcome,
-    /// The record from now on; `None` leaves nothing to remember.
-    pub record: Option<Record>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Standing {
-    #[default]
-    Reserved,
-    Offered,
-    /// Until then, or without end.
-    Bound(Option<SystemTime>),
-    Released,
-    Declined,
-}
-
-/// What a guest has made of its reservation.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Record {
-    standing: Standing,
-    last_seen: Option<SystemTime>,
-    vendor_class: Option<String>,
-    decline_alarm: Option<SystemTime>,
-}
-
-impl Record {
-    pub fn view(&self, now: SystemTime) -> LeaseView {
-        let (state, expires_at) = match self.standing {
-            Standing::Reserved => (LeaseState::Reserved, None),
-            Standing::Offered => (LeaseState::Offered, None),
-            Standing::Bound(Some(end)) if end <= now => (LeaseState::Expired, None),
-            Standing::Bound(end) => (LeaseState::Bound, end),
-            Standing::Released => (LeaseState::Released, None),
-            Standing::Declined => (LeaseState::Declined, None),
-        };
-        LeaseView { state, last_seen: self.last_seen, expires_at, vendor_class: self.vendor_class.clone() }
+pub fn decide(request: &Request<'_>, reserved: &Reserved, record: &Record, now: SystemTime) -> Outcome {
+    if let Some(relay) = &request.relay
+        && !reserved.network.serves_relay(relay.giaddr)
+    {
+        return Outcome::Silent(Silence::Relayed);
     }
-}
-
-/// `binding` is that of `request.mac` on the network that the request came from.
-pub fn decide(request: &Request, binding: Option<&Binding>, record: &Record, now: SystemTime) -> Decision {
-    // RFC 2131 section 4.2: a server may answer the clients it chooses. Silence, so that a server meant for them can.
-    let Some(binding) = binding else {
-        return Decision { outcome: Outcome::Silent(Silence::UnknownMac), record: None };
-    };
-    let outcome = outcome(request, binding, record, now);
-    Decision { outcome, record: Some(next(record, request, binding, outcome, now)) }
-}
-
-fn outcome(request: &Request, binding: &Binding, record: &Record, now: SystemTime) -> Outcome {
-    if !is_for_us(request, binding) {
+    if !is_for_us(request, reserved) {
         return Outcome::Silent(Silence::NotOurs);
     }
-    let address = binding.guest.address;
+    let address = reserved.guest.address;
     match request.kind {
         // RFC 4039 section 3.1: the only server of this network may commit at once.
         Kind::Discover if request.rapid_commit => Outcome::Reply(Answer::RapidAck),
@@ -104,22 +56,20 @@ fn outcome(request: &Request, binding: &Binding, record: &Record, now: SystemTim
         Kind::Request => requested(request, address),
         // RFC 2131 section 4.3.3. The reservation stands: the alarm is for whoever can remove the other host.
         Kind::Decline if request.requested == Some(address) => {
-            let quiet =
-                |said: SystemTime| now.duration_since(said).is_ok_and(|ago| ago < DECLINE_ALARM_EVERY);
-            Outcome::Declined { alarm: !record.decline_alarm.is_some_and(quiet) }
+            Outcome::Declined { alarm: !record.declined_within(DECLINE_ALARM_EVERY, now) }
         }
         // RFC 2131 section 4.3.4.
         Kind::Release if request.ciaddr == address => Outcome::Released,
         Kind::Decline | Kind::Release => Outcome::Silent(Silence::ForeignAddress),
         // RFC 2131 section 4.3.5: the address is checked for consistency, not for a lease.
-        Kind::Inform if has_consistent_address(request, binding) => Outcome::Reply(Answer::Inform),
+        Kind::Inform if has_consistent_address(request, reserved) => Outcome::Reply(Answer::Inform),
         Kind::Inform => Outcome::Silent(Silence::ForeignAddress),
     }
 }
 
 /// Sent to this server or to all, and naming this server or none (RFC 2131 sections 4.3.2 to 4.3.4).
-fn is_for_us(request: &Request, binding: &Binding) -> bool {
-    let guest = &binding.guest;
+fn is_for_us(request: &Request<'_>, reserved: &Reserved) -> bool {
+    let guest = &reserved.guest;
     let to_us =
         [guest.gateway, Ipv4Addr::BROADCAST, guest.subnet.broadcast()].contains(&request.ip_destination);
     // A DISCOVER names no server (RFC 2131 table 5); if it does, that means nothing.
@@ -130,7 +80,7 @@ fn is_for_us(request: &Request, binding: &Binding) -> bool {
 /// REQUEST, RFC 2131 section 4.3.2. Selecting and INIT-REBOOT name the address in option 50, renewing and rebinding in
 /// ciaddr: whatever is named has to be the reservation. INIT-REBOOT of a reservation that we never leased is
 /// acknowledged too (a restored snapshot, a lost store): the reservation says who owns the address, not our memory.
-fn requested(request: &Request, address: Ipv4Addr) -> Outcome {
+fn requested(request: &Request<'_>, address: Ipv4Addr) -> Outcome {
     let ciaddr = Some(request.ciaddr).filter(|ciaddr| !ciaddr.is_unspecified());
     match (request.requested, ciaddr) {
         (None, None) => Outcome::Silent(Silence::Malformed),
@@ -141,37 +91,8 @@ fn requested(request: &Request, address: Ipv4Addr) -> Outcome {
     }
 }
 
-fn has_consistent_address(request: &Request, binding: &Binding) -> bool {
-    request.ciaddr.is_unspecified() || binding.guest.subnet.has_host(request.ciaddr)
-}
-
-/// The record after `outcome`.
-fn next(record: &Record, request: &Request, binding: &Binding, outcome: Outcome, now: SystemTime) -> Record {
-    let standing = match outcome {
-        Outcome::Reply(Answer::Offer) => Standing::Offered,
-        Outcome::Reply(Answer::Ack | Answer::RapidAck) => {
-            Standing::Bound(lease_end(binding.network.lease_seconds, now))
-        }
-        // RFC 1534 section 2: a BOOTP client knows no lease time, it keeps its address.
-        Outcome::Reply(Answer::Bootp) => Standing::Bound(None),
-        Outcome::Released => Standing::Released,
-        Outcome::Declined { .. } => Standing::Declined,
-        Outcome::Reply(Answer::Nak | Answer::Inform) | Outcome::Silent(_) => record.standing,
-    };
-    Record {
-        standing,
-        last_seen: Some(now),
-        vendor_class: request.vendor_class.clone().or_else(|| record.vendor_class.clone()),
-        decline_alarm: match outcome {
-            Outcome::Declined { alarm: true } => Some(now),
-            _ => record.decline_alarm,
-        },
-    }
-}
-
-/// `None` for a lease without end (RFC 2131 section 3.3).
-fn lease_end(seconds: u32, now: SystemTime) -> Option<SystemTime> {
-    if seconds == u32::MAX { None } else { now.checked_add(Duration::from_secs(seconds.into())) }
+fn has_consistent_address(request: &Request<'_>, reserved: &Reserved) -> bool {
+    request.ciaddr.is_unspecified() || reserved.guest.subnet.has_host(request.ciaddr)
 }
 
 #[cfg(test)]
@@ -180,11 +101,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::fixture::{
-        ADDRESS, FOREIGN, GATEWAY, LEASE, Lab, bare, binding_on, broadcast, discover, frame, init_reboot,
-        message, network, renewing, selecting,
+        ADDRESS, FOREIGN, GATEWAY, LEASE, Lab, bare, broadcast, discover, frame, init_reboot, message,
+        network, renewing, reserved_on, selecting,
     };
     use super::*;
-    use crate::model::LeaseState;
+    use crate::model::{LeaseState, LeaseView};
 
     const HOUR: Duration = Duration::from_secs(LEASE as u64);
 
@@ -225,7 +146,7 @@ mod tests {
     #[test]
     fn an_unknown_mac_hears_nothing_and_leaves_no_record() {
         let mut lab = Lab::new();
-        lab.binding = None;
+        lab.reserved = None;
         for message in [discover(&[]), init_reboot(ADDRESS), renewing(ADDRESS), bare()] {
             assert_eq!(lab.hears(&message).0, Outcome::Silent(Silence::UnknownMac));
         }
@@ -279,7 +200,7 @@ mod tests {
     fn a_guest_whose_reservation_moved_is_refused_the_old_and_given_the_new() {
         let mut lab = Lab::new();
         lab.answer(&selecting(ADDRESS, GATEWAY));
-        lab.binding = Some(binding_on(network(), FOREIGN));
+        lab.reserved = Some(reserved_on(network(), FOREIGN));
         assert_eq!(lab.answer(&renewing(ADDRESS)).kind(), Some(MessageType::Nak));
         assert_eq!(lab.answer(&discover(&[])).message.yiaddr(), FOREIGN);
         assert_eq!(lab.answer(&selecting(FOREIGN, GATEWAY)).kind(), Some(MessageType::Ack));

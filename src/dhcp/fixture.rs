@@ -5,12 +5,14 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use dhcproto::v4::relay::{RelayAgentInformation, RelayInfo};
 use dhcproto::v4::{DhcpOption, Message, MessageType};
-use dhcproto::{Decodable, Encodable};
+use dhcproto::v4::{DhcpOptions as DhcpOptions4, OptionCode};
+use dhcproto::{Decodable, Decoder, Encodable};
 
-use super::{L4Checksum, Outcome, Record, Request, checksum, decide, write_reply};
-use crate::model::{DnsMode, Hostname, LeaseView, Mac, Network, Slot, Vm, VmId};
-use crate::registry::Binding;
+use super::{L4Checksum, Outcome, Record, Request, Silence, Told, checksum, decide, write_reply};
+use crate::model::{DhcpOptions, GuestNet, LeaseView, Mac, Network, testing};
+use crate::registry::Reserved;
 
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 100, 0, 1);
 /// The guest's reservation.
@@ -29,34 +31,13 @@ pub(super) fn server_mac() -> Mac {
 }
 
 pub(super) fn network() -> Network {
-    Network {
-        name: "default".parse().unwrap(),
-        bridge: "br-vms".parse().unwrap(),
-        subnet: "10.100.0.0/16".parse().unwrap(),
-        gateway: GATEWAY,
-        upstreams: vec!["8.8.8.8".parse().unwrap()],
-        dns: DnsMode::On,
-        domain: "vm.internal".parse().unwrap(),
-        mtu: 1500,
-        rate_limit: None,
-        lease_seconds: LEASE,
-    }
+    Network { lease_seconds: LEASE, ..testing::network() }
 }
 
-pub(super) fn binding_on(network: Network, address: Ipv4Addr) -> Binding {
-    let vm_id: VmId = "web-1".parse().unwrap();
-    let vm = Vm {
-        hostname: Hostname::for_vm(&vm_id),
-        vm_id,
-        network: network.name.clone(),
-        workspace: None,
-        slot: Slot(1),
-        mac: guest_mac(),
-        address,
-        rate_limit: None,
-        created_at_us: 0,
-    };
-    Binding::new(vm, Arc::new(network))
+pub(super) fn reserved_on(network: Network, address: Ipv4Addr) -> Reserved {
+    let guest = GuestNet::of(&network, guest_mac(), address, "web-1".parse().unwrap());
+    let vm_id = Some("web-1".parse().unwrap());
+    Reserved { network: Arc::new(network), guest, options: DhcpOptions::default(), vm_id }
 }
 
 /// A message of the guest, before its options.
@@ -71,6 +52,13 @@ pub(super) fn message(kind: MessageType, options: &[DhcpOption]) -> Message {
         message.opts_mut().insert(option.clone());
     }
     message
+}
+
+/// Option 82 of a relay agent's port gv7.
+pub(super) fn agent() -> DhcpOption {
+    let mut agent = RelayAgentInformation::default();
+    agent.insert(RelayInfo::AgentCircuitId(b"gv7".to_vec()));
+    DhcpOption::RelayAgentInformation(agent)
 }
 
 pub(super) fn discover(options: &[DhcpOption]) -> Message {
@@ -123,7 +111,7 @@ pub(super) fn broadcast(message: &Message) -> Vec<u8> {
 
 /// A server with at most one guest, without sockets.
 pub(super) struct Lab {
-    pub(super) binding: Option<Binding>,
+    pub(super) reserved: Option<Reserved>,
     pub(super) record: Record,
     pub(super) now: SystemTime,
 }
@@ -135,11 +123,12 @@ impl Lab {
 
     pub(super) fn on(network: Network) -> Self {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        Self { binding: Some(binding_on(network, ADDRESS)), record: Record::default(), now }
+        Self { reserved: Some(reserved_on(network, ADDRESS)), record: Record::default(), now }
     }
 
     pub(super) fn view(&self) -> LeaseView {
-        self.record.view(self.now)
+        let address = self.reserved.as_ref().map_or(ADDRESS, |reserved| reserved.guest.address);
+        self.record.view(address, self.now)
     }
 
     /// What became of a message that the guest broadcast, and what it got back.
@@ -152,14 +141,13 @@ impl Lab {
             Ok(request) => request,
             Err(silence) => return (Outcome::Silent(silence), None),
         };
-        let decision = decide(&request, self.binding.as_ref(), &self.record, self.now);
-        if let Some(record) = decision.record {
-            self.record = record;
-        }
-        let Outcome::Reply(answer) = decision.outcome else { return (decision.outcome, None) };
+        let Some(reserved) = &self.reserved else { return (Outcome::Silent(Silence::UnknownMac), None) };
+        let outcome = decide(&request, reserved, &self.record, self.now);
+        self.record.note(&request, outcome, reserved.guest.address, reserved.network.lease_seconds, self.now);
+        let Outcome::Reply(answer) = outcome else { return (outcome, None) };
         let mut reply = vec![0xee; 7];
-        write_reply(&mut reply, &request, self.binding.as_ref().unwrap(), answer, server_mac()).unwrap();
-        (decision.outcome, Some(Heard::read(&reply)))
+        write_reply(&mut reply, &request, reserved, &Told::new(reserved), answer, server_mac());
+        (outcome, Some(Heard::read(&reply)))
     }
 
     /// The reply to `message`, which has to get one.
@@ -177,6 +165,7 @@ pub(super) struct Heard {
     /// Length of the BOOTP message.
     pub(super) length: usize,
     pub(super) message: Message,
+    options: Vec<(u8, Vec<u8>)>,
     /// Codes of the options in their order.
     pub(super) codes: Vec<u8>,
 }
@@ -193,7 +182,10 @@ impl Heard {
         assert_eq!(ip[12..16], GATEWAY.octets());
         let address = Ipv4Addr::new(ip[16], ip[17], ip[18], ip[19]);
         let udp = &ip[20..];
-        assert_eq!(udp[..4], [0, 67, 0, 68]);
+        assert_eq!(udp[..2], [0, 67]);
+        let port = u16::from_be_bytes([udp[2], udp[3]]);
+        let relayed = bootp_of(udp)[24..28] != [0; 4];
+        assert_eq!(port, if relayed { 67 } else { 68 });
         assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), udp.len());
         assert_ne!(udp[6..8], [0, 0], "UDP checksum is there");
         assert_eq!(checksum::udp(GATEWAY, address, udp), 0, "UDP checksum");
@@ -202,10 +194,42 @@ impl Heard {
         assert_eq!(bootp[..4], [2, 1, 6, 0], "a reply, Ethernet, six octets");
         assert_eq!(bootp[28..34], guest_mac().octets());
         assert_eq!(bootp[236..240], [99, 130, 83, 99]);
-        let message = Message::from_bytes(bootp).unwrap();
-        let codes = codes(&bootp[240..]);
-        assert_eq!(message.opts().len(), codes.len(), "each option once, each one decodes: {codes:?}");
-        Self { link: ethernet[..6].try_into().unwrap(), address, length: bootp.len(), message, codes }
+        let mut message = Message::from_bytes(bootp).unwrap();
+        let mut options = options(&bootp[240..]);
+        // dhcproto leaves an overloaded reply's other areas to its reader.
+        let overload = message.opts().get(OptionCode::OptionOverload).cloned();
+        if let Some(DhcpOption::OptionOverload(areas)) = overload {
+            for (bit, area) in [(1, &bootp[108..236]), (2, &bootp[44..108])] {
+                if areas & bit != 0 {
+                    options.extend(self::options(area));
+                    let further = DhcpOptions4::decode(&mut Decoder::new(area)).unwrap();
+                    for (_, option) in further.iter() {
+                        message.opts_mut().insert(option.clone());
+                    }
+                }
+            }
+        }
+        let codes: Vec<u8> = options.iter().map(|(code, _)| *code).collect();
+        // dhcproto reads no option 81 in ASCII, which RFC 4702 still allows.
+        let mut distinct: Vec<u8> = codes.iter().copied().filter(|code| *code != 81).collect();
+        distinct.dedup();
+        message.opts_mut().remove(OptionCode::ClientFQDN);
+        assert_eq!(message.opts().len(), distinct.len(), "each option once, each one decodes: {codes:?}");
+        Self {
+            link: ethernet[..6].try_into().unwrap(),
+            address,
+            length: bootp.len(),
+            message,
+            options,
+            codes,
+        }
+    }
+
+    /// The bytes of an option, its pieces joined.
+    pub(super) fn raw(&self, code: u8) -> Option<Vec<u8>> {
+        let mut pieces = self.options.iter().filter(|(other, _)| *other == code).peekable();
+        pieces.peek()?;
+        Some(pieces.flat_map(|(_, data)| data.clone()).collect())
     }
 
     pub(super) fn kind(&self) -> Option<MessageType> {
@@ -218,17 +242,21 @@ impl Heard {
     }
 }
 
+fn bootp_of(udp: &[u8]) -> &[u8] {
+    &udp[8..]
+}
+
 /// Panics unless the options are whole and closed by End, with nothing but padding behind it.
-fn codes(mut area: &[u8]) -> Vec<u8> {
-    let mut codes = Vec::new();
+fn options(mut area: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut options = Vec::new();
     loop {
         match area {
             [255, rest @ ..] => {
                 assert!(rest.iter().all(|byte| *byte == 0));
-                return codes;
+                return options;
             }
             [code, length, rest @ ..] => {
-                codes.push(*code);
+                options.push((*code, rest[..usize::from(*length)].to_vec()));
                 area = &rest[usize::from(*length)..];
             }
             _ => panic!("no End option"),

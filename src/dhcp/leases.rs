@@ -1,76 +1,280 @@
-//! What the guests made of their reservations: written by the DHCP servers, read by the API. One record per MAC that has
-//! a binding, so it is bounded by the API and not by what guests send.
+//! What the guests made of their reservations: written by the DHCP servers, read by the API. One entry per MAC that has a
+//! reservation, so it is bounded by the API and not by what guests send. What changes is handed on in groups (`journal`),
+//! never on the way of an answer.
 
 use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use super::{Decision, Outcome, Record};
-use crate::model::{LeaseView, Mac};
+use tokio::sync::broadcast;
+
+use super::journal::{Journal, JournalError};
+use super::share::Share;
+use super::{Outcome, Record, Request, Told, decide};
+use crate::events::Events;
+use crate::model::{GuestNet, LeaseView, Mac, NetworkName};
+use crate::registry::{Registry, Reserved};
+
+/// Groups that a watcher may be behind before it loses some.
+const BACKLOG: usize = 256;
 
 /// The leases of every network. Clones share one state.
-#[derive(Debug, Clone, Default)]
-pub struct Leases(Arc<Mutex<HashMap<Mac, Record>>>);
+#[derive(Debug, Clone)]
+pub struct Leases {
+    books: Arc<Mutex<HashMap<NetworkName, Arc<Book>>>>,
+    changes: broadcast::Sender<LeaseChanges>,
+    pub(super) wake: Arc<Wake>,
+}
+
+/// A group of reservations whose leases stand otherwise than before.
+pub type LeaseChanges = Arc<[Arc<Reserved>]>;
+
+/// Wakes the journal, once until it has looked.
+#[derive(Debug, Default)]
+pub(super) struct Wake {
+    woken: AtomicBool,
+    thread: Mutex<Option<std::thread::Thread>>,
+}
+
+impl Wake {
+    fn wake(&self) {
+        if !self.woken.swap(true, AcqRel)
+            && let Some(thread) = &*self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            thread.unpark();
+        }
+    }
+
+    /// For the thread that waits: whether there is something to do.
+    pub(super) fn taken(&self) -> bool {
+        self.woken.swap(false, AcqRel)
+    }
+
+    pub(super) fn set_thread(&self, thread: std::thread::Thread) {
+        *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    }
+}
+
+impl Default for Leases {
+    /// Leases that nobody keeps: they are gone with the process.
+    fn default() -> Self {
+        Self { books: Arc::default(), changes: broadcast::Sender::new(BACKLOG), wake: Arc::default() }
+    }
+}
 
 impl Leases {
-    pub fn view(&self, mac: Mac, now: SystemTime) -> LeaseView {
-        self.lock().get(&mac).map_or_else(LeaseView::default, |record| record.view(now))
+    /// The leases kept in `directory`, and who keeps them from now on.
+    pub fn open(directory: &Path, events: Events) -> Result<(Self, Journal), JournalError> {
+        let leases = Self::default();
+        let journal = Journal::start(directory, leases.clone(), events)?;
+        Ok((leases, journal))
     }
 
-    /// Forgets a guest. Call it after its binding is gone: an exchange that runs at the same time then cannot bring the
-    /// record back.
-    pub fn forget(&self, mac: Mac) {
-        self.lock().remove(&mac);
+    pub fn view(&self, network: &NetworkName, guest: &GuestNet, now: SystemTime) -> LeaseView {
+        let book = self.book(network);
+        let page = book.open();
+        let entry = page.entries.get(&guest.mac);
+        entry.map_or_else(LeaseView::default, |entry| entry.record.view(guest.address, now))
     }
 
-    /// Runs one exchange: `decide` sees the guest's record and gives the one to keep. It looks the binding up itself,
-    /// inside, which is what makes `forget` final.
-    pub(super) fn exchange(&self, mac: Mac, decide: impl FnOnce(&Record) -> Decision) -> Outcome {
-        let mut records = self.lock();
-        let new = Record::default();
-        let Decision { outcome, record } = decide(records.get(&mac).unwrap_or(&new));
-        if let Some(record) = record {
-            records.insert(mac, record);
+    /// Forgets a guest. Call it after its reservation is gone: an exchange that runs at the same time then cannot bring
+    /// the entry back.
+    pub fn forget(&self, network: &NetworkName, mac: Mac) {
+        let book = self.book(network);
+        let mut page = book.open();
+        if page.entries.remove(&mac).is_some() {
+            page.gone.push(mac);
+            drop(page);
+            self.wake.wake();
         }
-        outcome
     }
 
-    // A panic while the lock was held cannot leave a record half written: each holder only inserts and removes.
-    fn lock(&self) -> MutexGuard<'_, HashMap<Mac, Record>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The groups of changes from now on.
+    pub fn watch(&self) -> broadcast::Receiver<LeaseChanges> {
+        self.changes.subscribe()
+    }
+
+    pub(super) fn tell(&self, changes: LeaseChanges) {
+        // An error means that nobody watches.
+        let _ = self.changes.send(changes);
+    }
+
+    /// The book of one network.
+    pub(super) fn book(&self, network: &NetworkName) -> Arc<Book> {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(book) = books.get(network) {
+            return book.clone();
+        }
+        let book = Arc::new(Book { page: Mutex::default(), wake: self.wake.clone() });
+        books.insert(network.clone(), book.clone());
+        book
+    }
+
+    pub(super) fn books(&self) -> Vec<(NetworkName, Arc<Book>)> {
+        let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        books.iter().map(|(network, book)| (network.clone(), book.clone())).collect()
+    }
+}
+
+/// The leases of one network: its servers share it.
+#[derive(Debug)]
+pub(super) struct Book {
+    page: Mutex<Page>,
+    wake: Arc<Wake>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    pub(super) entries: HashMap<Mac, Entry>,
+    /// Those that stand otherwise since the journal looked, each once.
+    pub(super) changed: Vec<Mac>,
+    /// Those forgotten since.
+    pub(super) gone: Vec<Mac>,
+}
+
+/// A guest that has been heard of.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) record: Record,
+    pub(super) in_changed: bool,
+    /// Whether the event of this lease has been sent.
+    pub(super) announced: bool,
+    share: Share,
+    /// What it is answered from, encoded; made again when the reservation is another one. None of an entry that was read
+    /// back and has not been heard of since.
+    known: Option<(Arc<Reserved>, Told)>,
+}
+
+impl Entry {
+    pub(super) fn restored(record: Record) -> Self {
+        Self { record, in_changed: false, announced: true, share: Share::default(), known: None }
+    }
+
+    /// Its reservation, as last heard.
+    pub(super) fn reserved(&self) -> Option<&Arc<Reserved>> {
+        self.known.as_ref().map(|(reserved, _)| reserved)
+    }
+}
+
+impl Book {
+    // A panic while the lock was held cannot leave an entry half written: each holder only inserts, changes and removes.
+    pub(super) fn open(&self) -> MutexGuard<'_, Page> {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After a batch of exchanges: has what changed kept.
+    pub(super) fn close(&self, page: MutexGuard<'_, Page>) {
+        let changed = !page.changed.is_empty();
+        drop(page);
+        if changed {
+            self.wake.wake();
+        }
+    }
+}
+
+impl Page {
+    /// Runs one exchange; the outcome, and what to answer from if the MAC has a reservation. It is looked up in here, while
+    /// nobody can `forget` it, which is what makes `forget` final.
+    pub(super) fn exchange(
+        &mut self,
+        registry: &Registry,
+        network: &NetworkName,
+        request: &Request<'_>,
+        now: SystemTime,
+    ) -> Option<(Outcome, Arc<Reserved>, &Told)> {
+        let reserved = registry.by_mac(network, request.mac)?;
+        let entry = self
+            .entries
+            .entry(request.mac)
+            .or_insert_with(|| Entry { announced: false, ..Entry::restored(Record::default()) });
+        if !entry.known.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &reserved)) {
+            entry.known = Some((reserved.clone(), Told::new(&reserved)));
+        }
+        let outcome = if entry.share.takes(now) {
+            decide(request, &reserved, &entry.record, now)
+        } else {
+            Outcome::Silent(super::Silence::TooMany)
+        };
+        let seconds = reserved.network.lease_seconds;
+        let changed = entry.record.note(request, outcome, reserved.guest.address, seconds, now);
+        if changed && !std::mem::replace(&mut entry.in_changed, true) {
+            self.changed.push(request.mac);
+        }
+        let (_, told) = entry.known.as_ref()?;
+        Some((outcome, reserved, told))
+    }
+
+    /// A frame that was no request, of a MAC that may have been heard of.
+    pub(super) fn bad_frame(&mut self, from: Mac, silence: super::Silence, now: SystemTime) {
+        if let Some(entry) = self.entries.get_mut(&from) {
+            entry.record.note_bad(silence, now);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{ADDRESS, Lab, broadcast, discover, guest_mac};
-    use super::super::{L4Checksum, Request, Silence, decide};
+    use super::super::fixture::{ADDRESS, GATEWAY, Lab, broadcast, discover, guest_mac, network, selecting};
+    use super::super::{Answer, L4Checksum};
     use super::*;
     use crate::model::LeaseState;
 
-    fn discovered(leases: &Leases, lab: &Lab) -> Outcome {
-        let request = Request::parse(&broadcast(&discover(&[])), L4Checksum::Complete).unwrap();
-        leases.exchange(guest_mac(), |record| decide(&request, lab.binding.as_ref(), record, lab.now))
+    fn hears(
+        leases: &Leases,
+        registry: &Registry,
+        message: &dhcproto::v4::Message,
+        lab: &Lab,
+    ) -> Option<Outcome> {
+        let frame = broadcast(message);
+        let request = Request::parse(&frame, L4Checksum::Complete).unwrap();
+        let network = network().name;
+        let book = leases.book(&network);
+        let mut page = book.open();
+        page.exchange(registry, &network, &request, lab.now).map(|(outcome, ..)| outcome)
     }
 
     #[test]
     fn clones_see_the_same_leases() {
-        let (leases, lab) = (Leases::default(), Lab::new());
+        let (leases, lab, registry) = (Leases::default(), Lab::new(), Registry::default());
+        let reserved = Arc::new(lab.reserved.clone().unwrap());
+        registry.reserve([reserved.clone()]);
         let reader = leases.clone();
-        assert_eq!(reader.view(guest_mac(), lab.now), LeaseView::default());
-        discovered(&leases, &lab);
-        assert_eq!(reader.view(guest_mac(), lab.now).state, LeaseState::Offered);
-        assert_eq!(reader.view(Mac::for_address([10, 9, 9, 9].into()), lab.now).state, LeaseState::Reserved);
+        assert_eq!(reader.view(&reserved.network.name, &reserved.guest, lab.now), LeaseView::default());
+        assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), Some(Outcome::Reply(Answer::Offer)));
+        let view = reader.view(&reserved.network.name, &reserved.guest, lab.now);
+        assert_eq!(view.state, LeaseState::Offered);
+        assert_eq!(view.last_exchange.unwrap().to_string(), "discover: offer");
     }
 
     #[test]
     fn a_deleted_vm_is_forgotten_and_stays_so() {
-        let (leases, mut lab) = (Leases::default(), Lab::new());
-        discovered(&leases, &lab);
-        lab.binding = None;
-        leases.forget(Mac::for_address(ADDRESS));
-        assert_eq!(discovered(&leases, &lab), Outcome::Silent(Silence::UnknownMac));
-        assert_eq!(leases.view(guest_mac(), lab.now), LeaseView::default());
-        assert!(leases.lock().is_empty());
+        let (leases, lab, registry) = (Leases::default(), Lab::new(), Registry::default());
+        let reserved = Arc::new(lab.reserved.clone().unwrap());
+        registry.reserve([reserved.clone()]);
+        hears(&leases, &registry, &selecting(ADDRESS, GATEWAY), &lab);
+        let name = &reserved.network.name;
+        registry.unreserve(name, guest_mac());
+        leases.forget(name, guest_mac());
+        assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), None);
+        assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now), LeaseView::default());
+    }
+
+    #[test]
+    fn a_guest_that_floods_gets_its_share_and_a_neighbour_all_it_asks_for() {
+        let (leases, mut lab, registry) = (Leases::default(), Lab::new(), Registry::default());
+        registry.reserve([Arc::new(lab.reserved.clone().unwrap())]);
+        let answered = (0..40_000)
+            .filter(|n| {
+                if n % 40 == 0 {
+                    lab.now += std::time::Duration::from_millis(1);
+                }
+                hears(&leases, &registry, &discover(&[]), &lab) == Some(Outcome::Reply(Answer::Offer))
+            })
+            .count();
+        assert!((1_000..10_000).contains(&answered), "{answered} of 40,000 in a second");
+        lab.now += std::time::Duration::from_secs(1);
+        assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), Some(Outcome::Reply(Answer::Offer)));
     }
 }

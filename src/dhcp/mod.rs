@@ -1,25 +1,36 @@
 //! The DHCP server: gives each guest the address reserved for its MAC, and nothing to anyone else. In: Ethernet frames
-//! from a bridge. Out: whole Ethernet frames, and what each guest made of its reservation. The way of a frame is one
+//! from a device. Out: whole Ethernet frames, and what each guest made of its reservation. The way of a frame is one
 //! straight line, bytes → `packet` → `decide` → `reply` → bytes; those three are PURE, `server` is the shell around them.
 
+mod alarms;
+mod areas;
+mod arp;
 mod checksum;
 mod counters;
 mod decide;
 #[cfg(test)]
 mod fixture;
+mod journal;
 mod leases;
-mod options;
+mod log_line;
 mod packet;
+mod record;
 mod reply;
 mod server;
+mod share;
 mod socket;
+mod told;
 
+pub use alarms::Alarms;
 pub use counters::{Counters, Counts};
-pub use decide::{Answer, Decision, Outcome, Record, decide};
-pub use leases::Leases;
-pub use packet::{Kind, L4Checksum, Request, Silence};
+pub use decide::{Answer, Outcome, decide};
+pub use journal::{Journal, JournalError};
+pub use leases::{LeaseChanges, Leases};
+pub use packet::{Kind, L4Checksum, Relay, Request, Silence};
+pub use record::Record;
 pub use reply::write_reply;
-pub use server::{DhcpError, DhcpServer};
+pub use server::{Dhcp, DhcpError, DhcpServer};
+pub use told::Told;
 
 /// UDP port of servers, RFC 2131 section 4.1.
 const SERVER_PORT: u16 = 67;

@@ -1,17 +1,16 @@
 //! Writes a decided reply as a whole Ethernet frame, right in every length and checksum or not at all. PURE. In: the
-//! request, its binding, the answer, the server's MAC. Out: the bytes to send as they are: they need no ARP entry, no
-//! route and no offload.
+//! request, what is reserved, what the guest can be told, the answer, the server's MAC. Out: the bytes to send as they
+//! are: they need no ARP entry, no route and no offload.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::net::Ipv4Addr;
 
-use dhcproto::error::EncodeError;
-use dhcproto::v4::{DhcpOption, Flags, Message, Opcode};
-use dhcproto::{Encodable, Encoder};
+use dhcproto::v4::MAGIC;
 
-use super::{Answer, CLIENT_PORT, Request, SERVER_PORT, checksum, options};
+use super::areas::{Areas, size};
+use super::{Answer, CLIENT_PORT, Request, SERVER_PORT, Told, checksum};
 use crate::model::Mac;
-use crate::registry::Binding;
+use crate::registry::Reserved;
 
 const IP: usize = 20;
 const UDP: usize = 8;
@@ -19,43 +18,50 @@ const UDP: usize = 8;
 const SHORTEST: usize = 300;
 /// What every client takes, and what one that says less is sent all the same (RFC 2132 section 9.10).
 const LEAST_MAX_SIZE: u16 = 576;
+/// What a client that names no options is sent, as far as it is set.
+const UNASKED: [u8; 8] = [6, 12, 15, 26, 28, 42, 66, 67];
+const REFUSAL: &[u8] = b"this address is not reserved for this MAC";
 
 /// Replaces what is in `frame`.
 pub fn write_reply(
     frame: &mut Vec<u8>,
-    request: &Request,
-    binding: &Binding,
+    request: &Request<'_>,
+    reserved: &Reserved,
+    told: &Told,
     answer: Answer,
     server_mac: Mac,
-) -> Result<(), EncodeError> {
-    let message = message(request, binding, answer)?;
-    let (link, address) = destination(request, binding.guest.address, answer);
-    let gateway = binding.guest.gateway;
-
+) {
+    let (link, address, port) = destination(request, reserved.guest.address, answer);
+    let gateway = reserved.guest.gateway;
     frame.clear();
     frame.extend(link);
     frame.extend(server_mac.octets());
     frame.extend([0x08, 0x00]);
-    frame.extend(ip_header(UDP + message.len(), gateway, address));
-    let udp = frame.len();
-    frame.extend(SERVER_PORT.to_be_bytes());
-    frame.extend(CLIENT_PORT.to_be_bytes());
-    frame.extend(((UDP + message.len()) as u16).to_be_bytes());
-    frame.extend([0, 0]);
-    frame.extend(&message);
+    let ip = frame.len();
+    frame.extend([0; IP + UDP]);
+    message(frame, request, reserved, told, answer);
+
+    let datagram = frame.len() - ip - IP;
+    frame[ip..ip + IP].copy_from_slice(&ip_header(datagram, gateway, address));
+    let udp = &mut frame[ip + IP..];
+    udp[0..2].copy_from_slice(&SERVER_PORT.to_be_bytes());
+    udp[2..4].copy_from_slice(&port.to_be_bytes());
+    udp[4..6].copy_from_slice(&(datagram as u16).to_be_bytes());
     // RFC 768: a sum of zero is sent as all ones.
-    let sum = match checksum::udp(gateway, address, &frame[udp..]) {
+    let sum = match checksum::udp(gateway, address, udp) {
         0 => 0xffff,
         sum => sum,
     };
-    frame[udp + 6..udp + 8].copy_from_slice(&sum.to_be_bytes());
-    Ok(())
+    udp[6..8].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Where a reply goes, RFC 2131 section 4.1.
-fn destination(request: &Request, address: Ipv4Addr, answer: Answer) -> ([u8; 6], Ipv4Addr) {
-    let to_all = ([0xff; 6], Ipv4Addr::BROADCAST);
-    let to_client = |address| (request.mac.octets(), address);
+fn destination(request: &Request<'_>, address: Ipv4Addr, answer: Answer) -> ([u8; 6], Ipv4Addr, u16) {
+    if let Some(relay) = &request.relay {
+        return (relay.link.octets(), relay.giaddr, SERVER_PORT);
+    }
+    let to_all = ([0xff; 6], Ipv4Addr::BROADCAST, CLIENT_PORT);
+    let to_client = |address| (request.mac.octets(), address, CLIENT_PORT);
     let has_address = !request.ciaddr.is_unspecified();
     match answer {
         Answer::Nak => to_all,
@@ -67,48 +73,148 @@ fn destination(request: &Request, address: Ipv4Addr, answer: Answer) -> ([u8; 6]
     }
 }
 
-/// The BOOTP message: RFC 2131 section 2, fields by table 3.
-fn message(request: &Request, binding: &Binding, answer: Answer) -> Result<Vec<u8>, EncodeError> {
+/// The BOOTP message, after what is in `frame`: RFC 2131 section 2, fields by table 3.
+fn message(frame: &mut Vec<u8>, request: &Request<'_>, reserved: &Reserved, told: &Told, answer: Answer) {
     let none = Ipv4Addr::UNSPECIFIED;
-    let yiaddr = match answer {
-        Answer::Offer | Answer::Ack | Answer::RapidAck | Answer::Bootp => binding.guest.address,
-        Answer::Inform | Answer::Nak => none,
-    };
-    let ciaddr = match answer {
-        Answer::Ack | Answer::Inform | Answer::Bootp => request.ciaddr,
-        Answer::Offer | Answer::RapidAck | Answer::Nak => none,
-    };
-    let mut header = Message::new_with_id(request.xid, ciaddr, yiaddr, none, none, &request.mac.octets());
-    let flags = if request.broadcast { Flags::default().set_broadcast() } else { Flags::default() };
-    header.set_opcode(Opcode::BootReply).set_flags(flags);
+    let gives = matches!(answer, Answer::Offer | Answer::Ack | Answer::RapidAck | Answer::Bootp);
+    let keeps = matches!(answer, Answer::Ack | Answer::Inform | Answer::Bootp);
+    let boots = gives || answer == Answer::Inform;
+    // A relay agent is to broadcast a NAK (RFC 2131 section 4.3.2).
+    let broadcast = request.broadcast || (answer == Answer::Nak && request.relay.is_some());
 
-    let mut bytes = Vec::with_capacity(SHORTEST);
-    // Without options dhcproto writes no End, so that they can be added here as far as there is room.
-    header.encode(&mut Encoder::new(&mut bytes))?;
-    let room = room(request, binding, answer);
-    for option in options::options(answer, request, binding) {
-        let option = encoded(&option)?;
-        if bytes.len() + option.len() < room {
-            bytes.extend(option);
-        }
+    let begin = frame.len();
+    frame.extend([2, 1, 6, 0]);
+    frame.extend(request.xid.to_be_bytes());
+    frame.extend([0, 0, if broadcast { 0x80 } else { 0 }, 0]);
+    frame.extend(if keeps { request.ciaddr } else { none }.octets());
+    frame.extend(if gives { reserved.guest.address } else { none }.octets());
+    frame.extend(if boots { told.next_server } else { none }.octets());
+    frame.extend(request.relay.as_ref().map_or(none, |relay| relay.giaddr).octets());
+    frame.extend(request.mac.octets());
+    frame.extend([0; 10]);
+    // Text that fits with its closing zero.
+    let field = |code: u8, length: usize| told.get(code).filter(|text| boots && text.len() < length);
+    let (sname, file) = (field(66, 64), field(67, 128));
+    for (text, length) in [(sname, 64), (file, 128)] {
+        let from = frame.len();
+        frame.extend(text.unwrap_or_default());
+        frame.resize(from + length, 0);
     }
-    bytes.extend(encoded(&DhcpOption::End)?);
-    bytes.resize(bytes.len().max(SHORTEST), 0);
-    Ok(bytes)
+    frame.extend(MAGIC);
+
+    let fqdn = fqdn(request, told);
+    let agent = request.relay.as_ref().and_then(|relay| relay.agent.as_deref());
+    let each = |put: &mut dyn FnMut(u8, &[u8])| options(answer, request, told, fqdn.as_deref(), put);
+    let room = room(request, reserved, answer);
+    let mut needed = 0;
+    each(&mut |_, data| needed += size(data));
+    let mut areas = Areas::new(frame, begin, room, agent.map_or(0, size));
+    // BOOTP clients know no overload (RFC 1534 section 2).
+    if answer != Answer::Bootp && areas.lacks(needed) {
+        areas.overload(sname.is_none(), file.is_none());
+    }
+    each(&mut |code, data| areas.put(code, data));
+    areas.close(agent);
+    let length = (frame.len() - begin).max(SHORTEST);
+    frame.resize(begin + length, 0);
 }
 
-fn encoded(option: &DhcpOption) -> Result<Vec<u8>, EncodeError> {
-    option.to_vec()
+/// The options of `answer` in the order of their need: what does not fit is left out from the end. Requested ones follow in
+/// the client's order (RFC 2132 section 9.8).
+fn options(
+    answer: Answer,
+    request: &Request<'_>,
+    told: &Told,
+    fqdn: Option<&[u8]>,
+    put: &mut dyn FnMut(u8, &[u8]),
+) {
+    let tell = |code: u8, put: &mut dyn FnMut(u8, &[u8])| {
+        if let Some(data) = told.get(code) {
+            put(code, data);
+        }
+    };
+    // RFC 2131 table 3 says which message may carry what; BOOTP knows none of these (RFC 1534 section 2).
+    if let Some(message_type) = message_type(answer) {
+        put(53, &[message_type]);
+        tell(54, put);
+    }
+    if answer == Answer::RapidAck {
+        put(80, &[]);
+    }
+    if matches!(answer, Answer::Offer | Answer::Ack | Answer::RapidAck) {
+        for code in [51, 58, 59] {
+            tell(code, put);
+        }
+    }
+    // RFC 6842 section 3: echoed as sent, in every reply.
+    if let (Some(id), true) = (&request.client_id, answer != Answer::Bootp) {
+        put(61, id);
+    }
+    if answer == Answer::Nak {
+        return put(56, REFUSAL);
+    }
+    // Always, and in this order (RFC 2132 section 3.3).
+    for code in [1, 3] {
+        tell(code, put);
+    }
+
+    let mut done = [0u64; 4];
+    for code in request.parameters.as_deref().unwrap_or(&UNASKED) {
+        // A list that repeats itself does not repeat its options.
+        let (word, bit) = (usize::from(code >> 6), 1 << (code & 63));
+        if done[word] & bit == 0 && !matches!(code, 1 | 3 | 51 | 54 | 58 | 59) {
+            done[word] |= bit;
+            tell(*code, put);
+        }
+    }
+    if let Some(fqdn) = fqdn {
+        put(81, fqdn);
+    }
+}
+
+fn message_type(answer: Answer) -> Option<u8> {
+    match answer {
+        Answer::Offer => Some(2),
+        Answer::Ack | Answer::RapidAck | Answer::Inform => Some(5),
+        Answer::Nak => Some(6),
+        Answer::Bootp => None,
+    }
+}
+
+/// The answer to a client's option 81: the name that it has, and who serves it (RFC 4702 sections 2.1 and 4).
+fn fqdn(request: &Request<'_>, told: &Told) -> Option<Vec<u8>> {
+    const SERVER_UPDATES: u8 = 1;
+    const OVERRIDDEN: u8 = 2;
+    const CANONICAL: u8 = 4;
+    const NO_UPDATE: u8 = 8;
+    let asked = *request.fqdn.as_deref()?.first()?;
+    let flags = if told.name_served {
+        SERVER_UPDATES | if asked & SERVER_UPDATES == 0 { OVERRIDDEN } else { 0 }
+    } else {
+        NO_UPDATE
+    };
+    // RCODE1 and RCODE2 are 255 for clients that still read them.
+    let mut data = vec![flags | asked & CANONICAL, 255, 255];
+    if asked & CANONICAL == 0 {
+        data.extend(told.full_name.bytes());
+    } else {
+        for label in told.full_name.split('.') {
+            data.push(label.len() as u8);
+            data.extend(label.bytes());
+        }
+        data.push(0);
+    }
+    Some(data)
 }
 
 /// How long the BOOTP message may be. Option 57 counts the whole IP datagram, which also has to pass the link.
-fn room(request: &Request, binding: &Binding, answer: Answer) -> usize {
+fn room(request: &Request<'_>, reserved: &Reserved, answer: Answer) -> usize {
     if answer == Answer::Bootp {
         // RFC 1542 section 2.1: 64 bytes of vendor information, not more.
         return SHORTEST;
     }
     let asked = request.max_size.unwrap_or(LEAST_MAX_SIZE).max(LEAST_MAX_SIZE);
-    let datagram = usize::from(asked.min(binding.network.mtu)).min(1500);
+    let datagram = usize::from(asked.min(reserved.network.mtu)).min(1500);
     datagram.saturating_sub(IP + UDP).max(SHORTEST)
 }
 
@@ -135,10 +241,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::fixture::{
-        ADDRESS, GATEWAY, LEASE, Lab, broadcast, discover, guest_mac, message, network, renewing, selecting,
+        ADDRESS, GATEWAY, LEASE, Lab, agent, broadcast, discover, guest_mac, message, network, renewing,
+        selecting,
     };
+    use super::super::{Outcome, Silence};
     use super::*;
-    use crate::model::{DnsMode, Network};
+    use crate::model::{DnsMode, Network, Relays};
 
     fn parameters(codes: &[u8]) -> DhcpOption {
         DhcpOption::ParameterRequestList(codes.iter().map(|code| OptionCode::from(*code)).collect())
@@ -242,6 +350,144 @@ mod tests {
         let narrow = Network { mtu: 576, ..long() };
         let asks = discover(&[parameters(&[15, 119, 6]), DhcpOption::MaxMessageSize(9000)]);
         assert!(Lab::on(narrow).answer(&asks).length <= 548, "the link is the limit");
+    }
+
+    /// A lab whose network and guest have these options.
+    fn with(network_options: &str, guest_options: &str) -> Lab {
+        let mut lab =
+            Lab::on(Network { dhcp_options: toml::from_str(network_options).unwrap(), ..network() });
+        if let Some(reserved) = &mut lab.reserved {
+            reserved.options = toml::from_str(guest_options).unwrap();
+        }
+        lab
+    }
+
+    #[test]
+    fn a_guests_own_options_go_before_its_networks() {
+        let mut lab = with(
+            r#"
+                ntp_servers = ["10.100.0.1"]
+                captive_portal = "http://10.100.0.1/portal"
+                domain_search = ["corp.example"]
+                static_routes = ["10.1.0.0/16 via 10.100.0.9"]
+                ipv6_only_seconds = 300
+                vendor_identifying = "00000137020161"
+                raw = { 252 = "01", 253 = "02" }
+            "#,
+            r#"ntp_servers = ["10.100.0.8", "10.100.0.9"]
+               vendor_specific = "0102"
+               raw = { 253 = "03" }"#,
+        );
+        let offer = lab.answer(&discover(&[parameters(&[42, 43, 108, 114, 119, 121, 125, 252, 253])]));
+        let told = |code: u8| offer.option(code).unwrap_or_else(|| panic!("option {code}")).clone();
+        assert_eq!(told(42), DhcpOption::NtpServers(vec![[10, 100, 0, 8].into(), [10, 100, 0, 9].into()]));
+        assert_eq!(offer.raw(43).unwrap(), [1, 2]);
+        assert_eq!(offer.raw(108).unwrap(), 300u32.to_be_bytes());
+        assert_eq!(offer.raw(114).unwrap(), b"http://10.100.0.1/portal");
+        assert_eq!(offer.raw(125).unwrap(), [0, 0, 1, 0x37, 2, 1, 0x61]);
+        assert_eq!((offer.raw(252).unwrap(), offer.raw(253).unwrap()), (vec![1], vec![3]));
+        let DhcpOption::DomainSearch(search) = told(119) else { panic!("option 119") };
+        let search: Vec<String> = search.iter().map(ToString::to_string).collect();
+        assert_eq!(search, ["vm.internal.", "corp.example."]);
+        let DhcpOption::ClasslessStaticRoute(routes) = told(121) else { panic!("option 121") };
+        let routes: Vec<String> = routes.iter().map(|(to, via)| format!("{to} via {via}")).collect();
+        assert_eq!(routes, ["10.1.0.0/16 via 10.100.0.9", "0.0.0.0/0 via 10.100.0.1"]);
+        // Whoever asks for none of them is sent none, but for the time servers.
+        assert_eq!(lab.answer(&discover(&[])).codes, [53, 54, 51, 58, 59, 1, 3, 6, 12, 15, 26, 28, 42]);
+    }
+
+    #[test]
+    fn a_boot_loader_finds_its_file_in_the_header_and_in_the_options() {
+        let boot = r#"
+            next_server = "10.100.0.7"
+            tftp_server_name = "tftp.vm.internal"
+            bootfile_name = "pxelinux.0"
+        "#;
+        let offer = with(boot, "").answer(&discover(&[parameters(&[66, 67])]));
+        assert_eq!(offer.message.siaddr(), Ipv4Addr::new(10, 100, 0, 7));
+        assert_eq!(offer.message.fname().unwrap(), b"pxelinux.0\0");
+        assert_eq!(offer.message.sname().unwrap(), b"tftp.vm.internal\0");
+        assert_eq!(
+            (offer.raw(66).unwrap(), offer.raw(67).unwrap()),
+            (b"tftp.vm.internal".to_vec(), b"pxelinux.0".to_vec())
+        );
+        let reply = with(boot, "").answer(&super::super::fixture::bare());
+        assert_eq!(reply.message.fname().unwrap(), b"pxelinux.0\0", "BOOTP");
+        let nak = with(boot, "").answer(&renewing(GATEWAY));
+        assert_eq!((nak.message.siaddr(), nak.message.fname()), (Ipv4Addr::UNSPECIFIED, None));
+    }
+
+    #[test]
+    fn a_long_option_is_sent_in_pieces_when_the_client_has_room_for_it() {
+        let long = format!("raw = {{ 252 = \"{}\" }}", "ab".repeat(600));
+        let ask = |size: u16| {
+            with(&long, "").answer(&discover(&[parameters(&[252]), DhcpOption::MaxMessageSize(size)]))
+        };
+        assert_eq!(ask(1500).raw(252).unwrap(), [0xab; 600]);
+        assert_eq!(ask(1500).codes.iter().filter(|code| **code == 252).count(), 3, "RFC 3396");
+        assert_eq!(ask(576).raw(252), None, "left out whole");
+    }
+
+    #[test]
+    fn what_does_not_fit_overflows_into_sname_and_file_unless_they_are_taken() {
+        let options = format!(
+            "raw = {{ 224 = \"{0}\", 225 = \"{1}\", 226 = \"{1}\", 227 = \"{2}\" }}",
+            "aa".repeat(240),
+            "bb".repeat(110),
+            "cc".repeat(50)
+        );
+        let wish = discover(&[parameters(&[224, 225, 226, 227])]);
+        let offer = with(&options, "").answer(&wish);
+        assert!(offer.length <= 548, "{}", offer.length);
+        assert_eq!(offer.option(52), Some(&DhcpOption::OptionOverload(3)));
+        let lengths = [224, 225, 226, 227].map(|code| offer.raw(code).map(|data| data.len()));
+        assert_eq!(lengths, [Some(240), Some(110), None, Some(50)]);
+
+        let taken = format!("bootfile_name = \"a\"\n{options}");
+        let offer = with(&taken, "").answer(&wish);
+        assert_eq!(offer.message.fname().unwrap(), b"a\0");
+        assert_eq!(offer.option(52), Some(&DhcpOption::OptionOverload(2)), "only what is free");
+        assert_eq!(offer.raw(225), None, "and what fits nowhere is left out whole");
+    }
+
+    #[test]
+    fn a_relayed_client_is_answered_through_its_relay_agent() {
+        let mut relayed = discover(&[agent()]);
+        relayed.set_giaddr([10, 100, 0, 9]).set_hops(1);
+        let serves = |relays| Lab::on(Network { relays, ..network() });
+        let offer = serves(Relays::Subnet).answer(&relayed);
+        assert_eq!((offer.address, offer.message.giaddr()), ([10, 100, 0, 9].into(), [10, 100, 0, 9].into()));
+        assert_eq!(offer.codes.last(), Some(&82), "RFC 3046 section 2.2: the last option");
+        assert_eq!(offer.option(82), Some(&agent()));
+        let mut moved = renewing([10, 100, 9, 9].into());
+        moved.set_giaddr([10, 100, 0, 9]);
+        let nak = serves(Relays::These(vec![[10, 100, 0, 9].into()])).answer(&moved);
+        assert!(nak.message.flags().broadcast(), "the relay agent is to broadcast it");
+
+        for refused in [Relays::These(vec![[10, 100, 0, 8].into()]), Relays::These(Vec::new())] {
+            assert_eq!(serves(refused).hears(&relayed).0, Outcome::Silent(Silence::Relayed));
+        }
+        relayed.set_giaddr([192, 0, 2, 1]);
+        assert_eq!(serves(Relays::Subnet).hears(&relayed).0, Outcome::Silent(Silence::Relayed));
+        // From a client itself, option 82 means nothing.
+        assert_eq!(Lab::new().answer(&discover(&[agent()])).option(82), None);
+    }
+
+    #[test]
+    fn a_wished_name_is_answered_with_the_name_that_the_guest_has() {
+        let fqdn = |flags: u8, name: &[u8]| {
+            let data = [&[flags, 0, 0], name].concat();
+            DhcpOption::Unknown(dhcproto::v4::UnknownOption::new(OptionCode::ClientFQDN, data))
+        };
+        // As text, and in DNS wire form (E); who updates the DNS is said as RFC 4702 section 4 wants it.
+        let offer = Lab::new().answer(&discover(&[fqdn(0, b"evil.example")]));
+        assert_eq!(offer.raw(81).unwrap(), b"\x03\xff\xffweb-1.vm.internal");
+        let offer = Lab::new().answer(&discover(&[fqdn(5, b"\x04evil\x00")]));
+        assert_eq!(offer.raw(81).unwrap(), b"\x05\xff\xff\x05web-1\x02vm\x08internal\x00");
+        let off = Network { dns: DnsMode::Off, ..network() };
+        let offer = Lab::on(off).answer(&discover(&[fqdn(1, b"evil")]));
+        assert_eq!(offer.raw(81).unwrap()[0], 8);
+        assert_eq!(Lab::new().answer(&discover(&[])).raw(81), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The shell around the pure parts: one thread per network that carries frames from the packet socket through `packet`,
-//! `decide` and `reply` and back. In: a device, the registry. Out: replies, lease records, counters.
+//! The shell around the pure parts: one thread per device that carries frames from the packet socket through `packet`,
+//! `decide` and `reply` and back. In: a network, a device. Out: replies, leases, counters, alarms.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -8,12 +8,15 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
-use tracing::{debug, info, trace, warn};
+use tracing::{info, trace, warn};
 
+use super::alarms::{Alarm, Alarms, Bound, Link, subject};
+use super::leases::{Book, Page};
+use super::packet::{link_source, server_message};
 use super::socket::{Batch, Frame, PacketSocket, hold_server_port, wait};
-use super::{Answer, Counters, L4Checksum, Leases, Outcome, Request, decide, write_reply};
-use crate::model::{IfName, Mac, Network};
-use crate::registry::{Binding, Registry};
+use super::{Counters, Kind, L4Checksum, Leases, Outcome, Request, Silence, write_reply};
+use crate::model::{IfName, Network};
+use crate::registry::{Registry, Reserved};
 
 /// The DHCP server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,7 +34,16 @@ pub enum DhcpError {
     Thread { device: IfName, source: io::Error },
 }
 
-/// A running DHCP server of one network. Dropped, it stops.
+/// What the servers of all networks and devices share.
+#[derive(Debug, Clone)]
+pub struct Dhcp {
+    pub registry: Registry,
+    pub leases: Leases,
+    pub counters: Arc<Counters>,
+    pub alarms: Alarms,
+}
+
+/// A running DHCP server on one device. Dropped, it stops.
 #[derive(Debug)]
 pub struct DhcpServer {
     /// Closing it wakes the thread and ends it.
@@ -39,15 +51,10 @@ pub struct DhcpServer {
     thread: Option<JoinHandle<()>>,
 }
 
-impl DhcpServer {
-    /// Serves `network` on `device`, which has the gateway address. Guests are served when this returns.
-    pub fn start(
-        network: Arc<Network>,
-        device: &IfName,
-        registry: Registry,
-        leases: Leases,
-        counters: Arc<Counters>,
-    ) -> Result<Self, DhcpError> {
+impl Dhcp {
+    /// Serves `network` on `device`, which has the gateway address; a network may have several devices. Guests are served
+    /// when this returns.
+    pub fn serve(&self, network: Arc<Network>, device: &IfName) -> Result<DhcpServer, DhcpError> {
         let ifindex = nix::net::if_::if_nametoindex(device.as_str())
             .map_err(|errno| DhcpError::Device { device: device.clone(), source: errno.into() })?;
         let failed = |source| DhcpError::PacketSocket { device: device.clone(), source };
@@ -62,17 +69,28 @@ impl DhcpServer {
         let failed = |source| DhcpError::Thread { device: device.clone(), source };
         let (stopped, stop) = io::pipe().map_err(failed)?;
 
-        let name = format!("dhcp-{}", network.name);
-        let shell = Shell { network, mac, registry, leases, counters };
+        let name = format!("dhcp-{device}");
+        let book = self.leases.book(&network.name);
+        let link = Link { ifindex, mac, address: gateway };
+        let mut shell = Shell {
+            network,
+            link,
+            registry: self.registry.clone(),
+            book,
+            counters: self.counters.clone(),
+            watch: Watch { alarms: self.alarms.clone(), unknown: Bound::default(), others: Bound::default() },
+        };
         let run = move || {
             let _port = port;
             shell.run(&socket, &stopped);
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed)?;
         info!(device = %device, "DHCP server started");
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(DhcpServer { stop: Some(stop), thread: Some(thread) })
     }
+}
 
+impl DhcpServer {
     /// Ends the server; no reply leaves after this returns.
     pub fn stop(mut self) {
         self.end();
@@ -97,15 +115,23 @@ impl Drop for DhcpServer {
 /// What the thread works with.
 struct Shell {
     network: Arc<Network>,
-    /// The device's: source of every reply.
-    mac: Mac,
+    /// Source of every reply.
+    link: Link,
     registry: Registry,
-    leases: Leases,
+    book: Arc<Book>,
     counters: Arc<Counters>,
+    watch: Watch,
+}
+
+/// What goes to an operator, at a bounded rate.
+struct Watch {
+    alarms: Alarms,
+    unknown: Bound,
+    others: Bound,
 }
 
 impl Shell {
-    fn run(&self, socket: &PacketSocket, stop: &io::PipeReader) {
+    fn run(&mut self, socket: &PacketSocket, stop: &io::PipeReader) {
         let mut batch = Batch::new();
         let mut replies = Replies::default();
         loop {
@@ -126,17 +152,20 @@ impl Shell {
             }
             let now = SystemTime::now();
             replies.clear();
+            let book = self.book.clone();
+            let mut page = book.open();
             for frame in batch.frames() {
                 self.counters.received.fetch_add(1, Relaxed);
-                self.exchange(&frame, now, &mut replies);
+                self.exchange(&mut page, &frame, now, &mut replies);
             }
+            book.close(page);
             let lost = replies.frames().len() - socket.send(replies.frames());
             self.counters.send_failed.fetch_add(lost as u64, Relaxed);
         }
     }
 
     /// One frame and its answer.
-    fn exchange(&self, frame: &Frame<'_>, now: SystemTime, replies: &mut Replies) {
+    fn exchange(&mut self, page: &mut Page, frame: &Frame<'_>, now: SystemTime, replies: &mut Replies) {
         if frame.vlan {
             self.counters.vlan.fetch_add(1, Relaxed);
             return;
@@ -144,40 +173,86 @@ impl Shell {
         let l4 = if frame.checksum_left { L4Checksum::LeftToOffload } else { L4Checksum::Complete };
         let request = match Request::parse(frame.bytes, l4) {
             Ok(request) => request,
-            Err(silence) => {
-                trace!(network = %self.network.name, ?silence, "dropped a frame");
-                return self.counters.silent(silence);
-            }
+            Err(silence) => return self.refuse(page, frame.bytes, l4, silence, now),
         };
-        let mut binding = None;
-        let outcome = self.leases.exchange(request.mac, |record| {
-            binding = self.binding(request.mac);
-            decide(&request, binding.as_deref(), record, now)
-        });
+        let exchanged = page.exchange(&self.registry, &self.network.name, &request, now);
+        let Some((outcome, reserved, told)) = exchanged else {
+            self.counters.silent(Silence::UnknownMac);
+            self.unknown(&request, now);
+            return;
+        };
         self.counters.count(outcome);
         trace!(network = %self.network.name, mac = %request.mac, kind = ?request.kind, ?outcome, "exchange");
-        let Some(binding) = binding else { return };
-        match outcome {
-            Outcome::Reply(answer) => self.reply(&request, &binding, answer, replies),
-            Outcome::Declined { alarm: true } => {
-                let vm_id = &binding.vm.vm_id;
-                warn!(%vm_id, "the guest declined its address: another host answers for it");
-                debug!(%vm_id, mac = %request.mac, address = %binding.guest.address, "declined");
-            }
-            Outcome::Declined { alarm: false } | Outcome::Released | Outcome::Silent(_) => {}
+        if let Outcome::Reply(answer) = outcome {
+            write_reply(replies.next(), &request, &reserved, told, answer, self.link.mac);
+        } else {
+            self.look_at(&request, &reserved, outcome, now);
         }
     }
 
-    /// The binding of `mac` on this network; one on another network is none here.
-    fn binding(&self, mac: Mac) -> Option<Arc<Binding>> {
-        self.registry.by_mac(mac).filter(|binding| binding.vm.network == self.network.name)
+    /// A frame that is no request.
+    fn refuse(&mut self, page: &mut Page, frame: &[u8], l4: L4Checksum, silence: Silence, now: SystemTime) {
+        if let Some(seen) = server_message(frame, l4) {
+            self.counters.rogue_server.fetch_add(1, Relaxed);
+            let text = || format!("{} with the MAC {} answers as a DHCP server", seen.address, seen.link);
+            return self.rogue(subject(seen.link), text, now);
+        }
+        trace!(network = %self.network.name, ?silence, "dropped a frame");
+        self.counters.silent(silence);
+        if let Some(from) = link_source(frame) {
+            page.bad_frame(from, silence, now);
+        }
     }
 
-    fn reply(&self, request: &Request, binding: &Binding, answer: Answer, replies: &mut Replies) {
-        if let Err(error) = write_reply(replies.next(), request, binding, answer, self.mac) {
-            replies.take_back();
-            self.counters.reply_failed.fetch_add(1, Relaxed);
-            debug!(mac = %request.mac, %error, "writing a reply");
+    /// A client without a reservation. Through a relay agent that is not served it is no client of this network.
+    fn unknown(&mut self, request: &Request<'_>, now: SystemTime) {
+        if request.relay.is_none()
+            && let Some(also) = self.watch.unknown.allows(subject(request.mac), now)
+        {
+            let network = self.network.name.clone();
+            self.watch.alarms.raise(Alarm::UnknownMac { network, mac: request.mac, also });
+        }
+    }
+
+    /// What a request without an answer says about the network.
+    fn look_at(&mut self, request: &Request<'_>, reserved: &Reserved, outcome: Outcome, now: SystemTime) {
+        let (what, address) = match (outcome, request.kind) {
+            (Outcome::Declined { alarm: true }, _) => ("declined its address", reserved.guest.address),
+            (Outcome::Silent(Silence::ForeignAddress), Kind::Decline) => {
+                ("declined an address that is not its own,", request.requested.unwrap_or(request.ciaddr))
+            }
+            (Outcome::Silent(Silence::ForeignAddress), Kind::Release) => {
+                ("released an address that is not its own,", request.ciaddr)
+            }
+            // A client that chose another server names it for all to hear (RFC 2131 section 4.3.2).
+            (Outcome::Silent(Silence::NotOurs), Kind::Request) => {
+                if let Some(server) = request.server_id.filter(|server| *server != self.network.gateway) {
+                    self.counters.rogue_server.fetch_add(1, Relaxed);
+                    let text = || format!("{} took an offer of the DHCP server {server}", request.mac);
+                    self.rogue(u64::from(u32::from(server)), text, now);
+                }
+                return;
+            }
+            _ => return,
+        };
+        let own = matches!(outcome, Outcome::Declined { .. });
+        if !own && self.watch.others.allows(subject(request.mac), now).is_none() {
+            return;
+        }
+        self.watch.alarms.raise(Alarm::Address {
+            network: self.network.name.clone(),
+            vm_id: reserved.vm_id.clone(),
+            mac: request.mac,
+            address,
+            what,
+            asked_from: self.link,
+        });
+    }
+
+    fn rogue(&mut self, subject: u64, seen: impl FnOnce() -> String, now: SystemTime) {
+        if let Some(also) = self.watch.others.allows(subject, now) {
+            let network = self.network.name.clone();
+            self.watch.alarms.raise(Alarm::Rogue { network, seen: seen(), also });
         }
     }
 }
@@ -201,10 +276,6 @@ impl Replies {
         }
         self.used += 1;
         &mut self.buffers[self.used - 1]
-    }
-
-    fn take_back(&mut self) {
-        self.used -= 1;
     }
 
     fn frames(&self) -> &[Vec<u8>] {

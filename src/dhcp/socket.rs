@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
-use super::SERVER_PORT;
+use super::{CLIENT_PORT, SERVER_PORT};
 use crate::model::{IfName, Mac};
 
 /// Frames per system call.
@@ -71,7 +71,7 @@ impl PacketSocket {
         if done != 0 {
             return Err(io::Error::last_os_error());
         }
-        socket.bind(&device_address(ifindex)?)?;
+        socket.bind(&device_address(ifindex, libc::ETH_P_IP as u16)?)?;
         Ok(Self(socket))
     }
 
@@ -220,14 +220,15 @@ fn status(header: &libc::msghdr) -> u32 {
     0
 }
 
-fn device_address(ifindex: u32) -> io::Result<SockAddr> {
+/// Where a packet socket for one protocol of one device is bound.
+pub(super) fn device_address(ifindex: u32, protocol: u16) -> io::Result<SockAddr> {
     let index = i32::try_from(ifindex).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: a sockaddr_ll fits into a sockaddr_storage and is aligned in it; the length set is its own.
     let ((), address) = unsafe {
         SockAddr::try_init(|storage, length| {
             let link = storage.cast::<libc::sockaddr_ll>();
             (*link).sll_family = libc::AF_PACKET as libc::sa_family_t;
-            (*link).sll_protocol = (libc::ETH_P_IP as u16).to_be();
+            (*link).sll_protocol = protocol.to_be();
             (*link).sll_ifindex = index;
             *length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
             Ok(())
@@ -236,9 +237,9 @@ fn device_address(ifindex: u32) -> io::Result<SockAddr> {
     Ok(address)
 }
 
-/// Classic BPF over a frame: unfragmented IPv4 UDP to the server port, to this host or to all. Everything else the bridge
-/// hears costs us nothing.
-fn requests_only() -> [SockFilter; 13] {
+/// Classic BPF over a frame: unfragmented IPv4 UDP to the server port, or to the client port from another server, to this
+/// host or to all. Everything else the device hears costs us nothing.
+fn requests_only() -> [SockFilter; 14] {
     use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX};
     use libc::{BPF_MSH, BPF_RET, PACKET_BROADCAST, SKF_AD_OFF, SKF_AD_PKTTYPE};
     let op = |code: u32, yes: u8, no: u8, k: u32| SockFilter::new(code as u16, yes, no, k);
@@ -246,14 +247,15 @@ fn requests_only() -> [SockFilter; 13] {
     // Each jump that leaves goes to the last instruction.
     [
         load(BPF_H, 12),
-        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 10, libc::ETH_P_IP as u32),
+        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 11, libc::ETH_P_IP as u32),
         load(BPF_B, 23),
-        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 8, libc::IPPROTO_UDP as u32),
+        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, libc::IPPROTO_UDP as u32),
         load(BPF_H, 20),
-        op(BPF_JMP | BPF_JSET | BPF_K, 6, 0, 0x3fff),
+        op(BPF_JMP | BPF_JSET | BPF_K, 7, 0, 0x3fff),
         op(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 14),
         op(BPF_LD | BPF_H | BPF_IND, 0, 0, 16),
-        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 3, SERVER_PORT.into()),
+        op(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, SERVER_PORT.into()),
+        op(BPF_JMP | BPF_JEQ | BPF_K, 0, 3, CLIENT_PORT.into()),
         load(BPF_B, (SKF_AD_OFF + SKF_AD_PKTTYPE) as u32),
         op(BPF_JMP | BPF_JGT | BPF_K, 1, 0, PACKET_BROADCAST.into()),
         op(BPF_RET | BPF_K, 0, 0, u32::MAX),

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{DnsEndpoints, DnsServer};
-use crate::model::{DnsMode, Network, Slot, Vm};
+use crate::model::{DnsMode, Network, Slot, Vm, testing};
 use crate::registry::{Binding, Registry};
 
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -34,6 +34,7 @@ fn network(name: &str) -> Arc<Network> {
         mtu: 1500,
         rate_limit: None,
         lease_seconds: 3600,
+        ..testing::network()
     })
 }
 
@@ -48,6 +49,7 @@ fn bind(registry: &Registry, network: &Arc<Network>, vm_id: &str, hostname: &str
         hostname: hostname.parse().unwrap(),
         rate_limit: None,
         created_at_us: 0,
+        ..testing::vm(1)
     };
     registry.bind(Arc::new(Binding::new(vm, network.clone())));
 }

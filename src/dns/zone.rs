@@ -12,7 +12,7 @@ use super::name::Name;
 use super::query::qtype;
 use super::route::Local;
 use crate::model::{Domain, Network};
-use crate::registry::{Binding, Registry};
+use crate::registry::Registry;
 
 /// Seconds. Long enough that a busy guest does not ask per connection, short enough that a VM made anew under the same
 /// name is found within the first retry of whoever looks for it.
@@ -96,9 +96,14 @@ fn addresses(network: &Network, registry: &Registry, label: &[u8]) -> Vec<Ipv4Ad
     // A VM of another network is as unknown here as one that does not exist.
     let named = text.parse().map(|host| registry.by_hostname(&network.name, &host)).unwrap_or_default();
     if !named.is_empty() {
-        return named.iter().take(MOST_ADDRESSES).map(|binding| binding.vm.address).collect();
+        return named.iter().take(MOST_ADDRESSES).map(|reserved| reserved.guest.address).collect();
     }
-    registry.by_vm_label(&network.name, text).iter().take(MOST_ADDRESSES).map(|b| b.vm.address).collect()
+    registry
+        .by_vm_label(&network.name, text)
+        .iter()
+        .take(MOST_ADDRESSES)
+        .map(|reserved| reserved.guest.address)
+        .collect()
 }
 
 fn host_of(network: &Network, registry: &Registry, address: Ipv4Addr) -> Option<RData> {
@@ -109,8 +114,8 @@ fn host_of(network: &Network, registry: &Registry, address: Ipv4Addr) -> Option<
     if address == network.gateway {
         return host("gateway");
     }
-    let binding: std::sync::Arc<Binding> = registry.by_address(&network.name, address)?;
-    host(binding.vm.hostname.as_str())
+    let reserved = registry.by_address(&network.name, address)?;
+    host(reserved.guest.hostname.as_str())
 }
 
 /// RFC 8482 section 4.2: a HINFO that says why.

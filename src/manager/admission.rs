@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::{CreateVm, ManagerError, NetworkStatus};
 use crate::ipam::{Ipam, IpamError, QUARANTINE};
-use crate::model::{Hostname, Mac, Network, NetworkName, Slot, Vm, VmId};
+use crate::model::{Hostname, Mac, Network, NetworkName, Plumbing, Slot, Vm, VmId};
 
 /// What is given out, over all networks of the host.
 #[derive(Debug)]
@@ -56,6 +56,9 @@ impl Admission {
             None => 0,
         };
         let pool = &mut self.networks[index];
+        if pool.network.plumbing == Plumbing::External {
+            return Err(ManagerError::External { network: pool.network.name.clone() });
+        }
         if let Some(mac) = request.mac
             && let Some(by) = self.macs.get(&mac)
         {
@@ -82,6 +85,7 @@ impl Admission {
             address,
             rate_limit: request.rate_limit.or(pool.network.rate_limit),
             created_at_us,
+            dhcp_options: request.dhcp_options.unwrap_or_default(),
         };
         self.hold(index, &vm);
         Ok(vm)
@@ -229,6 +233,7 @@ mod tests {
             mac: None,
             hostname: None,
             rate_limit: None,
+            dhcp_options: None,
         }
     }
 

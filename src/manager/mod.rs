@@ -13,7 +13,9 @@ use tracing::{debug, error, info};
 
 use crate::dhcp::Leases;
 use crate::kernel::Kernel;
-use crate::model::{Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId};
+use crate::model::{
+    DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId,
+};
 use crate::plan::{self, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
 use crate::stats::Stats;
@@ -30,6 +32,7 @@ pub struct CreateVm {
     pub mac: Option<Mac>,
     pub hostname: Option<Hostname>,
     pub rate_limit: Option<RateMbps>,
+    pub dhcp_options: Option<DhcpOptions>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +60,11 @@ pub enum ManagerError {
     NoVm { vm_id: VmId },
     #[error("the user-data is {length} bytes long, {limit} fit")]
     UserDataTooLong { length: usize, limit: usize },
+    #[error(
+        "network {network} has external plumbing, so guestnet makes no devices there: use guestnet reservation add, or name \
+         another network"
+    )]
+    External { network: NetworkName },
     #[error("guestnet is stopping: repeat the call when it is back")]
     Stopping,
     #[error("the state could not be saved: {0}")]
@@ -188,7 +196,7 @@ impl Manager {
     ) -> Result<Vec<(Arc<Binding>, LeaseView)>, ManagerError> {
         let now = SystemTime::now();
         let view = |binding: Arc<Binding>| {
-            let lease = self.0.leases.view(binding.vm.mac, now);
+            let lease = self.0.leases.view(&binding.network.name, &binding.guest, now);
             (binding, lease)
         };
         Ok(self.list(network)?.into_iter().map(view).collect())
@@ -278,7 +286,7 @@ impl Inner {
             return Err(error.into());
         }
         self.stats.end(vm_id);
-        self.leases.forget(binding.vm.mac);
+        self.leases.forget(&binding.network.name, binding.vm.mac);
         self.admission().release(&binding.vm, Instant::now());
         Ok(())
     }
@@ -321,6 +329,7 @@ fn same(request: &CreateVm, binding: Arc<Binding>) -> Result<Arc<Binding>, Manag
         value.map(ToString::to_string)
     }
     let vm = &binding.vm;
+    let options = |options: Option<&DhcpOptions>| options.map(|options| format!("{options:?}"));
     let rate = |rate: Option<RateMbps>| rate.map(|rate| rate.mbps().to_string());
     let facts = [
         ("network_id", text(Some(&vm.network)), text(request.network.as_ref())),
@@ -329,6 +338,7 @@ fn same(request: &CreateVm, binding: Arc<Binding>) -> Result<Arc<Binding>, Manag
         ("mac_address", text(Some(&vm.mac)), text(request.mac.as_ref())),
         ("hostname", text(Some(&vm.hostname)), text(request.hostname.as_ref())),
         ("rate_limit_mbps", rate(vm.rate_limit), rate(request.rate_limit)),
+        ("dhcp_options", options(Some(&vm.dhcp_options)), options(request.dhcp_options.as_ref())),
     ];
     for (field, has, asked) in facts {
         if let Some(asked) = asked

@@ -18,13 +18,17 @@ pub struct GuestNet {
 
 impl GuestNet {
     pub fn new(network: &Network, vm: &Vm) -> Self {
+        Self::of(network, vm.mac, vm.address, vm.hostname.clone())
+    }
+
+    pub fn of(network: &Network, mac: Mac, address: Ipv4Addr, hostname: Hostname) -> Self {
         Self {
-            mac: vm.mac,
-            address: vm.address,
+            mac,
+            address,
             subnet: network.subnet,
             gateway: network.gateway,
             dns_servers: network.guest_dns(),
-            hostname: vm.hostname.clone(),
+            hostname,
             domain: network.domain.clone(),
             mtu: network.mtu,
         }

@@ -52,6 +52,11 @@ impl BridgeName {
     pub fn as_if_name(&self) -> &IfName {
         &self.0
     }
+
+    /// Of an interface that somebody else made and that has no shards.
+    pub fn of_interface(interface: IfName) -> Self {
+        Self(interface)
+    }
 }
 
 impl FromStr for BridgeName {

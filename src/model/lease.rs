@@ -39,4 +39,21 @@ pub struct LeaseView {
     pub expires_at: Option<SystemTime>,
     /// Option 60 as the guest sent it, control characters replaced; shown, never trusted.
     pub vendor_class: Option<String>,
+    /// The host name that the guest would like (options 81 and 12): shown, never granted.
+    pub wished_hostname: Option<String>,
+    /// What it last sent and what became of it; none since the service started.
+    pub last_exchange: Option<LastExchange>,
+}
+
+/// A guest's last message and its answer, in the field's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastExchange {
+    pub asked: &'static str,
+    pub outcome: &'static str,
+}
+
+impl fmt::Display for LastExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.asked, self.outcome)
+    }
 }

@@ -4,12 +4,14 @@
 
 mod account;
 mod counters;
+mod dhcp_options;
 mod guest_net;
 mod hostname;
 mod if_name;
 mod lease;
 mod mac;
 mod network;
+mod reservation;
 mod subnet;
 mod vm;
 mod vm_id;
@@ -19,12 +21,14 @@ pub(crate) mod testing;
 
 pub use account::Account;
 pub use counters::{Counter, Counters, Reading};
+pub use dhcp_options::{DhcpOptions, OptionBytes, OptionText, RawCode, StaticRoute};
 pub use guest_net::GuestNet;
 pub use hostname::{Domain, Hostname};
 pub use if_name::{BridgeName, IfName};
-pub use lease::{LeaseState, LeaseView};
+pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
-pub use network::{DnsMode, Network, NetworkName, RateMbps};
+pub use network::{DnsMode, Network, NetworkName, Plumbing, RateMbps, Relays};
+pub use reservation::Reservation;
 pub use subnet::Subnet;
 pub use vm::{Slot, TapOwner, Vm};
 pub use vm_id::{VmId, WorkspaceId};

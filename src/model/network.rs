@@ -2,7 +2,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use super::{BridgeName, Domain, Invalid, Subnet, serde_as_text};
+use super::{BridgeName, DhcpOptions, Domain, Invalid, Subnet, serde_as_text};
 
 /// Name of a configured network, `^[a-z0-9][a-z0-9-]{0,31}$`; `network_id` in the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +69,24 @@ pub enum DnsMode {
     Off,
 }
 
+/// Who makes a network's bridge and ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plumbing {
+    /// guestnet.
+    Managed,
+    /// Somebody else: guestnet serves DHCP and DNS there, by reservations, and touches no link.
+    External,
+}
+
+/// Which relay agents' requests are served, by their giaddr.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Relays {
+    /// Those with an address in the network's subnet.
+    Subnet,
+    /// These; none when empty.
+    These(Vec<Ipv4Addr>),
+}
+
 /// A checked `[[network]]`: what its guests share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
@@ -87,6 +105,10 @@ pub struct Network {
     pub rate_limit: Option<RateMbps>,
     /// Seconds; option 51.
     pub lease_seconds: u32,
+    pub plumbing: Plumbing,
+    pub relays: Relays,
+    /// What its guests are told beside the address facts.
+    pub dhcp_options: DhcpOptions,
 }
 
 impl Network {
@@ -95,6 +117,13 @@ impl Network {
         match self.dns {
             DnsMode::On => vec![IpAddr::V4(self.gateway)],
             DnsMode::Off => self.upstreams.clone(),
+        }
+    }
+
+    pub fn serves_relay(&self, giaddr: Ipv4Addr) -> bool {
+        match &self.relays {
+            Relays::Subnet => self.subnet.has_host(giaddr),
+            Relays::These(these) => these.contains(&giaddr),
         }
     }
 }

@@ -16,6 +16,9 @@ pub(crate) fn network() -> Network {
         mtu: 1500,
         rate_limit: Some(RateMbps::try_from(100).unwrap()),
         lease_seconds: 43_200,
+        plumbing: Plumbing::Managed,
+        relays: Relays::These(Vec::new()),
+        dhcp_options: DhcpOptions::default(),
     }
 }
 
@@ -33,5 +36,6 @@ pub(crate) fn vm(n: u8) -> Vm {
         address,
         rate_limit: network().rate_limit,
         created_at_us: 1_700_000_000_000_000,
+        dhcp_options: DhcpOptions::default(),
     }
 }

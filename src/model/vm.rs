@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use super::{Hostname, IfName, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
+use super::{DhcpOptions, Hostname, IfName, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 
 /// Number of a bridge port on this host; its host device is `gv<slot>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,8 @@ pub struct Vm {
     pub rate_limit: Option<RateMbps>,
     /// Microseconds since 1970-01-01 UTC.
     pub created_at_us: i64,
+    /// What its guest is told beside its network's own.
+    pub dhcp_options: DhcpOptions,
 }
 
 impl Vm {

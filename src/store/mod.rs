@@ -5,6 +5,7 @@ mod accounts;
 mod directory;
 mod error;
 mod owned;
+mod reservations;
 mod schema;
 mod user_data;
 mod vms;
@@ -12,12 +13,12 @@ mod writer;
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::model::{Account, NetworkName, Vm, VmId};
+use crate::model::{Account, Mac, NetworkName, Reservation, Vm, VmId};
 pub use error::{StoreError, Taken};
 pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
 use writer::{Change, Effect, Writer};
@@ -104,6 +105,21 @@ impl Store {
 
     pub fn user_data(&self, vm_id: &VmId) -> Result<Option<Vec<u8>>, StoreError> {
         self.read(|connection| user_data::get(connection, vm_id))
+    }
+
+    /// Remembers reservations, all or none. The caller has made sure that their MACs and addresses are free.
+    pub async fn insert_reservations(&self, reservations: Vec<Arc<Reservation>>) -> Result<(), StoreError> {
+        self.writer.write(Change::InsertReservations(reservations)).await.map(drop)
+    }
+
+    /// Forgets a reservation; whether there was one.
+    pub async fn remove_reservation(&self, network: NetworkName, mac: Mac) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::RemoveReservation { network, mac }).await? != Effect::Nothing)
+    }
+
+    /// Every reservation.
+    pub fn reservations(&self) -> Result<Vec<Reservation>, StoreError> {
+        self.read(reservations::load)
     }
 
     /// Remembers under which boot (`/proc/sys/kernel/random/boot_id`) the host's state is about to be made.

@@ -11,7 +11,7 @@ use super::StoreError;
 const APPLICATION_ID: i64 = 0x676e_6574;
 
 /// What brings a database from version n to n + 1. Append; never change one that was released.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: &[&str] = &[
     "
     CREATE TABLE meta (key TEXT PRIMARY KEY, value ANY NOT NULL) STRICT, WITHOUT ROWID;
     INSERT INTO meta (key, value) VALUES ('generation', 0);
@@ -49,6 +49,18 @@ const MIGRATIONS: [&str; 3] = [
     ) STRICT, WITHOUT ROWID;
 ",
     super::user_data::TABLE,
+    "
+    ALTER TABLE vm ADD COLUMN dhcp_options TEXT NOT NULL DEFAULT '{}';
+    CREATE TABLE reservation (
+        network TEXT NOT NULL,
+        mac TEXT NOT NULL,
+        address TEXT NOT NULL,
+        hostname TEXT NOT NULL,
+        dhcp_options TEXT NOT NULL,
+        PRIMARY KEY (network, mac),
+        UNIQUE (network, address)
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that
@@ -137,7 +149,7 @@ fn check(connection: &Connection, file: &Path) -> Result<(), StoreError> {
 fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version = read_pragma(&transaction, "user_version")?;
-    for (to, step) in (1_i64..).zip(MIGRATIONS).filter(|(to, _)| *to > version) {
+    for (to, step) in (1_i64..).zip(MIGRATIONS.iter().copied()).filter(|(to, _)| *to > version) {
         transaction.execute_batch(step)?;
         transaction.pragma_update(None, "user_version", to)?;
     }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::model::{Mac, RateMbps, Slot};
+use crate::model::{DhcpOptions, Mac, RateMbps, Slot};
 
 /// The `n`th of many VMs that have nothing in common.
 pub(super) fn vm(n: u32) -> Vm {
@@ -20,6 +20,10 @@ pub(super) fn vm(n: u32) -> Vm {
         hostname: format!("web-{n}").parse().unwrap(),
         rate_limit: n.is_multiple_of(2).then(|| RateMbps::try_from(250).unwrap()),
         created_at_us: 1_700_000_000_000_000 + i64::from(n),
+        dhcp_options: DhcpOptions {
+            ntp_servers: vec![[10, 100, 0, 1].into(); n as usize % 2],
+            ..DhcpOptions::default()
+        },
     }
 }
 

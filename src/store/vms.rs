@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::Freed;
 use super::error::{Fault, StoreError, Taken};
 use super::user_data;
-use crate::model::{Invalid, RateMbps, Slot, Vm, VmId};
+use crate::model::{DhcpOptions, Invalid, RateMbps, Slot, Vm, VmId};
 
 pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     if let Some((what, by)) = holder(connection, vm)? {
@@ -14,8 +14,9 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     }
     connection
         .prepare_cached(
-            "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
+                             dhcp_options)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         )?
         .execute(params![
             vm.vm_id.as_str(),
@@ -27,6 +28,7 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
             vm.hostname.as_str(),
             vm.rate_limit.map(RateMbps::mbps),
             vm.created_at_us,
+            options_text(&vm.dhcp_options)?,
         ])?;
     connection
         .prepare_cached("DELETE FROM freed WHERE network = ?1 AND address = ?2")?
@@ -73,7 +75,8 @@ pub(super) fn remove(connection: &Connection, vm_id: &VmId, now_us: i64) -> rusq
 /// Every VM, first created first.
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<Vm>> {
     let mut select = connection.prepare(
-        "SELECT vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us
+        "SELECT vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
+                dhcp_options
          FROM vm ORDER BY created_at_us, vm_id",
     )?;
     select.query_map([], read)?.collect()
@@ -101,7 +104,18 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {
         hostname: parsed(row, 6)?,
         rate_limit: rate_limit.map_err(|invalid: Invalid| unreadable(7, Type::Integer, invalid))?,
         created_at_us: row.get(8)?,
+        dhcp_options: options(row, 9)?,
     })
+}
+
+/// DHCP options as they are kept: JSON of what is set.
+pub(super) fn options_text(options: &DhcpOptions) -> rusqlite::Result<String> {
+    serde_json::to_string(options).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+pub(super) fn options(row: &Row<'_>, column: usize) -> rusqlite::Result<DhcpOptions> {
+    serde_json::from_str(row.get_ref(column)?.as_str()?)
+        .map_err(|error| unreadable(column, Type::Text, error))
 }
 
 /// A text column as the type it was written from.

@@ -3,14 +3,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, user_data, vms};
-use crate::model::{Account, Vm, VmId};
+use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, reservations, user_data, vms};
+use crate::model::{Account, Mac, NetworkName, Reservation, Vm, VmId};
 
 /// More wait in their callers.
 const QUEUE: usize = 1024;
@@ -22,6 +23,8 @@ pub(super) enum Change {
     Insert(Box<Vm>, Box<Account>),
     KeepAccounts(Vec<(VmId, Account)>),
     Remove { vm_id: VmId, now_us: i64 },
+    InsertReservations(Vec<Arc<Reservation>>),
+    RemoveReservation { network: NetworkName, mac: Mac },
     RecordLink(OwnedLink),
     ForgetLink(u32),
     RecordSysctl(ChangedSysctl),
@@ -152,6 +155,8 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
             Effect::Nothing
         }
         Change::Remove { vm_id, now_us } => vms::remove(connection, vm_id, *now_us)?.into(),
+        Change::InsertReservations(all) => reservations::insert(connection, all).map(|()| Effect::Changed)?,
+        Change::RemoveReservation { network, mac } => reservations::remove(connection, network, *mac)?.into(),
         Change::RecordLink(link) => owned::record_link(connection, link).map(|()| Effect::Changed)?,
         Change::ForgetLink(ifindex) => owned::forget_link(connection, *ifindex)?.into(),
         Change::RecordSysctl(changed) => owned::record_sysctl(connection, changed)?.into(),

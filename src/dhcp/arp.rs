@@ -1,0 +1,87 @@
+//! Asks a link who has an address (RFC 826). In: the link, the address. Out: the MACs that answer.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Socket, Type};
+
+use super::alarms::Link;
+use super::socket::device_address;
+use crate::model::Mac;
+
+const WAIT: Duration = Duration::from_millis(300);
+/// More hosts than that under one address are told as that many.
+const MOST: usize = 4;
+
+/// Everyone but `except` that answers for `address`.
+pub(super) fn who_has(link: Link, address: Ipv4Addr, except: Mac) -> io::Result<Vec<Mac>> {
+    let mut socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    socket.bind(&device_address(link.ifindex, libc::ETH_P_ARP as u16)?)?;
+    socket.write_all(&question(link, address))?;
+    let until = Instant::now() + WAIT;
+    let (mut macs, mut buffer) = (Vec::new(), [0; 128]);
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+        && macs.len() < MOST
+    {
+        socket.set_read_timeout(Some(left))?;
+        let length = match socket.read(&mut buffer) {
+            Ok(length) => length,
+            Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => {
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(mac) = answer(&buffer[..length], address)
+            && mac != except
+            && mac != link.mac
+            && !macs.contains(&mac)
+        {
+            macs.push(mac);
+        }
+    }
+    Ok(macs)
+}
+
+/// Ethernet, IPv4, six and four octets.
+const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
+
+fn question(link: Link, address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(link.mac.octets());
+    frame.extend([0x08, 0x06]);
+    frame.extend(KIND);
+    frame.extend([0, 1]);
+    frame.extend(link.mac.octets());
+    frame.extend(link.address.octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
+}
+
+/// Who says that it has `address`: an answer, or an announcement (RFC 5227 section 3).
+fn answer(frame: &[u8], address: Ipv4Addr) -> Option<Mac> {
+    let arp = frame.get(14..42)?;
+    let sender: [u8; 6] = arp[8..14].try_into().ok()?;
+    (arp[..6] == KIND && arp[14..18] == address.octets()).then(|| Mac::try_from(sender).ok())?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_names_its_sender_and_the_question_does_not() {
+        let link =
+            Link { ifindex: 1, mac: "02:00:00:00:00:01".parse().unwrap(), address: [10, 0, 0, 1].into() };
+        let address = Ipv4Addr::new(10, 0, 0, 7);
+        let mut frame = question(link, address);
+        assert_eq!((frame.len(), answer(&frame, address)), (42, None));
+        let other: Mac = "02:00:00:00:00:07".parse().unwrap();
+        frame[21] = 2;
+        frame[22..28].copy_from_slice(&other.octets());
+        frame[28..32].copy_from_slice(&address.octets());
+        assert_eq!(answer(&frame, address), Some(other));
+        assert_eq!(answer(&frame[..40], address), None);
+    }
+}
