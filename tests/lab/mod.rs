@@ -95,7 +95,8 @@ impl Lab {
             "links: {}\naddresses: {}\nroutes: {}\nnetns: {}\nfilter: {}\nnat: {}\nip_forward: {}",
             links.join(" "),
             self.on_host("ip", &["-o", "-4", "addr", "show"]),
-            self.on_host("ip", &["-4", "route", "show", "table", "all"]),
+            // Whether a link has its carrier yet is the kernel's timing.
+            self.on_host("ip", &["-4", "route", "show", "table", "all"]).replace(" linkdown", ""),
             self.on_host("ip", &["netns", "list"]),
             self.on_host("iptables", &["-t", "filter", "-S"]),
             self.on_host("iptables", &["-t", "nat", "-S"]),
