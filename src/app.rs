@@ -17,6 +17,7 @@ use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{Kernel, KernelError};
 use crate::manager::{Manager, ManagerError};
+use crate::metadata::{MetadataError, MetadataServer};
 use crate::model::{DnsMode, Network, Plumbing};
 use crate::registry::Registry;
 use crate::reservations::Reservations;
@@ -42,6 +43,8 @@ pub enum AppError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Dns(#[from] DnsError),
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
     #[error(transparent)]
     Socket(#[from] SocketError),
     #[error("{doing}: {source}")]
@@ -140,6 +143,7 @@ struct Running {
     api: ApiServer,
     dns: Vec<DnsServer>,
     dhcp: Vec<DhcpServer>,
+    metadata: Vec<MetadataServer>,
     stats: Stats,
     keeping: JoinHandle<()>,
     /// Ends last: what the servers did is still to be written.
@@ -171,10 +175,14 @@ async fn start(
     let alarms = Alarms::start(events)
         .map_err(|source| AppError::Io { doing: "starting the thread of DHCP alarms", source })?;
     let server = Dhcp { registry: registry.clone(), leases, counters: Arc::<Counters>::default(), alarms };
-    let (mut dhcp, mut dns) = (Vec::new(), Vec::new());
+    let (mut dhcp, mut dns, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
     for network in &config.networks {
         if network.dns == DnsMode::On {
             dns.push(DnsServer::start(network.clone(), registry.clone()).await?);
+        }
+        if let Some(how) = network.metadata {
+            let (registry, manager) = (registry.clone(), manager.clone());
+            metadata.push(MetadataServer::start(network.clone(), how, registry, manager).await?);
         }
         dhcp.push(server.serve(network.clone(), network.bridge.as_if_name())?);
     }
@@ -184,7 +192,7 @@ async fn start(
     let api = ApiServer::start(socket, manager, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     let keeping = tokio::spawn(stats.clone().keep());
-    Ok(Running { api, dns, dhcp, stats, keeping, _journal: journal })
+    Ok(Running { api, dns, dhcp, metadata, stats, keeping, _journal: journal })
 }
 
 impl Running {
@@ -194,6 +202,9 @@ impl Running {
         self.keeping.abort();
         self.stats.count_and_write_down().await;
         for server in self.dns {
+            server.stop().await;
+        }
+        for server in self.metadata {
             server.stop().await;
         }
         for server in self.dhcp {

@@ -117,7 +117,11 @@ impl Host {
         if !self.kernel.has_host_rules()? {
             self.made.push(Made::Rules(rules.clone()));
         }
-        Ok(self.kernel.apply_host_rules(&rules)?)
+        self.kernel.apply_host_rules(&rules)?;
+        for network in &self.networks {
+            self.kernel.redirect_metadata(&network.bridge, network.metadata.is_some())?;
+        }
+        Ok(())
     }
 
     /// Takes back what this start made, in reverse; goes on past errors, logs each, and returns the first.
@@ -127,7 +131,7 @@ impl Host {
             let done = match &made {
                 Made::Sysctl { key, before } => self.restore(key, before).await,
                 Made::Step(step) => self.undo(step).await,
-                Made::Rules(rules) => self.kernel.remove_host_rules(rules).map_err(HostError::from),
+                Made::Rules(rules) => self.close(rules),
             };
             if let Err(error) = done {
                 warn!(%error, "could not take back what was made");
@@ -149,6 +153,15 @@ impl Host {
         self.take_back().await?;
         info!("removed what guestnet had set up on this host");
         Ok(())
+    }
+
+    /// Goes on past an error; the first is returned.
+    fn close(&self, rules: &HostRules) -> Result<(), HostError> {
+        let mut done = self.kernel.remove_host_rules(rules);
+        for network in &self.networks {
+            done = done.and(self.kernel.redirect_metadata(&network.bridge, false));
+        }
+        Ok(done?)
     }
 
     fn rules(&self) -> HostRules {

@@ -13,6 +13,7 @@ pub mod host;
 pub mod ipam;
 pub mod kernel;
 pub mod manager;
+pub mod metadata;
 pub mod model;
 pub mod plan;
 pub mod registry;

@@ -9,8 +9,8 @@ use toml::Value;
 use super::reservation;
 use super::section::Section;
 use crate::model::{
-    BridgeName, DhcpOptions, DnsMode, Domain, IfName, Invalid, Network, NetworkName, Plumbing, RateMbps,
-    Relays, Reservation, Subnet,
+    BridgeName, DhcpOptions, DnsMode, Domain, IfName, Invalid, Metadata, Network, NetworkName, Plumbing,
+    RateMbps, Relays, Reservation, Subnet,
 };
 
 /// RFC 2132 section 9.2 with RFC 2131 section 3.3: this lease time means "infinity".
@@ -59,6 +59,14 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let relays = section.take("dhcp_relays", default_relays(plumbing), relays);
     let dhcp_options = section.take("dhcp_options", toml::Table::new(), dhcp_options);
     let tables = reservation::take(&mut section, plumbing);
+    let metadata = section.take("metadata", false, |value| value.as_bool().ok_or("true or false".into()));
+    let hop_limit = section.take("metadata_hop_limit", 1, hop_limit);
+    if (plumbing, metadata) == (Some(Plumbing::External), Some(true)) {
+        section.problem(
+            "metadata",
+            "true needs plumbing = \"managed\": guestnet changes nothing on others' interfaces",
+        );
+    }
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
@@ -71,6 +79,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let reservations = reservation::read(&mut section, tables, name.as_ref(), subnet, gateway);
     section.finish();
     let (limited, rate) = (limited?, rate?);
+    let (metadata, hop_limit) = (metadata?, hop_limit?);
     let network = Network {
         name: name?,
         bridge: bridge?,
@@ -85,6 +94,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         plumbing: plumbing?,
         relays: relays?,
         dhcp_options: dhcp_options?,
+        metadata: metadata.then_some(Metadata { hop_limit }),
     };
     Some(Read { network, reservations, named })
 }
@@ -191,6 +201,11 @@ fn lease_seconds(value: &Value) -> Result<u32, String> {
     seconds
         .filter(|s| (10..INFINITE).contains(s))
         .ok_or("a lease of 10 to 4294967294 seconds, or \"infinite\"".into())
+}
+
+fn hop_limit(value: &Value) -> Result<u8, String> {
+    let hops = value.as_integer().and_then(|hops| u8::try_from(hops).ok());
+    hops.filter(|hops| (1..=64).contains(hops)).ok_or("a number of hops, 1 to 64".into())
 }
 
 fn plumbing(value: &Value) -> Result<Plumbing, String> {

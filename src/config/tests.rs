@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::{DnsMode, Plumbing};
+use crate::model::{DnsMode, Metadata, Plumbing};
 
 fn no_env(_: &str) -> Option<String> {
     None
@@ -28,7 +28,7 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
     assert_eq!(network.rate_limit.unwrap().mbps(), 100);
     assert_eq!(network.dns, DnsMode::On);
     assert_eq!(network.domain.as_str(), "vm.internal");
-    assert_eq!((network.mtu, network.lease_seconds), (1500, 43200));
+    assert_eq!((network.mtu, network.lease_seconds, network.metadata), (1500, 43200, None));
 }
 
 #[test]
@@ -55,6 +55,8 @@ fn a_network_keeps_what_it_was_given() {
         enable_rate_limit = false
         mtu = 9000
         lease_seconds = "infinite"
+        metadata = true
+        metadata_hop_limit = 2
         [[network]]
         name = "red"
         bridge_name = "br-red"
@@ -67,6 +69,7 @@ fn a_network_keeps_what_it_was_given() {
     assert_eq!(blue.gateway.to_string(), "192.168.7.254");
     assert_eq!(blue.guest_dns()[0].to_string(), "9.9.9.9");
     assert_eq!((blue.rate_limit, blue.mtu, blue.lease_seconds), (None, 9000, u32::MAX));
+    assert_eq!((blue.metadata, red.metadata), (Some(Metadata { hop_limit: 2 }), None));
     assert_eq!(red.guest_dns()[0].to_string(), "10.0.0.1");
 }
 
@@ -193,6 +196,12 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
         (network("rate_limit_mbps = 4294967297"), &["network[0].rate_limit_mbps: 4294967297"]),
         (network("mtu = 575"), &["network[0].mtu: 575 is not an MTU of 576 to 9000"]),
         (network("mtu = \"big\""), &["network[0].mtu: \"big\" is not an MTU"]),
+        (network("metadata = 1"), &["network[0].metadata: 1 is not true or false"]),
+        (
+            network("metadata = true\nplumbing = \"external\""),
+            &["network[0].metadata: true needs plumbing = \"managed\""],
+        ),
+        (network("metadata_hop_limit = 0"), &["network[0].metadata_hop_limit: 0", "1 to 64"]),
         (network("lease_seconds = 9"), &["network[0].lease_seconds: 9 is not a lease of 10"]),
         (network("lease_seconds = \"forever\""), &["network[0].lease_seconds: \"forever\"", "\"infinite\""]),
     ];

@@ -6,11 +6,11 @@ use iptables::IPTables;
 use super::error::KernelError;
 use crate::plan::{CHAINS, COMMENT, HostRules};
 
-fn failed(doing: String, error: impl std::fmt::Display) -> KernelError {
+pub(super) fn failed(doing: String, error: impl std::fmt::Display) -> KernelError {
     KernelError::new(doing, std::io::Error::other(error.to_string().trim().to_owned()))
 }
 
-fn open() -> Result<IPTables, KernelError> {
+pub(super) fn open() -> Result<IPTables, KernelError> {
     iptables::new(false)
         .map_err(|error| failed("running iptables (Debian: apt-get install iptables)".into(), error))
 }

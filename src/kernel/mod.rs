@@ -5,6 +5,7 @@ mod counters;
 mod error;
 mod firewall;
 mod links;
+mod metadata;
 mod netns;
 mod observe;
 mod routes;
@@ -21,7 +22,7 @@ use rtnetlink::Handle;
 
 pub use error::KernelError;
 
-use crate::model::{IfName, Mac, RateMbps, Reading, Slot, Subnet, TapOwner, Vm, VmId};
+use crate::model::{BridgeName, IfName, Mac, RateMbps, Reading, Slot, Subnet, TapOwner, Vm, VmId};
 use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 
@@ -84,6 +85,11 @@ impl Kernel {
 
     pub fn remove_host_rules(&self, rules: &HostRules) -> Result<(), KernelError> {
         firewall::remove(rules)
+    }
+
+    /// Whether guests of `bridge` reach the metadata service.
+    pub fn redirect_metadata(&self, bridge: &BridgeName, wanted: bool) -> Result<(), KernelError> {
+        metadata::redirect(bridge, wanted)
     }
 
     /// What every device has counted, by ifindex, in the view of a guest behind it.

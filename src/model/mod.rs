@@ -27,7 +27,7 @@ pub use hostname::{Domain, Hostname};
 pub use if_name::{BridgeName, IfName};
 pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
-pub use network::{DnsMode, Network, NetworkName, Plumbing, RateMbps, Relays};
+pub use network::{DnsMode, Metadata, Network, NetworkName, Plumbing, RateMbps, Relays};
 pub use reservation::Reservation;
 pub use subnet::Subnet;
 pub use vm::{Slot, TapOwner, Vm};

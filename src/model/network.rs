@@ -87,6 +87,20 @@ pub enum Relays {
     These(Vec<Ipv4Addr>),
 }
 
+/// That guests are served their metadata, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// How far an answer gets: with 1 to the guest itself, not to what the guest routes for.
+    pub hop_limit: u8,
+}
+
+impl Metadata {
+    /// Where every cloud's guests look for it.
+    pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+    /// Where it really is, on the gateway: not 80, which a web server of the host may have.
+    pub const PORT: u16 = 8775;
+}
+
 /// A checked `[[network]]`: what its guests share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
@@ -109,6 +123,8 @@ pub struct Network {
     pub relays: Relays,
     /// What its guests are told beside the address facts.
     pub dhcp_options: DhcpOptions,
+    /// Off unless asked for.
+    pub metadata: Option<Metadata>,
 }
 
 impl Network {

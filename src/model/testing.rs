@@ -19,6 +19,7 @@ pub(crate) fn network() -> Network {
         plumbing: Plumbing::Managed,
         relays: Relays::These(Vec::new()),
         dhcp_options: DhcpOptions::default(),
+        metadata: None,
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::model::Network;
+use crate::model::{Metadata, Network};
 
 /// The chains that hold our rules, each with the built-in chain that jumps to it first.
 pub const CHAINS: [(&str, &str); 2] = [("GUESTNET-FORWARD", "FORWARD"), ("GUESTNET-INPUT", "INPUT")];
@@ -45,6 +45,15 @@ pub fn host_rules(networks: &[&Network]) -> HostRules {
     }
     for network in networks {
         let from_guest = format!("-i {} -d {}", network.bridge, network.gateway);
+        if network.metadata.is_some() {
+            // Only what was sent to the service's own address and redirected here (`kernel::metadata`).
+            rules.input.push(format!(
+                "{from_guest} -p tcp --dport {} -m conntrack --ctorigdst {} {} -j ACCEPT",
+                Metadata::PORT,
+                Metadata::ADDRESS,
+                comment("metadata")
+            ));
+        }
         rules.input.extend([
             format!(
                 "-i {} -m conntrack --ctstate RELATED,ESTABLISHED {} -j ACCEPT",

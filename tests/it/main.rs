@@ -17,6 +17,7 @@ mod bad_input;
 mod demo;
 mod first_guest;
 mod guest_config;
+mod metadata;
 mod needs_kernel;
 mod plumbing;
 mod restart;

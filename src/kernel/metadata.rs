@@ -1,0 +1,29 @@
+//! The way of a guest's packet to 169.254.169.254: one rule a network, in nat PREROUTING, redirects it to the gateway. The
+//! address itself is on no interface of the host, which may ask its own cloud there.
+
+use iptables::IPTables;
+
+use super::error::KernelError;
+use super::firewall::{failed, open};
+use crate::model::{BridgeName, Metadata};
+
+fn rule(bridge: &BridgeName) -> String {
+    format!(
+        "-i {bridge} -d {}/32 -p tcp --dport 80 -m comment --comment guestnet:metadata -j REDIRECT --to-ports {}",
+        Metadata::ADDRESS,
+        Metadata::PORT
+    )
+}
+
+/// Brings the rule of `bridge` to be there or not to be.
+pub(super) fn redirect(bridge: &BridgeName, wanted: bool) -> Result<(), KernelError> {
+    let (tables, rule) = (open()?, rule(bridge));
+    let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
+    let stands = tables.exists("nat", "PREROUTING", &rule).map_err(|e| failed(doing("looking for"), e))?;
+    let change = match (stands, wanted) {
+        (false, true) => IPTables::append,
+        (true, false) => IPTables::delete,
+        _ => return Ok(()),
+    };
+    change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))
+}
