@@ -1,17 +1,25 @@
-//! Generates the API's messages, service and client from `proto/`; needs `protoc` (Debian: protobuf-compiler).
+//! Generates the API's messages, service and client from `proto/`, and its descriptor set for reflection; needs `protoc`
+//! (Debian: protobuf-compiler).
+const FILES: [&str; 9] = [
+    "proto/google/rpc/error_details.proto",
+    "proto/guestnet/v1/events.proto",
+    "proto/guestnet/v1/guest_config.proto",
+    "proto/guestnet/v1/guestnet.proto",
+    "proto/guestnet/v1/lease.proto",
+    "proto/guestnet/v1/network.proto",
+    "proto/guestnet/v1/stats.proto",
+    "proto/guestnet/v1/status.proto",
+    "proto/guestnet/v1/vm_network.proto",
+];
+
 fn main() {
-    // guestnet.proto has the service, the others the messages of a topic each.
-    let files = [
-        "proto/guestnet/v1/guestnet.proto",
-        "proto/guestnet/v1/guest_config.proto",
-        "proto/guestnet/v1/stats.proto",
-    ];
     if let Err(error) = connectrpc_build::Config::new()
-        .files(&files)
+        .files(&FILES)
         .includes(&["proto/"])
         .include_file("_connectrpc.rs")
+        .emit_descriptor_set("api.fds.bin")
         .compile()
     {
-        panic!("{files:?}: {error} (is protoc installed? Debian: apt-get install protobuf-compiler)");
+        panic!("proto/: {error} (is protoc installed? Debian: apt-get install protobuf-compiler)");
     }
 }

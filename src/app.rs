@@ -3,13 +3,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::api::{ApiServer, ApiSocket, Bounds, SocketError};
+use crate::api::{ApiServer, ApiSocket, Bounds, SocketError, Sources};
 use crate::config::{Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, DhcpServer, Journal, JournalError, Leases};
 use crate::dns::{DnsError, DnsServer};
@@ -107,7 +108,8 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     let registry = Registry::default();
     let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
     let host = Host::check(kernel.clone(), store.clone(), &managed(&config)).await?;
-    let manager = Manager::new(&config.networks, kernel, store, registry, Leases::default(), stats);
+    let manager =
+        Manager::new(&config.networks, kernel, store, registry, Leases::default(), stats, Events::default());
     manager.readmit()?;
     for binding in manager.list(None)? {
         manager.delete(&binding.vm.vm_id).await?;
@@ -167,14 +169,16 @@ async fn start(
         registry.clone(),
         leases.clone(),
         stats.clone(),
+        events.clone(),
     );
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
     Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases.clone())?;
     host.raise().await?;
-    let alarms = Alarms::start(events)
+    let alarms = Alarms::start(events.clone())
         .map_err(|source| AppError::Io { doing: "starting the thread of DHCP alarms", source })?;
-    let server = Dhcp { registry: registry.clone(), leases, counters: Arc::<Counters>::default(), alarms };
+    let counters = Arc::<Counters>::default();
+    let server = Dhcp { registry: registry.clone(), leases, counters: counters.clone(), alarms };
     let (mut dhcp, mut dns, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
     for network in &config.networks {
         if network.dns == DnsMode::On {
@@ -189,7 +193,9 @@ async fn start(
     host.open_for_guests()?;
     let observed = kernel.observe().await?;
     manager.adopt(&observed).await;
-    let api = ApiServer::start(socket, manager, Bounds::default())
+    let dns_views = dns.iter().map(DnsServer::view).collect();
+    let sources = Sources { started_at: SystemTime::now(), events, dhcp: counters, dns: dns_views };
+    let api = ApiServer::start(socket, manager, sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     let keeping = tokio::spawn(stats.clone().keep());
     Ok(Running { api, dns, dhcp, metadata, stats, keeping, _journal: journal })

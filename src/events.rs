@@ -1,14 +1,19 @@
 //! What happens to guests and host, as it happens, for whoever watches: `WatchEvents`, logs, tests. In: events of any part.
 //! Out: a stream to each watcher. Nobody waits for a watcher: one that is slow loses the oldest and is told how many.
 
+use std::collections::VecDeque;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::broadcast;
 
-use crate::model::{NetworkName, VmId};
+use crate::model::{Invalid, NetworkName, VmId};
 
 /// Events a watcher may be behind before it loses some.
 const BACKLOG: usize = 1024;
+/// Events that are remembered for who comes later.
+const RECENT: usize = 128;
 
 /// What happened. A kind that a guest can cause at will is sent by its source at a bounded rate, with a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -38,6 +43,20 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    pub const ALL: [Self; 11] = [
+        Self::Bound,
+        Self::Unbound,
+        Self::LeaseGiven,
+        Self::AddressDeclined,
+        Self::UnknownMac,
+        Self::RogueDhcpServer,
+        Self::SpoofDenied,
+        Self::UpstreamDown,
+        Self::UpstreamUp,
+        Self::DriftRepaired,
+        Self::DriftReported,
+    ];
+
     /// Its name in the API and the log.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,6 +75,17 @@ impl EventKind {
     }
 }
 
+impl FromStr for EventKind {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        let known = "bound, unbound, lease_given, address_declined, unknown_mac, rogue_dhcp_server, spoof_denied, \
+                     upstream_down, upstream_up, drift_repaired or drift_reported";
+        let found = Self::ALL.into_iter().find(|kind| kind.as_str() == text);
+        found.ok_or_else(|| Invalid::new(text, known))
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
     pub at: SystemTime,
@@ -68,16 +98,23 @@ pub struct Event {
 
 /// The host's events. Clones share one stream.
 #[derive(Debug, Clone)]
-pub struct Events(broadcast::Sender<Event>);
+pub struct Events(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    stream: broadcast::Sender<Event>,
+    recent: Mutex<VecDeque<Event>>,
+}
 
 impl Default for Events {
     fn default() -> Self {
-        Self(broadcast::Sender::new(BACKLOG))
+        let recent = Mutex::new(VecDeque::with_capacity(RECENT));
+        Self(Arc::new(Shared { stream: broadcast::Sender::new(BACKLOG), recent }))
     }
 }
 
 impl Events {
-    /// Tells every watcher; never waits.
+    /// Tells every watcher; never waits for one.
     pub fn send(
         &self,
         kind: EventKind,
@@ -86,12 +123,64 @@ impl Events {
         detail: impl Into<String>,
     ) {
         let (vm_id, network) = (vm_id.cloned(), network.cloned());
-        // An error means that nobody watches.
-        let _ = self.0.send(Event { at: SystemTime::now(), kind, vm_id, network, detail: detail.into() });
+        let event = Event { at: SystemTime::now(), kind, vm_id, network, detail: detail.into() };
+        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == RECENT {
+            recent.pop_front();
+        }
+        recent.push_back(event.clone());
+        // Under the lock, so that `watch_from_recent` sees each event once. An error means that nobody watches.
+        let _ = self.0.stream.send(event);
     }
 
     /// What happens from now on.
     pub fn watch(&self) -> broadcast::Receiver<Event> {
-        self.0.subscribe()
+        self.0.stream.subscribe()
+    }
+
+    /// What is remembered, oldest first, and what happens from then on.
+    pub fn watch_from_recent(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
+        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        (recent.iter().cloned().collect(), self.0.stream.subscribe())
+    }
+
+    /// The last `most` events, oldest first.
+    pub fn recent(&self, most: usize) -> Vec<Event> {
+        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.iter().skip(recent.len().saturating_sub(most)).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_read_back_by_its_name() {
+        for kind in EventKind::ALL {
+            assert_eq!(kind.as_str().parse(), Ok(kind));
+        }
+        assert!("boun".parse::<EventKind>().is_err());
+    }
+
+    #[test]
+    fn a_watcher_sees_each_event_once_whether_before_or_after_it_came() {
+        let events = Events::default();
+        events.send(EventKind::Bound, None, None, "before");
+        let (recent, mut stream) = events.watch_from_recent();
+        events.send(EventKind::Unbound, None, None, "after");
+        assert_eq!(recent.iter().map(|event| event.detail.as_str()).collect::<Vec<_>>(), ["before"]);
+        assert_eq!(stream.try_recv().unwrap().detail, "after");
+        assert!(stream.try_recv().is_err());
+    }
+
+    #[test]
+    fn only_the_last_events_are_remembered() {
+        let events = Events::default();
+        for n in 0..RECENT + 3 {
+            events.send(EventKind::Bound, None, None, n.to_string());
+        }
+        assert_eq!(events.watch_from_recent().0.len(), RECENT);
+        assert_eq!(events.recent(1)[0].detail, (RECENT + 2).to_string());
     }
 }

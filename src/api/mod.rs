@@ -1,16 +1,24 @@
 //! The API that VM managers and our own command line call: Connect, gRPC and gRPC-Web on a unix socket. In: requests of
 //! anybody who may open the socket, so any bytes at all. Out: calls of the manager, answers with Connect codes.
 
+mod caller;
 mod connections;
+mod errors;
+mod events;
 mod guest_config;
 mod server;
 mod service;
 mod socket;
 mod stats;
+mod status;
+mod streams;
+mod vms;
 pub mod wire;
 
+pub use caller::{Access, Caller, Peer};
 pub use server::{ApiServer, Bounds};
 pub use socket::{ApiSocket, SocketError};
+pub use status::Sources;
 
 /// Where the API listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/guestnet/guestnet.sock";

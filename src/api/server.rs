@@ -2,11 +2,15 @@
 //! the socket. Out: answers, within the bounds below whatever a caller sends or does not send.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use connectrpc::compression::CompressionPolicy;
-use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
+use connectrpc::http_body::{Body, Frame, SizeHint};
+use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
+use connectrpc_reflection::Reflector;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -16,10 +20,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::connections::{Connections, Place};
+use super::caller::{Access, Caller, Gate, Peer};
+use super::connections::{Connections, InFlight, Place};
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
+use super::status::Sources;
 use crate::manager::Manager;
+use crate::proto::guestnet::v1::GUEST_NETWORK_SERVICE_SERVICE_NAME;
+
+/// What the proto files say, for reflection.
+const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.fds.bin"));
 
 /// What callers can cost at most.
 #[derive(Debug, Clone)]
@@ -65,14 +75,14 @@ pub struct ApiServer {
 
 impl ApiServer {
     /// Answers callers from here on. Needs a tokio runtime.
-    pub fn start(socket: ApiSocket, manager: Manager, bounds: Bounds) -> io::Result<Self> {
+    pub fn start(socket: ApiSocket, manager: Manager, sources: Sources, bounds: Bounds) -> io::Result<Self> {
         let ApiSocket { listener, file } = socket;
         let listener = UnixListener::from_std(listener)?;
         let (stopping, stop) = watch::channel(false);
-        let service = Service::new(manager, stop.clone());
+        let service = Service::new(manager, sources, stop.clone());
         let drain = bounds.drain;
         let acceptor = Acceptor {
-            rpc: rpc(service.clone(), &bounds),
+            rpc: rpc(service.clone(), &bounds)?,
             connections: Connections::new(bounds.connections),
             requests: Arc::new(Semaphore::new(bounds.requests)),
             bounds,
@@ -104,16 +114,23 @@ impl Drop for ApiServer {
     }
 }
 
-fn rpc(service: Service, bounds: &Bounds) -> ConnectRpcService {
+/// Ours, gRPC health and reflection, on one set of bounds.
+fn rpc(service: Service, bounds: &Bounds) -> io::Result<ConnectRpcService> {
     let limits = Limits::default()
         .with_max_request_body_size(bounds.request_bytes)
         .with_max_message_size(bounds.request_bytes);
     let deadline = DeadlinePolicy::new().with_default_timeout(bounds.deadline).with_max(bounds.deadline);
-    ConnectRpcService::new(Router::new().add_service(Arc::new(service)))
+    let reflector = Reflector::from_descriptor_set_bytes(DESCRIPTORS).map_err(io::Error::other)?;
+    let router = Router::new().add_service(Arc::new(service));
+    // A service that answers serves: there is nothing in between.
+    let (router, _) = connectrpc_health::install_static(router, [GUEST_NETWORK_SERVICE_SERVICE_NAME]);
+    let router = connectrpc_reflection::install(router, reflector);
+    Ok(ConnectRpcService::new(router)
         .with_limits(limits)
         .with_deadline_policy(deadline)
+        .with_interceptor(Gate)
         // On one machine copying is cheaper than packing.
-        .with_compression_policy(CompressionPolicy::disabled())
+        .with_compression_policy(CompressionPolicy::disabled()))
 }
 
 #[derive(Clone)]
@@ -163,13 +180,15 @@ impl Acceptor {
         let Self { rpc, requests, bounds, mut stop, .. } = self;
         let in_flight = place.requests();
         let rpc = TowerToHyperService::new(rpc);
-        let answer = service_fn(move |request: hyper::Request<Incoming>| {
+        let caller = caller(&stream);
+        let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
             let (rpc, requests, in_flight) = (rpc.clone(), requests.clone(), in_flight());
+            request.extensions_mut().extend(caller.clone().map(with_caller).unwrap_or_default());
             async move {
-                let _in_flight = in_flight;
                 // The semaphore is never closed.
                 let _permit = requests.acquire_owned().await;
-                rpc.call(request).await
+                let answer = rpc.call(request).await;
+                answer.map(|answer| answer.map(|body| Held { body, _in_flight: in_flight }))
             }
         });
 
@@ -198,5 +217,45 @@ impl Acceptor {
                 }
             }
         }
+    }
+}
+
+/// The process at the other end, as the kernel has it.
+fn caller(stream: &UnixStream) -> Option<Caller> {
+    let credentials = stream.peer_cred().ok()?;
+    let pid = credentials.pid().unwrap_or_default();
+    let peer = Peer::Process { pid, uid: credentials.uid(), gid: credentials.gid() };
+    Some(Caller { peer, access: Access::Full })
+}
+
+fn with_caller(caller: Caller) -> http::Extensions {
+    let mut extensions = http::Extensions::new();
+    extensions.insert(caller);
+    extensions
+}
+
+/// An answer's body: as long as there is more of it, its connection is at work.
+struct Held {
+    body: ConnectRpcBody,
+    _in_flight: InFlight,
+}
+
+impl Body for Held {
+    type Data = <ConnectRpcBody as Body>::Data;
+    type Error = <ConnectRpcBody as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

@@ -8,42 +8,42 @@ use std::time::Instant;
 use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use futures_util::{StreamExt, stream};
+use tokio::sync::{Semaphore, watch};
 
-use super::guest_config;
-use super::stats;
-use super::wire::{self, FieldError};
-use crate::manager::{Manager, ManagerError};
+use super::caller::{Peer, peer};
+use super::errors::{code_of, status};
+use super::streams::Streams;
+use super::{Sources, events, guest_config, stats, status as status_of, vms, wire};
+use crate::manager::{CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
 
 /// Changes under way at one time; callers beyond it wait.
 const CHANGES: u32 = 64;
 
-/// Streams open at one time.
-const WATCHES: usize = 64;
+/// Of those, changes of one batch: others are not kept waiting for all of it.
+const BATCH_CHANGES: usize = 16;
 
 /// The service over one manager.
 #[derive(Clone)]
 pub(super) struct Service {
     manager: Manager,
+    sources: Sources,
     changes: Arc<Semaphore>,
-    watches: Arc<Semaphore>,
-    stop: watch::Receiver<bool>,
+    streams: Streams,
 }
 
 impl Service {
-    /// Streams end when `stop` becomes true.
-    pub(super) fn new(manager: Manager, stop: watch::Receiver<bool>) -> Self {
-        let (changes, watches) = (Semaphore::new(CHANGES as usize), Semaphore::new(WATCHES));
-        Self { manager, changes: Arc::new(changes), watches: Arc::new(watches), stop }
+    pub(super) fn new(manager: Manager, sources: Sources, stop: watch::Receiver<bool>) -> Self {
+        let changes = Arc::new(Semaphore::new(CHANGES as usize));
+        Self { manager, sources, changes, streams: Streams::new(stop) }
     }
 
-    /// A place for a stream: further ones are refused, for they may last for ever.
-    fn watch_place(&self) -> Result<OwnedSemaphorePermit, ConnectError> {
-        let refused =
-            |_| ConnectError::resource_exhausted(format!("{WATCHES} watches are open: close one and repeat"));
-        self.watches.clone().try_acquire_owned().map_err(refused)
+    async fn create(&self, create: CreateVm, peer: Option<Peer>) -> Result<v1::VmNetwork, ConnectError> {
+        let (manager, vm_id) = (self.manager.clone(), create.vm_id.clone());
+        let binding = self.change("create", vm_id, peer, async move { manager.create(create).await }).await?;
+        Ok(wire::vm_network(&binding))
     }
 
     /// Returns when no change is under way.
@@ -58,6 +58,7 @@ impl Service {
         &self,
         verb: &'static str,
         vm_id: VmId,
+        peer: Option<Peer>,
         work: impl Future<Output = Result<T, ManagerError>> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let permit = self.changes.clone().acquire_owned().await;
@@ -66,13 +67,15 @@ impl Service {
             let begun = Instant::now();
             let done = work.await;
             let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            let caller = peer.map(tracing::field::display);
             match &done {
-                Ok(_) => tracing::info!(verb, took_us, "VM network changed"),
+                Ok(_) => tracing::info!(verb, %vm_id, caller, took_us, "VM network changed"),
                 Err(error) => {
                     let code = code_of(error);
                     if matches!(code, ErrorCode::Internal) {
                         tracing::error!(
                             verb,
+                            caller,
                             took_us,
                             "VM network not changed: the cause is logged at debug"
                         );
@@ -92,48 +95,38 @@ impl Service {
     }
 }
 
-/// The code that the proto promises for an error.
-fn code_of(error: &ManagerError) -> ErrorCode {
-    match error {
-        ManagerError::UnknownNetwork { .. } | ManagerError::NoVm { .. } => ErrorCode::NotFound,
-        ManagerError::Differs { .. } | ManagerError::MacTaken { .. } | ManagerError::AddressTaken { .. } => {
-            ErrorCode::AlreadyExists
-        }
-        ManagerError::AddressUnusable { .. } | ManagerError::UserDataTooLong { .. } => {
-            ErrorCode::InvalidArgument
-        }
-        ManagerError::External { .. } => ErrorCode::FailedPrecondition,
-        ManagerError::SubnetFull { .. } => ErrorCode::ResourceExhausted,
-        ManagerError::Stopping => ErrorCode::Unavailable,
-        ManagerError::Store(_) | ManagerError::Kernel { .. } | ManagerError::Homeless { .. } => {
-            ErrorCode::Internal
-        }
-    }
-}
-
-fn status(error: ManagerError) -> ConnectError {
-    ConnectError::new(code_of(&error), error.to_string())
-}
-
-impl From<FieldError> for ConnectError {
-    fn from(error: FieldError) -> Self {
-        ConnectError::invalid_argument(error.to_string())
-    }
-}
-
 // Owned messages: an answer borrows nothing, and the trait allows any body.
 #[allow(refining_impl_trait)]
 impl GuestNetworkService for Service {
     async fn create_vm_network(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::CreateVmNetworkRequest>,
     ) -> ServiceResult<v1::CreateVmNetworkResponse> {
-        let create = wire::create_vm(&request)?;
-        let (manager, vm_id) = (self.manager.clone(), create.vm_id.clone());
-        let binding = self.change("create", vm_id, async move { manager.create(create).await }).await?;
-        let vm_network = wire::vm_network(&binding);
+        let vm_network = self.create(wire::create_vm(&request)?, peer(&ctx)).await?;
         Response::ok(v1::CreateVmNetworkResponse { vm_network: vm_network.into(), ..Default::default() })
+    }
+
+    async fn batch_create_vm_networks(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, v1::BatchCreateVmNetworksRequest>,
+    ) -> ServiceResult<v1::BatchCreateVmNetworksResponse> {
+        vms::check_batch(request.requests.len())?;
+        let asked: Vec<_> =
+            request.requests.iter().map(|one| (one.vm_id.to_owned(), wire::create_vm(one))).collect();
+        let each = asked.into_iter().map(|(vm_id, create)| {
+            let peer = peer(&ctx);
+            async move {
+                let made = match create {
+                    Ok(create) => self.create(create, peer).await,
+                    Err(error) => Err(error.into()),
+                };
+                vms::batch_result(&vm_id, made)
+            }
+        });
+        let results = stream::iter(each).buffered(BATCH_CHANGES).collect().await;
+        Response::ok(v1::BatchCreateVmNetworksResponse { results, ..Default::default() })
     }
 
     async fn get_vm_network(
@@ -153,20 +146,17 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::ListVmNetworksRequest>,
     ) -> ServiceResult<v1::ListVmNetworksResponse> {
-        let network = wire::network_id(request.network_id)?;
-        let bindings = self.manager.list(network.as_ref()).map_err(status)?;
-        let vm_networks = bindings.iter().map(|binding| wire::vm_network(binding)).collect();
-        Response::ok(v1::ListVmNetworksResponse { vm_networks, ..Default::default() })
+        Response::ok(vms::list(&self.manager, &request)?)
     }
 
     async fn delete_vm_network(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteVmNetworkRequest>,
     ) -> ServiceResult<v1::DeleteVmNetworkResponse> {
         let vm_id = wire::vm_id(request.vm_id)?;
         let (manager, gone) = (self.manager.clone(), vm_id.clone());
-        self.change("delete", vm_id, async move { manager.delete(&gone).await }).await?;
+        self.change("delete", vm_id, peer(&ctx), async move { manager.delete(&gone).await }).await?;
         Response::ok(v1::DeleteVmNetworkResponse::default())
     }
 
@@ -206,9 +196,7 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<ServiceStream<v1::WatchNetworkStatsResponse>> {
         let interval = stats::interval(request.interval_ms)?;
         let vm_ids = stats::chosen(&self.manager, &request.vm_ids)?;
-        let place = self.watch_place()?;
-        let (stats, stop) = (self.manager.stats().clone(), self.stop.clone());
-        Response::stream_ok(stats::Watch { stats, vm_ids, stop, _place: place }.every(interval))
+        self.streams.serve(stats::watch(self.manager.stats().clone(), vm_ids, interval))
     }
 
     async fn render_guest_config(
@@ -221,13 +209,13 @@ impl GuestNetworkService for Service {
 
     async fn set_user_data(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::SetUserDataRequest>,
     ) -> ServiceResult<v1::SetUserDataResponse> {
         let (vm_id, content) = (wire::vm_id(request.vm_id)?, request.user_data.map(<[u8]>::to_vec));
         let (manager, of) = (self.manager.clone(), vm_id.clone());
         let set = async move { manager.set_user_data(of, content).await };
-        self.change("set user-data", vm_id, set).await?;
+        self.change("set user-data", vm_id, peer(&ctx), set).await?;
         Response::ok(v1::SetUserDataResponse::default())
     }
 
@@ -237,5 +225,21 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::GetUserDataRequest>,
     ) -> ServiceResult<v1::GetUserDataResponse> {
         Response::ok(guest_config::user_data(&self.manager, &wire::vm_id(request.vm_id)?)?)
+    }
+
+    async fn get_status(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, v1::GetStatusRequest>,
+    ) -> ServiceResult<v1::GetStatusResponse> {
+        Response::ok(status_of::status(&self.manager, &self.sources).map_err(status)?)
+    }
+
+    async fn watch_events(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::WatchEventsRequest>,
+    ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
+        events::watch(&self.sources.events, &self.streams, &request)
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use connectrpc::ConnectError;
 use futures_util::stream::{self, Stream};
-use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::MissedTickBehavior;
 
 use super::wire::{self, FieldError};
@@ -44,36 +43,22 @@ pub(super) async fn read(stats: &Stats, vm_ids: &[VmId]) -> Result<Arc<Snapshot>
     read.map_err(|error| ConnectError::internal(error.to_string()))
 }
 
-/// A stream of totals.
-pub(super) struct Watch {
-    pub(super) stats: Stats,
-    pub(super) vm_ids: Vec<VmId>,
-    /// True when the service stops, which ends the stream.
-    pub(super) stop: watch::Receiver<bool>,
-    /// Held as long as the stream is open.
-    pub(super) _place: OwnedSemaphorePermit,
-}
-
-impl Watch {
-    /// Counts when the reader asks for the next answer, at most once in an interval.
-    pub(super) fn every(
-        self,
-        interval: Duration,
-    ) -> impl Stream<Item = Result<v1::WatchNetworkStatsResponse, ConnectError>> + Send {
-        let mut ticks = tokio::time::interval(interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        stream::unfold(Some((self, ticks)), |watching| async move {
-            let (mut watch, mut ticks) = watching?;
-            tokio::select! {
-                _ = watch.stop.wait_for(|stop| *stop) => return None,
-                _ = ticks.tick() => {}
-            }
-            match read(&watch.stats, &watch.vm_ids).await {
-                Ok(snapshot) => Some((Ok(watch_response(&snapshot)), Some((watch, ticks)))),
-                Err(error) => Some((Err(error), None)),
-            }
-        })
-    }
+/// A stream of totals: counts when the reader asks for the next answer, at most once in an interval.
+pub(super) fn watch(
+    stats: Stats,
+    vm_ids: Vec<VmId>,
+    interval: Duration,
+) -> impl Stream<Item = Result<v1::WatchNetworkStatsResponse, ConnectError>> + Send {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    stream::unfold(Some((stats, vm_ids, ticks)), |watching| async move {
+        let (stats, vm_ids, mut ticks) = watching?;
+        ticks.tick().await;
+        match read(&stats, &vm_ids).await {
+            Ok(snapshot) => Some((Ok(watch_response(&snapshot)), Some((stats, vm_ids, ticks)))),
+            Err(error) => Some((Err(error), None)),
+        }
+    })
 }
 
 pub(super) fn response(snapshot: &Snapshot) -> v1::GetNetworkStatsResponse {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use buffa_types::google::protobuf::Timestamp;
 use ipnetwork::Ipv4Network;
 
+use crate::events::{Event, EventKind};
 use crate::manager::{CreateVm, NetworkStatus};
 use crate::model::{GuestNet, Invalid, LeaseView, Mac, NetworkName, RateMbps, Subnet, Vm, VmId};
 use crate::proto::guestnet::v1;
@@ -26,7 +27,7 @@ impl FieldError {
     /// An error names the value, but does not send a megabyte of it back.
     const SHOWN: usize = 80;
 
-    pub(super) fn new(field: &'static str, mut invalid: Invalid) -> Self {
+    pub fn new(field: &'static str, mut invalid: Invalid) -> Self {
         if let Some((cut, _)) = invalid.value.char_indices().nth(Self::SHOWN) {
             invalid.value.truncate(cut);
             invalid.value.push('…');
@@ -39,14 +40,14 @@ pub(super) fn parse<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) 
     text.parse().map_err(|invalid| FieldError::new(field, invalid))
 }
 
-pub(super) fn parse_set<T: FromStr<Err = Invalid>>(
+pub fn parse_set<T: FromStr<Err = Invalid>>(
     field: &'static str,
     text: Option<&str>,
 ) -> Result<Option<T>, FieldError> {
     text.map(|text| parse(field, text)).transpose()
 }
 
-fn parse_address(field: &'static str, text: &str) -> Result<Ipv4Addr, FieldError> {
+pub fn parse_address(field: &'static str, text: &str) -> Result<Ipv4Addr, FieldError> {
     let invalid = |_| Invalid::new(text, "an IPv4 address like 10.100.0.7");
     text.parse().map_err(invalid).map_err(|invalid| FieldError::new(field, invalid))
 }
@@ -57,6 +58,10 @@ pub fn vm_id(text: &str) -> Result<VmId, FieldError> {
 
 pub fn network_id(text: Option<&str>) -> Result<Option<NetworkName>, FieldError> {
     parse_set("network_id", text)
+}
+
+pub fn event_kind(text: &str) -> Result<EventKind, FieldError> {
+    parse("kinds", text)
 }
 
 pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateVm, FieldError> {
@@ -108,6 +113,17 @@ pub fn lease(binding: &Binding, view: &LeaseView) -> v1::Lease {
         last_seen: view.last_seen.map(timestamp).into(),
         expires_at: view.expires_at.map(timestamp).into(),
         vendor_class: view.vendor_class.clone().unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+pub fn event(event: &Event) -> v1::Event {
+    v1::Event {
+        at: timestamp(event.at).into(),
+        kind: event.kind.as_str().to_owned(),
+        vm_id: event.vm_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        network_id: event.network.as_ref().map(ToString::to_string).unwrap_or_default(),
+        detail: event.detail.clone(),
         ..Default::default()
     }
 }

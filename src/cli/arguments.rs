@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::events::EventsArguments;
 use super::gen_arguments::GenCommand;
 use super::output::Format;
 use super::stats::StatsCommand;
@@ -60,6 +61,10 @@ pub(super) enum Command {
     Network(NetworkCommand),
     /// What guests have sent and received; rx is what a guest received.
     Stats(StatsCommand),
+    /// What happens to guests and host, as it happens.
+    Events(EventsArguments),
+    /// How the service, its networks and its guests are doing, on one screen.
+    Status,
     /// Configuration for guests that do not use DHCP.
     #[command(subcommand)]
     Gen(GenCommand),
@@ -76,16 +81,12 @@ pub(super) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum VmCommand {
-    /// Make a VM's network, ready to boot on. Repeated with the same arguments it prints the same network.
+    /// Make VMs' networks, ready to boot on. Repeated with the same arguments it prints the same networks.
     Create(CreateVm),
     /// Print a VM's network.
     Show { vm_id: VmId },
     /// Print every VM's network.
-    List {
-        /// Only VMs of this network.
-        #[arg(long, value_name = "NAME")]
-        network: Option<NetworkName>,
-    },
+    List(ListVms),
     /// Remove VMs' networks. A VM that has none is fine.
     Delete {
         #[arg(required = true, value_name = "VM_ID")]
@@ -96,7 +97,8 @@ pub(super) enum VmCommand {
 #[derive(Debug, Args)]
 pub(super) struct CreateVm {
     /// 1 to 64 of A-Z a-z 0-9 _ -.
-    vm_id: VmId,
+    #[arg(required = true, value_name = "VM_ID")]
+    pub vm_ids: Vec<VmId>,
     /// The network [default: the first of the configuration].
     #[arg(long, value_name = "NAME")]
     network: Option<NetworkName>,
@@ -117,19 +119,60 @@ pub(super) struct CreateVm {
     rate_mbps: Option<RateMbps>,
 }
 
-impl From<CreateVm> for v1::CreateVmNetworkRequest {
-    fn from(asked: CreateVm) -> Self {
-        fn text(value: Option<impl ToString>) -> Option<String> {
-            value.map(|value| value.to_string())
+impl CreateVm {
+    /// What only one VM can have, asked for several; the option's name.
+    pub(super) fn for_one_only(&self) -> Option<&'static str> {
+        let given = [("--ip", self.ip.is_some()), ("--mac", self.mac.is_some())];
+        let given = given.into_iter().chain([("--hostname", self.hostname.is_some())]);
+        given.into_iter().find(|(_, given)| *given && self.vm_ids.len() > 1).map(|(option, _)| option)
+    }
+
+    /// A request for each VM.
+    pub(super) fn requests(&self) -> Vec<v1::CreateVmNetworkRequest> {
+        self.vm_ids.iter().map(|vm_id| self.request(vm_id)).collect()
+    }
+
+    fn request(&self, vm_id: &VmId) -> v1::CreateVmNetworkRequest {
+        v1::CreateVmNetworkRequest {
+            vm_id: vm_id.to_string(),
+            network_id: text(&self.network),
+            workspace_id: text(&self.workspace),
+            ip_address: text(&self.ip),
+            mac_address: text(&self.mac),
+            hostname: text(&self.hostname),
+            rate_limit_mbps: self.rate_mbps.map(RateMbps::mbps),
+            ..Default::default()
         }
+    }
+}
+
+fn text(value: &Option<impl ToString>) -> Option<String> {
+    value.as_ref().map(ToString::to_string)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListVms {
+    /// Only VMs of this network.
+    #[arg(long, value_name = "NAME")]
+    network: Option<NetworkName>,
+    /// Only VMs of this tenant.
+    #[arg(long, value_name = "ID")]
+    workspace: Option<WorkspaceId>,
+    /// Only the VM that has this address.
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// Only the VM that has this MAC.
+    #[arg(long)]
+    mac: Option<Mac>,
+}
+
+impl From<ListVms> for v1::ListVmNetworksRequest {
+    fn from(asked: ListVms) -> Self {
         Self {
-            vm_id: asked.vm_id.to_string(),
-            network_id: text(asked.network),
-            workspace_id: text(asked.workspace),
-            ip_address: text(asked.ip),
-            mac_address: text(asked.mac),
-            hostname: text(asked.hostname),
-            rate_limit_mbps: asked.rate_mbps.map(RateMbps::mbps),
+            network_id: text(&asked.network),
+            workspace_id: text(&asked.workspace),
+            ip_address: text(&asked.ip),
+            mac_address: text(&asked.mac),
             ..Self::default()
         }
     }

@@ -3,8 +3,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use connectrpc::client::{CallOptions, ClientConfig, Http2Connection, SharedHttp2Connection};
+use connectrpc::client::{ClientConfig, Http2Connection, ServerStream, SharedHttp2Connection};
 use connectrpc::{ConnectError, ErrorCode};
+use hyper::body::Incoming;
 
 use super::CliError;
 use crate::model::{NetworkName, VmId};
@@ -13,15 +14,14 @@ use crate::proto::guestnet::v1::{self, GuestNetworkServiceClient};
 /// Longer than the service takes for any call, so that its own error is what a user sees.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// As long as a Connect timeout can say.
-const LONGEST_WATCH: Duration = Duration::from_millis(9_999_999_999);
-
 /// A list of many thousand VMs is some megabytes.
 const LONGEST_ANSWER: usize = 256 << 20;
 
 /// The service behind a socket. Connects at the first call.
 pub(super) struct Client {
     service: GuestNetworkServiceClient<SharedHttp2Connection>,
+    /// The same for answers that go on as long as they are watched.
+    streams: GuestNetworkServiceClient<SharedHttp2Connection>,
     socket: PathBuf,
 }
 
@@ -31,10 +31,11 @@ impl Client {
         let authority = http::Uri::from_static("http://localhost");
         let connection = Http2Connection::lazy_unix(socket, authority.clone()).shared(16);
         let config = ClientConfig::new(authority)
-            .with_default_timeout(TIMEOUT)
             .with_default_max_message_size(LONGEST_ANSWER)
             .with_default_element_memory_limit(LONGEST_ANSWER);
-        Self { service: GuestNetworkServiceClient::new(connection, config), socket: socket.to_owned() }
+        let streams = GuestNetworkServiceClient::new(connection.clone(), config.clone());
+        let service = GuestNetworkServiceClient::new(connection, config.with_default_timeout(TIMEOUT));
+        Self { service, streams, socket: socket.to_owned() }
     }
 
     pub(super) async fn create(
@@ -47,6 +48,15 @@ impl Client {
             .vm_network
             .into_option()
             .ok_or_else(|| CliError::Answer("it names no network".into()))
+    }
+
+    pub(super) async fn batch_create(
+        &self,
+        requests: Vec<v1::CreateVmNetworkRequest>,
+    ) -> Result<Vec<v1::BatchCreateResult>, CliError> {
+        let request = v1::BatchCreateVmNetworksRequest { requests, ..Default::default() };
+        let answer = self.service.batch_create_vm_networks(request).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned().results)
     }
 
     pub(super) async fn get(&self, vm_id: &VmId) -> Result<v1::VmNetwork, CliError> {
@@ -62,9 +72,10 @@ impl Client {
             .ok_or_else(|| CliError::Answer("it names no network".into()))
     }
 
-    pub(super) async fn list(&self, network: Option<NetworkName>) -> Result<Vec<v1::VmNetwork>, CliError> {
-        let network_id = network.map(|name| name.to_string());
-        let request = v1::ListVmNetworksRequest { network_id, ..Default::default() };
+    pub(super) async fn list(
+        &self,
+        request: v1::ListVmNetworksRequest,
+    ) -> Result<Vec<v1::VmNetwork>, CliError> {
         let answer = self.service.list_vm_networks(request).await.map_err(|error| self.failed(error))?;
         Ok(answer.into_owned().vm_networks)
     }
@@ -111,23 +122,48 @@ impl Client {
         Ok(answer.map_err(|error| self.failed(error))?.into_owned())
     }
 
-    /// Hands every answer to `each`, until the service stops or `each` fails.
+    /// Hands every answer to `each`, until the service stops or `each` has no use for more.
     pub(super) async fn watch_stats(
         &self,
         request: v1::WatchNetworkStatsRequest,
-        mut each: impl FnMut(v1::WatchNetworkStatsResponse) -> Result<(), CliError>,
+        mut each: impl FnMut(v1::WatchNetworkStatsResponse) -> Result<bool, CliError>,
     ) -> Result<(), CliError> {
-        let unbounded = CallOptions::default().with_timeout(LONGEST_WATCH);
-        let answers = self.service.watch_network_stats_with_options(request, unbounded).await;
+        let answers = self.streams.watch_network_stats(request).await;
         let mut answers = answers.map_err(|error| self.failed(error))?;
         while let Some(answer) = answers.message().await.map_err(|error| self.failed(error))? {
-            each(answer.to_owned_message())?;
+            if !each(answer.to_owned_message())? {
+                break;
+            }
         }
         Ok(())
     }
 
+    pub(super) async fn status(&self) -> Result<v1::GetStatusResponse, CliError> {
+        let answer = self.service.get_status(v1::GetStatusRequest::default()).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned())
+    }
+
+    pub(super) async fn watch_events(&self, request: v1::WatchEventsRequest) -> Result<Watch<'_>, CliError> {
+        let stream = self.streams.watch_events(request).await.map_err(|error| self.failed(error))?;
+        Ok(Watch { client: self, stream })
+    }
+
     fn failed(&self, error: ConnectError) -> CliError {
         failed(&self.socket, error)
+    }
+}
+
+/// Events as they come.
+pub(super) struct Watch<'a> {
+    client: &'a Client,
+    stream: ServerStream<Incoming, v1::WatchEventsResponseView<'static>>,
+}
+
+impl Watch<'_> {
+    /// The next answer; none when the service has ended the watch.
+    pub(super) async fn next(&mut self) -> Result<Option<v1::WatchEventsResponse>, CliError> {
+        let answer = self.stream.message().await.map_err(|error| self.client.failed(error))?;
+        Ok(answer.map(|answer| answer.to_owned_message()))
     }
 }
 

@@ -70,7 +70,7 @@ type Facts = (Option<VmId>, GuestNet, Option<HostSide>);
 
 async fn guests(client: &Client, guest: Guest, target: Target) -> Result<Vec<Facts>, CliError> {
     if guest.all {
-        return client.list(None).await?.iter().map(of_service).collect();
+        return client.list(Default::default()).await?.iter().map(of_service).collect();
     }
     if let Some(vm_id) = &guest.vm_id {
         return Ok(vec![of_service(&client.get(vm_id).await?)?]);

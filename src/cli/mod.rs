@@ -4,16 +4,20 @@
 
 mod arguments;
 mod client;
+mod events;
 mod gen_arguments;
 mod gen_dhcp;
 mod generate;
 mod output;
+mod progress;
 mod stats;
+mod status;
 mod user_data;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -23,9 +27,13 @@ use connectrpc::{ConnectError, ErrorCode};
 use crate::app::{self, AppError};
 use crate::guestcfg::Refusal;
 use crate::model::{Invalid, VmId};
-use arguments::{Arguments, Command, LeaseCommand, NetworkCommand, VmCommand};
+use arguments::{Arguments, Command, CreateVm, LeaseCommand, NetworkCommand, VmCommand};
 use client::Client;
 use output::Format;
+use progress::Progress;
+
+/// VMs asked for in one call of many: enough to be fast, few enough to see them come.
+const BATCH: usize = 50;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +58,9 @@ enum CliError {
         "the service at {socket} did not answer in time: journalctl -u guestnet, then repeat the command"
     )]
     TimedOut { socket: String },
-    /// Of several VMs, those that could not be deleted.
+    #[error("{0} is for one VM only: name one, or leave it out")]
+    ForOneOnly(&'static str),
+    /// Of several VMs, those that could not be made or deleted.
     #[error("{}", .0.join("; "))]
     Several(Vec<String>),
     #[error("the service's answer does not fit: {0}; are client and service of the same version?")]
@@ -77,9 +87,11 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         let usage = match self {
             Self::App(error) => error.is_config(),
-            Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) => true,
             Self::OfVm { .. } | Self::Stands(_) | Self::LeadsOut { .. } => true,
             Self::NoDhcpClient(_) | Self::Archive => true,
+            Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) | Self::ForOneOnly(_) => {
+                true
+            }
             Self::Call(error) => error.code == ErrorCode::InvalidArgument,
             _ => false,
         };
@@ -98,7 +110,8 @@ pub async fn run() -> u8 {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),
     };
-    let done = execute(arguments).await.and_then(|output| write(&mut io::stdout().lock(), &output));
+    let done =
+        execute(arguments).await.and_then(|output| write(&mut io::stdout().lock(), &output).map(|_| ()));
     match done {
         Ok(()) => 0,
         Err(error) => {
@@ -127,13 +140,12 @@ fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Arguments, cla
     Ok(parsed)
 }
 
-/// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted.
-fn write(stdout: &mut impl Write, output: &[u8]) -> Result<(), CliError> {
+/// A reader that has gone, as in `guestnet vm list | head -1`, has seen what it wanted. Whether there still is one.
+fn write(stdout: &mut impl Write, output: &[u8]) -> Result<bool, CliError> {
     match stdout.write_all(output).and_then(|()| stdout.flush()) {
-        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => {
-            Err(CliError::Io { what: "writing the output".into(), source })
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(source) if source.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => Err(CliError::Io { what: "writing the output".into(), source }),
     }
 }
 
@@ -158,17 +170,51 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         }
         Command::Stats(command) => stats::run(&client, format, command).await,
         Command::UserData(command) => user_data::run(&client, command).await,
+        Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
+        Command::Status => Ok(status::print(format, &client.status().await?, SystemTime::now()).into_bytes()),
         Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }
 
 async fn vm(client: &Client, format: Format, command: VmCommand) -> Result<String, CliError> {
     match command {
-        VmCommand::Create(request) => Ok(output::vm(format, &client.create(request.into()).await?)),
+        VmCommand::Create(asked) => create(client, format, &asked).await,
         VmCommand::Show { vm_id } => Ok(output::vm(format, &client.get(&vm_id).await?)),
-        VmCommand::List { network } => Ok(output::vms(format, &client.list(network).await?)),
+        VmCommand::List(asked) => Ok(output::vms(format, &client.list(asked.into()).await?)),
         VmCommand::Delete { vm_ids } => delete(client, &vm_ids).await.map(|()| String::new()),
     }
+}
+
+/// One VM is printed in full, several as a list. Of several, every one is tried.
+async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<String, CliError> {
+    if let Some(option) = asked.for_one_only() {
+        return Err(CliError::ForOneOnly(option));
+    }
+    let requests = asked.requests();
+    if let [request] = requests.as_slice() {
+        return Ok(output::vm(format, &client.create(request.clone()).await?));
+    }
+    let mut progress = Progress::new("made", requests.len());
+    let (mut made, mut refused) = (Vec::new(), Vec::new());
+    for batch in requests.chunks(BATCH) {
+        for result in client.batch_create(batch.to_vec()).await? {
+            match (result.vm_network.into_option(), result.error.into_option()) {
+                (Some(vm), _) => made.push(vm),
+                (None, error) => {
+                    let why = error.map(|error| error.message).unwrap_or_default();
+                    refused.push(format!("{}: {why}", result.vm_id));
+                }
+            }
+        }
+        progress.at(made.len() + refused.len());
+    }
+    drop(progress);
+    let output = output::vms(format, &made);
+    if refused.is_empty() {
+        return Ok(output);
+    }
+    write(&mut io::stdout().lock(), output.as_bytes())?;
+    Err(CliError::Several(refused))
 }
 
 /// Every VM is tried; what could not be deleted is one error.

@@ -97,7 +97,7 @@ fn lease_json(format: Format, lease: &v1::Lease) -> Value {
     })
 }
 
-fn network_json(network: &v1::Network) -> Value {
+pub(super) fn network_json(network: &v1::Network) -> Value {
     json!({
         "network_id": network.network_id,
         "bridge_name": network.bridge_name,
@@ -118,13 +118,13 @@ pub(super) fn time(format: Format, timestamp: Option<&Timestamp>) -> Value {
     time.map_or(Value::Null, |time| time.to_string().into())
 }
 
-fn pretty(value: &Value) -> String {
+pub(super) fn pretty(value: &Value) -> String {
     // Only maps with keys that are no strings cannot be written; these have none.
     serde_json::to_string_pretty(value).unwrap_or_default() + "\n"
 }
 
 /// A cell as a person reads it: never empty, no control characters, whoever is at the other end of the socket.
-fn text(value: &Value) -> String {
+pub(super) fn text(value: &Value) -> String {
     match value {
         Value::Null => "-".into(),
         Value::String(text) if text.is_empty() => "-".into(),

@@ -30,4 +30,4 @@ mod tests;
 mod zone;
 
 pub use counters::DnsCounters;
-pub use server::{DnsEndpoints, DnsError, DnsServer};
+pub use server::{DnsEndpoints, DnsError, DnsServer, DnsView};

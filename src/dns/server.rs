@@ -22,7 +22,7 @@ use super::forward::Forwarder;
 use super::reply::Transport;
 use super::resolve::{Flights, Pending, Resolver, Step};
 use super::route::Places;
-use crate::model::Network;
+use crate::model::{Network, NetworkName};
 use crate::registry::Registry;
 
 /// Bytes of answers a network's guests share.
@@ -85,6 +85,20 @@ pub struct DnsServer {
     resolver: Arc<Resolver>,
     address: SocketAddr,
     tasks: JoinSet<()>,
+}
+
+/// A look at a resolver, which may have stopped since.
+#[derive(Clone)]
+pub struct DnsView(Arc<Resolver>);
+
+impl DnsView {
+    pub fn network(&self) -> &NetworkName {
+        &self.0.network.name
+    }
+
+    pub fn counters(&self) -> DnsCounters {
+        self.0.counters.snapshot()
+    }
 }
 
 /// Where a resolver listens and whom it asks.
@@ -150,7 +164,12 @@ impl DnsServer {
     }
 
     pub fn counters(&self) -> DnsCounters {
-        self.resolver.counters.snapshot()
+        self.view().counters()
+    }
+
+    /// For whoever looks at it while it answers.
+    pub fn view(&self) -> DnsView {
+        DnsView(self.resolver.clone())
     }
 
     /// Returns when the sockets are closed. Queries in flight are not answered.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tracing::{debug, error, info};
 
 use crate::dhcp::Leases;
+use crate::events::{EventKind, Events};
 use crate::kernel::Kernel;
 use crate::model::{
     DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId,
@@ -97,6 +98,7 @@ struct Inner {
     registry: Registry,
     leases: Leases,
     stats: Stats,
+    events: Events,
     admission: Mutex<Admission>,
     /// One call at a time for a VM: the lock of each VM that a call is about.
     in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
@@ -110,10 +112,11 @@ impl Manager {
         registry: Registry,
         leases: Leases,
         stats: Stats,
+        events: Events,
     ) -> Self {
         let admission = Mutex::new(Admission::new(networks));
         let in_hand = Mutex::default();
-        Self(Arc::new(Inner { kernel, store, registry, leases, stats, admission, in_hand }))
+        Self(Arc::new(Inner { kernel, store, registry, leases, stats, events, admission, in_hand }))
     }
 
     /// Takes over the VMs that were readmitted: what of each is missing in the kernel is made, what stands is left alone.
@@ -244,6 +247,7 @@ impl Inner {
         self.stats.begin(vm.vm_id.clone(), account);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
+        self.tell(EventKind::Bound, &binding);
         Ok(binding)
     }
 
@@ -288,7 +292,13 @@ impl Inner {
         self.stats.end(vm_id);
         self.leases.forget(&binding.network.name, binding.vm.mac);
         self.admission().release(&binding.vm, Instant::now());
+        self.tell(EventKind::Unbound, &binding);
         Ok(())
+    }
+
+    fn tell(&self, kind: EventKind, binding: &Binding) {
+        let Vm { vm_id, network, address, mac, .. } = &binding.vm;
+        self.events.send(kind, Some(vm_id), Some(network), format!("{address}, {mac}"));
     }
 
     /// Waits until no other call is about this VM.

@@ -19,6 +19,7 @@ mod first_guest;
 mod guest_config;
 mod metadata;
 mod needs_kernel;
+mod operate;
 mod plumbing;
 mod restart;
 mod stats;

@@ -1,0 +1,87 @@
+//! Who calls: known by the kernel's word for a unix socket, by certificate over TCP. Each request carries its caller; who may
+//! only read is refused what changes something.
+
+use std::fmt;
+
+use connectrpc::interceptor::{StreamRequest, StreamResponse, UnaryRequest, UnaryResponse};
+use connectrpc::{ConnectError, ErrorCode, IdempotencyLevel, RequestContext};
+use connectrpc::{Interceptor, Next, NextStream, PayloadStream};
+
+use super::errors::refusal;
+
+/// What a caller may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Full,
+    ReadOnly,
+}
+
+/// The peer of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// SO_PEERCRED of the unix socket.
+    Process { pid: i32, uid: u32, gid: u32 },
+    /// The SPIFFE id of a verified certificate.
+    Spiffe(String),
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Process { pid, uid, gid } => write!(f, "pid {pid} uid {uid} gid {gid}"),
+            Self::Spiffe(id) => f.write_str(id),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    pub peer: Peer,
+    pub access: Access,
+}
+
+/// The caller of a request; the server attached it.
+pub(super) fn peer(ctx: &RequestContext) -> Option<Peer> {
+    ctx.extensions().get::<Caller>().map(|caller| caller.peer.clone())
+}
+
+/// Lets read-only callers read.
+pub(super) struct Gate;
+
+impl Gate {
+    fn check(ctx: &RequestContext) -> Result<(), ConnectError> {
+        // Health and reflection have no spec of ours, and change nothing.
+        let Some(spec) = ctx.spec().filter(|spec| spec.procedure.starts_with("/guestnet.")) else {
+            return Ok(());
+        };
+        let reads = spec.idempotency_level == IdempotencyLevel::NoSideEffects;
+        let full = ctx.extensions().get::<Caller>().is_some_and(|caller| caller.access == Access::Full);
+        if reads || full {
+            return Ok(());
+        }
+        let words = format!("{} changes something, and this caller may only read", spec.procedure);
+        Err(refusal(ErrorCode::PermissionDenied, "READ_ONLY_CALLER", words))
+    }
+}
+
+#[connectrpc::async_trait]
+impl Interceptor for Gate {
+    async fn intercept_unary(
+        &self,
+        request: UnaryRequest,
+        next: Next<'_>,
+    ) -> Result<UnaryResponse, ConnectError> {
+        Self::check(&request.ctx)?;
+        next.run(request).await
+    }
+
+    async fn intercept_streaming(
+        &self,
+        request: StreamRequest,
+        inbound: PayloadStream,
+        next: NextStream<'_>,
+    ) -> Result<StreamResponse, ConnectError> {
+        Self::check(&request.ctx)?;
+        next.run(request, inbound).await
+    }
+}

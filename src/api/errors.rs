@@ -1,0 +1,171 @@
+//! Errors as callers get them: a Connect code, words, and the standard details for programs (google.rpc.ErrorInfo, and
+//! google.rpc.BadRequest where a field is at fault). In: what went wrong. Out: the code that the proto promises. Pure.
+
+use connectrpc::{ConnectError, ErrorCode, ErrorDetail};
+use serde_json::{Value, json};
+
+use super::wire::FieldError;
+use crate::manager::ManagerError;
+use crate::proto::google::rpc;
+
+/// Who speaks in an ErrorInfo.
+const DOMAIN: &str = "guestnet";
+
+/// What a program is told of an error beside its words.
+struct Facts {
+    code: ErrorCode,
+    reason: &'static str,
+    /// The field of the request at fault.
+    field: Option<&'static str>,
+    metadata: Vec<(&'static str, String)>,
+}
+
+fn facts(error: &ManagerError) -> Facts {
+    let of = |code, reason, field, metadata| Facts { code, reason, field, metadata };
+    match error {
+        ManagerError::UnknownNetwork { name, .. } => of(
+            ErrorCode::NotFound,
+            "UNKNOWN_NETWORK",
+            Some("network_id"),
+            vec![("network_id", name.to_string())],
+        ),
+        ManagerError::Differs { vm_id, field, has, asked } => of(
+            ErrorCode::AlreadyExists,
+            "VM_DIFFERS",
+            Some(field),
+            vec![
+                ("vm_id", vm_id.to_string()),
+                ("field", (*field).to_owned()),
+                ("has", has.clone()),
+                ("asked", asked.clone()),
+            ],
+        ),
+        ManagerError::MacTaken { mac, by } => of(
+            ErrorCode::AlreadyExists,
+            "MAC_TAKEN",
+            Some("mac_address"),
+            vec![("mac_address", mac.to_string()), ("taken_by", by.to_string())],
+        ),
+        ManagerError::AddressTaken { address, by } => of(
+            ErrorCode::AlreadyExists,
+            "ADDRESS_TAKEN",
+            Some("ip_address"),
+            vec![("ip_address", address.to_string()), ("taken_by", by.to_string())],
+        ),
+        ManagerError::AddressUnusable { address, subnet, .. } => of(
+            ErrorCode::InvalidArgument,
+            "ADDRESS_UNUSABLE",
+            Some("ip_address"),
+            vec![("ip_address", address.to_string()), ("vm_subnet", subnet.to_string())],
+        ),
+        ManagerError::SubnetFull { network, subnet, .. } => of(
+            ErrorCode::ResourceExhausted,
+            "SUBNET_FULL",
+            None,
+            vec![("network_id", network.to_string()), ("vm_subnet", subnet.to_string())],
+        ),
+        ManagerError::NoVm { vm_id } => {
+            of(ErrorCode::NotFound, "NO_SUCH_VM", None, vec![("vm_id", vm_id.to_string())])
+        }
+        ManagerError::UserDataTooLong { .. } => {
+            of(ErrorCode::InvalidArgument, "USER_DATA_TOO_LONG", Some("user_data"), vec![])
+        }
+        ManagerError::External { .. } => {
+            of(ErrorCode::FailedPrecondition, "EXTERNAL_PLUMBING", Some("network_id"), vec![])
+        }
+        ManagerError::Stopping => of(ErrorCode::Unavailable, "STOPPING", None, vec![]),
+        ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
+        ManagerError::Kernel { vm_id, .. } => {
+            of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![("vm_id", vm_id.to_string())])
+        }
+        ManagerError::Homeless { vm_id, .. } => {
+            of(ErrorCode::Internal, "HOMELESS", None, vec![("vm_id", vm_id.to_string())])
+        }
+    }
+}
+
+/// The code that the proto promises for an error.
+pub(super) fn code_of(error: &ManagerError) -> ErrorCode {
+    facts(error).code
+}
+
+pub(super) fn status(error: ManagerError) -> ConnectError {
+    let Facts { code, reason, field, metadata } = facts(&error);
+    let words = error.to_string();
+    let details = [Some(info(reason, metadata)), field.map(|field| bad_request(field, &words))];
+    let refused = ConnectError::new(code, words);
+    details.into_iter().flatten().fold(refused, ConnectError::with_detail)
+}
+
+impl From<FieldError> for ConnectError {
+    fn from(error: FieldError) -> Self {
+        let (field, value) = (error.field, error.invalid.value.clone());
+        ConnectError::invalid_argument(error.to_string())
+            .with_detail(info("INVALID_FIELD", vec![("field", field.to_owned()), ("value", value)]))
+            .with_detail(bad_request(field, &error.invalid.to_string()))
+    }
+}
+
+/// A refusal that is about no field; `reason` in capitals.
+pub(super) fn refusal(code: ErrorCode, reason: &'static str, words: impl Into<String>) -> ConnectError {
+    ConnectError::new(code, words).with_detail(info(reason, vec![]))
+}
+
+fn info(reason: &str, metadata: Vec<(&str, String)>) -> ErrorDetail {
+    let debug = json!({
+        "reason": reason,
+        "domain": DOMAIN,
+        "metadata": metadata.iter().map(|(key, value)| (*key, value.as_str())).collect::<Map>(),
+    });
+    let message = rpc::ErrorInfo {
+        reason: reason.to_owned(),
+        domain: DOMAIN.to_owned(),
+        metadata: metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+        ..Default::default()
+    };
+    detail("google.rpc.ErrorInfo", &message, debug)
+}
+
+type Map<'a> = std::collections::BTreeMap<&'a str, &'a str>;
+
+fn bad_request(field: &str, description: &str) -> ErrorDetail {
+    let violation = rpc::bad_request::FieldViolation {
+        field: field.to_owned(),
+        description: description.to_owned(),
+        ..Default::default()
+    };
+    let message = rpc::BadRequest { field_violations: vec![violation], ..Default::default() };
+    let debug = json!({"fieldViolations": [{"field": field, "description": description}]});
+    detail("google.rpc.BadRequest", &message, debug)
+}
+
+/// `debug` is for people who read the JSON: Connect has the message itself in base64.
+fn detail(name: &str, message: &impl buffa::Message, debug: Value) -> ErrorDetail {
+    ErrorDetail { debug: Some(debug), ..ErrorDetail::from_message(name, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_tells_a_program_its_reason_its_field_and_the_values() {
+        let error = status(ManagerError::AddressTaken {
+            address: [10, 100, 0, 9].into(),
+            by: "web-1".parse().unwrap(),
+        });
+        assert_eq!(error.code, ErrorCode::AlreadyExists);
+        let debug = |at: usize| error.details[at].debug.clone().unwrap();
+        assert_eq!(error.details[0].type_url, "google.rpc.ErrorInfo");
+        assert_eq!(debug(0)["reason"], "ADDRESS_TAKEN");
+        assert_eq!(debug(0)["metadata"]["taken_by"], "web-1");
+        assert_eq!(error.details[1].type_url, "google.rpc.BadRequest");
+        assert_eq!(debug(1)["fieldViolations"][0]["field"], "ip_address");
+    }
+
+    #[test]
+    fn a_failure_of_ours_blames_no_field() {
+        let error = status(ManagerError::Store("disk full".into()));
+        assert_eq!((error.code, error.details.len()), (ErrorCode::Internal, 1));
+    }
+}

@@ -1,0 +1,3 @@
+//! What operators and callers see of the service beside VMs' networks themselves.
+
+mod api;
