@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use crate::api::{ApiServer, ApiSocket, Bounds, SocketError, Sources};
 use crate::config::{Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, DhcpServer, Journal, JournalError, Leases};
-use crate::dns::{DnsError, DnsServer};
+use crate::dns::{DnsEndpoints, DnsError, DnsServer};
 use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{Kernel, KernelError};
@@ -179,10 +179,16 @@ async fn start(
         .map_err(|source| AppError::Io { doing: "starting the thread of DHCP alarms", source })?;
     let counters = Arc::<Counters>::default();
     let server = Dhcp { registry: registry.clone(), leases, counters: counters.clone(), alarms };
+    let own_subnets: Vec<_> = config.networks.iter().map(|network| network.subnet).collect();
     let (mut dhcp, mut dns, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
     for network in &config.networks {
         if network.dns == DnsMode::On {
-            dns.push(DnsServer::start(network.clone(), registry.clone()).await?);
+            let endpoints = DnsEndpoints {
+                own_subnets: own_subnets.clone(),
+                events: events.clone(),
+                ..DnsEndpoints::of(network)
+            };
+            dns.push(DnsServer::start(network.clone(), registry.clone(), endpoints)?);
         }
         if let Some(how) = network.metadata {
             let (registry, manager) = (registry.clone(), manager.clone());
@@ -193,7 +199,7 @@ async fn start(
     host.open_for_guests()?;
     let observed = kernel.observe().await?;
     manager.adopt(&observed).await;
-    let dns_views = dns.iter().map(DnsServer::view).collect();
+    let dns_views = dns.iter().map(DnsServer::control).collect();
     let sources = Sources { started_at: SystemTime::now(), events, dhcp: counters, dns: dns_views };
     let api = ApiServer::start(socket, manager, sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
@@ -208,7 +214,7 @@ impl Running {
         self.keeping.abort();
         self.stats.count_and_write_down().await;
         for server in self.dns {
-            server.stop().await;
+            server.stop();
         }
         for server in self.metadata {
             server.stop().await;

@@ -5,9 +5,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::model::{DhcpOptions, GuestNet, Hostname, Mac, Network, NetworkName, Reservation, Vm, VmId};
+use crate::model::{
+    DhcpOptions, GuestNet, Hostname, Mac, Network, NetworkName, Reservation, Vm, VmId, WorkspaceId,
+};
 
 /// A VM on its network, with what its guest is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,8 @@ pub struct Reserved {
     pub options: DhcpOptions,
     /// The VM that has it; none on external plumbing.
     pub vm_id: Option<VmId>,
+    /// The VM's tenant.
+    pub workspace: Option<WorkspaceId>,
 }
 
 impl Reserved {
@@ -43,13 +48,14 @@ impl Reserved {
             guest: binding.guest.clone(),
             options: binding.vm.dhcp_options.clone(),
             vm_id: Some(binding.vm.vm_id.clone()),
+            workspace: binding.vm.workspace.clone(),
         }
     }
 
     pub fn of_client(reservation: Reservation, network: Arc<Network>) -> Self {
         let Reservation { mac, address, hostname, options, .. } = reservation;
         let guest = GuestNet::of(&network, mac, address, hostname);
-        Self { network, guest, options, vm_id: None }
+        Self { network, guest, options, vm_id: None, workspace: None }
     }
 }
 
@@ -93,7 +99,13 @@ impl Names {
 
 /// The live bindings and reservations of every network. Clones share one state.
 #[derive(Debug, Clone, Default)]
-pub struct Registry(Arc<RwLock<Tables>>);
+pub struct Registry(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    tables: RwLock<Tables>,
+    generation: AtomicU64,
+}
 
 impl Registry {
     /// Makes `binding` visible. The caller has made sure that no other VM has its MAC or address; host names may repeat.
@@ -125,6 +137,11 @@ impl Registry {
     /// Hides what is reserved for `mac`; what it was.
     pub fn unreserve(&self, network: &NetworkName, mac: Mac) -> Option<Arc<Reserved>> {
         self.write().networks.get_mut(network)?.remove(mac)
+    }
+
+    /// Another number with every change, so that a reader who keeps a copy knows when to look again.
+    pub fn generation(&self) -> u64 {
+        self.0.generation.load(Ordering::Acquire)
     }
 
     pub fn by_vm(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
@@ -171,11 +188,14 @@ impl Registry {
 
     // A panic while the lock was held cannot leave the tables half written: each holder only inserts and removes.
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.0.tables.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        let tables = self.0.tables.write().unwrap_or_else(PoisonError::into_inner);
+        // While the lock is held: who sees the new number waits for the change.
+        self.0.generation.fetch_add(1, Ordering::AcqRel);
+        tables
     }
 }
 

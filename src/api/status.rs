@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::wire;
 use crate::dhcp;
-use crate::dns::{DnsCounters, DnsView};
+use crate::dns::{DnsControl, DnsCounters};
 use crate::events::Events;
 use crate::manager::{Manager, ManagerError};
 use crate::model::LeaseState;
@@ -22,7 +22,7 @@ pub struct Sources {
     /// Of every network's DHCP server.
     pub dhcp: Arc<dhcp::Counters>,
     /// The networks' resolvers, of those that have one.
-    pub dns: Vec<DnsView>,
+    pub dns: Vec<DnsControl>,
 }
 
 pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStatusResponse, ManagerError> {

@@ -204,6 +204,7 @@ mod tests {
             gateway: [10, 100, 15, 254].into(),
             upstreams: vec!["8.8.8.8".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             dns: DnsMode::Off,
+            resolver: crate::model::ResolverSettings::default(),
             domain: "vm.internal".parse().unwrap(),
             mtu: 9000,
             rate_limit: Some(100.try_into().unwrap()),

@@ -4,6 +4,7 @@
 mod env;
 mod network;
 mod reservation;
+mod resolver;
 mod section;
 
 use std::io;

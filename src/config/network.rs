@@ -6,11 +6,11 @@ use std::str::FromStr;
 use ipnetwork::Ipv4Network;
 use toml::Value;
 
-use super::reservation;
 use super::section::Section;
+use super::{reservation, resolver};
 use crate::model::{
     BridgeName, DhcpOptions, DnsMode, Domain, IfName, Invalid, Metadata, Network, NetworkName, Plumbing,
-    RateMbps, Relays, Reservation, Subnet,
+    RateMbps, Relays, Reservation, Subnet, Upstream,
 };
 
 /// RFC 2132 section 9.2 with RFC 2131 section 3.3: this lease time means "infinity".
@@ -51,8 +51,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let upstreams = section.take("dns_servers", vec!["8.8.8.8", "8.8.4.4"], upstreams);
     let dns = section.take("dns", "on", dns_mode);
     let domain = section.take("domain", "vm.internal", text::<Domain>);
-    let limited =
-        section.take("enable_rate_limit", true, |value| value.as_bool().ok_or("true or false".into()));
+    let limited = section.take("enable_rate_limit", true, flag);
     let rate = section.take("rate_limit_mbps", 100, rate);
     let mtu = section.take("mtu", 1500, mtu);
     let lease_seconds = section.take("lease_seconds", 43_200, lease_seconds);
@@ -67,6 +66,8 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
             "true needs plumbing = \"managed\": guestnet changes nothing on others' interfaces",
         );
     }
+
+    let resolver = section.table("resolver", |section| resolver::read(section, domain.as_ref()));
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
@@ -87,6 +88,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         gateway: gateway?,
         upstreams: upstreams?,
         dns: dns?,
+        resolver: resolver?,
         domain: domain?,
         mtu: mtu?,
         rate_limit: limited.then_some(rate),
@@ -128,15 +130,23 @@ fn check_gateway(
 }
 
 /// With `dns = "off"` the guests themselves ask the upstreams, and they have IPv4 only.
-fn check_upstreams(section: &mut Section<'_>, upstreams: Option<&[IpAddr]>, dns: Option<DnsMode>) {
+fn check_upstreams(section: &mut Section<'_>, upstreams: Option<&[Upstream]>, dns: Option<DnsMode>) {
     if dns == Some(DnsMode::Off) {
-        for upstream in upstreams.unwrap_or_default().iter().filter(|a| a.is_loopback() || a.is_ipv6()) {
+        let reachable = |upstream: &Upstream| {
+            let address = upstream.address.ip();
+            upstream.is_plain_on_53() && !address.is_loopback() && address.is_ipv4()
+        };
+        for upstream in upstreams.unwrap_or_default().iter().filter(|upstream| !reachable(upstream)) {
             section.problem(
                 "dns_servers",
                 format!("{upstream} is not an IPv4 address that guests can reach, which dns = \"off\" needs"),
             );
         }
     }
+}
+
+pub(super) fn flag(value: &Value) -> Result<bool, String> {
+    value.as_bool().ok_or("true or false".into())
 }
 
 pub(super) fn text<T: FromStr<Err = Invalid>>(value: &Value) -> Result<T, String> {
@@ -158,20 +168,16 @@ fn subnet(value: &Value) -> Result<Subnet, String> {
     }
 }
 
-fn upstreams(value: &Value) -> Result<Vec<IpAddr>, String> {
-    let upstream =
-        |item: &Value| item.as_str()?.parse::<IpAddr>().ok().filter(|address| is_unicast(*address));
-    let parsed: Option<Vec<IpAddr>> = value.as_array().and_then(|items| items.iter().map(upstream).collect());
-    parsed
-        .filter(|upstreams| (1..=8).contains(&upstreams.len()))
-        .ok_or("a list of 1 to 8 addresses of DNS servers, like [\"8.8.8.8\", \"8.8.4.4\"]".into())
-}
-
-fn is_unicast(address: IpAddr) -> bool {
-    let broadcast = address == IpAddr::V4(Ipv4Addr::BROADCAST);
-    // A link-local IPv6 address says nothing without an interface (RFC 4007 section 6).
-    let scoped = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-    !(address.is_unspecified() || address.is_multicast() || broadcast || scoped)
+pub(super) fn upstreams(value: &Value) -> Result<Vec<Upstream>, String> {
+    let items = value.as_array().filter(|items| (1..=8).contains(&items.len()));
+    let items = items.ok_or("a list of 1 to 8 DNS servers, like [\"8.8.8.8\", \"8.8.4.4\"]")?;
+    items
+        .iter()
+        .map(|item| {
+            let text = item.as_str().map_or_else(|| item.to_string(), str::to_owned);
+            text.parse().map_err(|invalid: Invalid| format!("a list of DNS servers: {invalid}"))
+        })
+        .collect()
 }
 
 fn rate(value: &Value) -> Result<RateMbps, String> {
@@ -267,7 +273,7 @@ pub(super) fn clashes(networks: &[Read]) -> Vec<(String, String)> {
         }
         // A resolver of ours as an upstream would ask itself for ever.
         for gateway in
-            networks.iter().map(|n| IpAddr::V4(n.network.gateway)).filter(|g| b.upstreams.contains(g))
+            networks.iter().map(|n| IpAddr::V4(n.network.gateway)).filter(|gateway| asks(b, *gateway))
         {
             let message =
                 format!("{gateway} is a gateway of guestnet's own, so questions would go in a loop");
@@ -275,6 +281,11 @@ pub(super) fn clashes(networks: &[Read]) -> Vec<(String, String)> {
         }
     }
     found
+}
+
+fn asks(network: &Network, address: IpAddr) -> bool {
+    let zones = network.resolver.forward.iter().flat_map(|zone| &zone.servers);
+    network.upstreams.iter().chain(zones).any(|upstream| upstream.address.ip() == address)
 }
 
 /// A bridge's further shards are called `<bridge>-<n>`.

@@ -96,6 +96,61 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The value of `key` if it is given.
+    pub(super) fn take_if<T>(
+        &mut self,
+        key: &'static str,
+        parse: impl FnOnce(&Value) -> Result<T, String>,
+    ) -> Option<T> {
+        if self.table.contains_key(key) {
+            return self.take(key, false, parse);
+        }
+        self.known.push(key);
+        None
+    }
+
+    /// Reads the table `key`, empty when it is not given.
+    pub(super) fn table<T>(&mut self, key: &'static str, read: impl FnOnce(Section<'_>) -> T) -> T {
+        self.known.push(key);
+        let table = match self.table.remove(key) {
+            None => Table::new(),
+            Some(Value::Table(table)) => table,
+            Some(other) => {
+                self.problem(key, format!("{other} is not a table"));
+                Table::new()
+            }
+        };
+        read(Section::new(format!("{}.{key}", self.path), table, self.problems))
+    }
+
+    /// Reads each table of the array of tables `key`.
+    pub(super) fn tables<T>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(Section<'_>) -> Option<T>,
+    ) -> Vec<T> {
+        self.known.push(key);
+        let items = match self.table.remove(key) {
+            None => Vec::new(),
+            Some(Value::Array(items)) => items,
+            Some(other) => vec![other],
+        };
+        let mut found = Vec::new();
+        for (at, item) in items.into_iter().enumerate() {
+            match item {
+                Value::Table(table) => {
+                    found.extend(read(Section::new(
+                        format!("{}.{key}[{at}]", self.path),
+                        table,
+                        self.problems,
+                    )));
+                }
+                other => self.problem(key, format!("{other} is not a [[{}.{key}]] table", self.path)),
+            }
+        }
+        found
+    }
+
     /// Ends the section: what nobody took is unknown.
     pub(super) fn finish(mut self) {
         let unknown: Vec<String> = self.table.keys().cloned().collect();

@@ -24,7 +24,7 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
     assert_eq!(network.bridge.as_str(), "br-vms");
     assert_eq!(network.gateway.to_string(), "10.100.0.1");
     assert_eq!(network.subnet.to_string(), "10.100.0.0/16");
-    assert_eq!(network.upstreams, ["8.8.8.8", "8.8.4.4"].map(|a| a.parse::<std::net::IpAddr>().unwrap()));
+    assert_eq!(network.upstreams, ["8.8.8.8", "8.8.4.4"].map(|a| a.parse().unwrap()));
     assert_eq!(network.rate_limit.unwrap().mbps(), 100);
     assert_eq!(network.dns, DnsMode::On);
     assert_eq!(network.domain.as_str(), "vm.internal");
@@ -37,7 +37,9 @@ fn the_example_file_shows_every_key_with_its_default() {
     assert_eq!(Config::from_parts(Some(example), no_env), Config::from_parts(None, no_env));
     let listed = refused("[api]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1");
     for known in listed.lines().flat_map(|line| line.split_once("known here: ").unwrap().1.split(", ")) {
-        assert!(example.contains(&format!("\n{known} = ")), "{known} is not in the example");
+        let shown =
+            [format!("\n{known} = "), format!("\n[network.{known}]")].iter().any(|key| example.contains(key));
+        assert!(shown, "{known} is not in the example");
     }
 }
 
@@ -310,4 +312,76 @@ fn a_configuration_that_was_asked_for_must_be_there() {
     std::fs::write(&path, "[[network]]\nmtu = 1").unwrap();
     let error = Config::load(Some(&path)).unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()) && error.contains("network[0].mtu"), "{error}");
+}
+
+#[test]
+fn a_resolver_keeps_what_it_was_given() {
+    let text = r#"
+        [[network]]
+        dns_servers = ["tls://1.1.1.1#one.one.one.one", "10.0.0.53:5353"]
+        [network.resolver]
+        cache_mib = 8
+        min_ttl = 5
+        max_ttl = 600
+        rebind_protection = false
+        rebind_exempt = ["plex.direct"]
+        dnssec = true
+        query_log = 100
+        queries_per_second = 500
+        hosts_file = "/etc/hosts.guests"
+        zones = ["corp.lan"]
+        [[network.resolver.record]]
+        name = "db"
+        value = "10.9.0.1"
+        [[network.resolver.record]]
+        name = "www.corp.lan."
+        type = "cname"
+        value = "db.vm.internal"
+        ttl = 5
+        [[network.resolver.forward]]
+        domain = "corp.example"
+        servers = ["10.0.0.54"]
+        [[network.resolver.rule]]
+        name = "ads"
+        file = "/etc/guestnet/ads.txt"
+        action = "address"
+        addresses = ["10.100.0.1"]
+        vms = ["web-1"]
+        dry_run = true
+    "#;
+    let config = Config::from_parts(Some(text), no_env).unwrap();
+    let resolver = &config.networks[0].resolver;
+    assert_eq!((resolver.cache_bytes, resolver.min_ttl, resolver.max_ttl), (8 << 20, 5, 600));
+    assert_eq!(resolver.records[0].name.as_str(), "db.vm.internal");
+    assert_eq!((resolver.records[1].rtype.as_str(), resolver.records[1].ttl), ("CNAME", 5));
+    assert_eq!(resolver.forward[0].servers[0].to_string(), "10.0.0.54");
+    assert!(resolver.rules[0].dry_run && resolver.rules[0].action.as_str() == "address");
+    assert_eq!(config.networks[0].upstreams[0].to_string(), "tls://1.1.1.1#one.one.one.one");
+}
+
+#[test]
+fn a_resolver_that_does_not_fit_is_refused_by_key_and_value() {
+    for (text, key, value) in [
+        ("dns_servers = [\"8.8.8\"]", "network[0].dns_servers", "8.8.8"),
+        ("dns_servers = [\"tls://dns.example\"]", "network[0].dns_servers", "tls://dns.example"),
+        ("[network.resolver]\ncache_mib = 0", "network[0].resolver.cache_mib", "0"),
+        ("[network.resolver]\nhosts_file = \"hosts\"", "network[0].resolver.hosts_file", "hosts"),
+        ("[network.resolver]\nnothing = 1", "network[0].resolver.nothing", "known here"),
+        (
+            "[[network.resolver.forward]]\ndomain = \"corp\"\nservers = [\"x\"]",
+            "resolver.forward[0].servers",
+            "\"x\"",
+        ),
+        ("[[network.resolver.record]]\nname = \"db\"\nvalue = \"10.9\"", "resolver.record[0].value", "10.9"),
+        ("[[network.resolver.rule]]\naction = \"block\"", "resolver.rule[0].action", "block"),
+        ("[[network.resolver.rule]]\naction = \"address\"", "resolver.rule[0].addresses", "at least one"),
+        (
+            "[[network.resolver.forward]]\ndomain = \"corp\"\nservers = [\"10.100.0.1\"]",
+            "dns_servers",
+            "loop",
+        ),
+    ] {
+        let problems = refused(&format!("[[network]]\n{text}"));
+        assert!(problems.contains(key) && problems.contains(value), "{text}: {problems}");
+    }
 }

@@ -37,7 +37,7 @@ pub(super) fn network() -> Network {
 pub(super) fn reserved_on(network: Network, address: Ipv4Addr) -> Reserved {
     let guest = GuestNet::of(&network, guest_mac(), address, "web-1".parse().unwrap());
     let vm_id = Some("web-1".parse().unwrap());
-    Reserved { network: Arc::new(network), guest, options: DhcpOptions::default(), vm_id }
+    Reserved { network: Arc::new(network), guest, options: DhcpOptions::default(), vm_id, workspace: None }
 }
 
 /// A message of the guest, before its options.

@@ -235,8 +235,6 @@ fn ip_header(payload: usize, source: Ipv4Addr, destination: Ipv4Addr) -> [u8; IP
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
-
     use dhcproto::v4::{DhcpOption, Flags, MessageType, OptionCode};
     use proptest::prelude::*;
 
@@ -246,7 +244,7 @@ mod tests {
     };
     use super::super::{Outcome, Silence};
     use super::*;
-    use crate::model::{DnsMode, Network, Relays};
+    use crate::model::{DnsMode, Network, Relays, Upstream};
 
     fn parameters(codes: &[u8]) -> DhcpOption {
         DhcpOption::ParameterRequestList(codes.iter().map(|code| OptionCode::from(*code)).collect())
@@ -285,7 +283,7 @@ mod tests {
     #[test]
     fn with_dns_off_a_guest_is_told_the_ipv4_upstreams() {
         let upstreams =
-            |list: &[&str]| -> Vec<IpAddr> { list.iter().map(|ip| ip.parse().unwrap()).collect() };
+            |list: &[&str]| -> Vec<Upstream> { list.iter().map(|ip| ip.parse().unwrap()).collect() };
         let off = |upstreams| Network { dns: DnsMode::Off, upstreams, ..network() };
         let offer = Lab::on(off(upstreams(&["2001:db8::1", "8.8.8.8", "8.8.4.4"]))).answer(&discover(&[]));
         let servers = vec![Ipv4Addr::new(8, 8, 8, 8), Ipv4Addr::new(8, 8, 4, 4)];

@@ -3,10 +3,13 @@
 //! TTLs as they are now, and no more bytes than it can take.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use hickory_proto::op::Message;
+use std::net::IpAddr;
+
+use hickory_proto::op::{Message, Query as UpstreamQuery};
+use hickory_proto::rr;
 
 use super::name::Name;
-use super::query::{CLASS_IN, HEADER, Query, flag, qtype};
+use super::query::{CLASS_IN, COOKIE, HEADER, Query, flag, qtype};
 use super::records;
 use super::reply::{Ede, UDP_PAYLOAD};
 
@@ -14,6 +17,8 @@ use super::reply::{Ede, UDP_PAYLOAD};
 const MOST: u32 = 86_400;
 /// Seconds. No denial is held longer (RFC 2308 section 5 found one to three hours to work well).
 const MOST_NEGATIVE: u32 = 3_600;
+/// Bytes of our OPT record with an extended error and a cookie.
+const OPT_MOST: usize = 11 + 6 + 28;
 /// Seconds a stale answer is told to hold (RFC 8767 section 5.2).
 const STALE_TTL: u32 = 30;
 
@@ -44,6 +49,8 @@ impl Question {
 
 /// What a message from an upstream is worth.
 #[derive(Debug)]
+// An answer is what it almost always is.
+#[allow(clippy::large_enum_variant)]
 pub(super) enum Verdict {
     Answer(Answer),
     /// Too long for a datagram: ask by TCP.
@@ -64,6 +71,8 @@ pub(super) struct Answer {
     ttl_at: Box<[u16]>,
     /// Seconds it may be given to others; 0 is not at all.
     lifetime: u32,
+    /// Why it is not what the upstream said.
+    ede: Option<Ede>,
 }
 
 /// How old an answer is.
@@ -192,13 +201,87 @@ impl Sections {
             let additional = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
             wire[10..HEADER].copy_from_slice(&additional.to_be_bytes());
         }
-        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime }
+        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, ede: None }
     }
 }
 
 impl Answer {
+    /// No records for `question`, and why; held for `lifetime` seconds.
+    pub(super) fn withheld(question: &Question, ede: Ede, lifetime: u32) -> Self {
+        let mut wire = vec![0, 0, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0];
+        wire.extend_from_slice(question.name.as_wire());
+        wire.extend_from_slice(&question.qtype.to_be_bytes());
+        wire.extend_from_slice(&CLASS_IN.to_be_bytes());
+        Self { wire: wire.into(), ttl_at: [].into(), lifetime, ede: Some(ede) }
+    }
+
     pub(super) fn lifetime(&self) -> u32 {
         self.lifetime
+    }
+
+    /// Holds it no shorter than `least` and no longer than `most` seconds. What may not be held stays so.
+    pub(super) fn hold(&mut self, least: u32, most: u32) {
+        if self.lifetime > 0 {
+            self.lifetime = self.lifetime.max(least).min(most);
+        }
+    }
+
+    pub(super) fn as_wire(&self) -> &[u8] {
+        &self.wire
+    }
+
+    pub(super) fn rcode(&self) -> u16 {
+        u16::from(self.wire[3]) & flag::RCODE
+    }
+
+    pub(super) fn is_positive(&self) -> bool {
+        self.rcode() == NOERROR && self.wire[6..8] != [0, 0]
+    }
+
+    /// Whether the name itself does not exist, not only an alias' target (RFC 2308 section 2.1).
+    pub(super) fn is_plain_nxdomain(&self) -> bool {
+        self.rcode() == NXDOMAIN && self.wire[6..8] == [0, 0]
+    }
+
+    /// Every address of the answer section.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let count = u16::from_be_bytes([self.wire[6], self.wire[7]]);
+        let question = Name::read(&self.wire[HEADER..]).map_or(0, |name| name.as_wire().len() + 4);
+        let mut at = HEADER + question;
+        let mut found = Vec::new();
+        for _ in 0..count {
+            let Some(record) = records::read(&self.wire, at) else { break };
+            let rdata = record.rdata(&self.wire);
+            match (record.rtype, rdata.len()) {
+                (1, 4) => found.extend(rdata.first_chunk::<4>().map(|octets| IpAddr::from(*octets))),
+                (28, 16) => found.extend(rdata.first_chunk::<16>().map(|octets| IpAddr::from(*octets))),
+                _ => {}
+            }
+            at = record.end;
+        }
+        found
+    }
+
+    /// What a name's not existing says of a name below it: that does not exist either (RFC 8020 section 2).
+    pub(super) fn cut(&self, below: &Question, age: u32) -> Option<Self> {
+        let mut message = Message::from_vec(&self.wire).ok()?;
+        let name = rr::Name::from_labels(below.name.labels()).ok()?;
+        message.queries = vec![UpstreamQuery::query(name, below.qtype.into())];
+        for record in &mut message.authorities {
+            record.ttl = record.ttl.saturating_sub(age);
+        }
+        let bytes = message.to_vec().ok()?;
+        match read(&bytes, message.metadata.id, below) {
+            Verdict::Answer(answer) => Some(answer),
+            _ => None,
+        }
+    }
+
+    /// The same with the AD bit as validation found it.
+    pub(super) fn authentic(mut self, secure: bool) -> Self {
+        let ad = flag::AD as u8;
+        self.wire[3] = if secure { self.wire[3] | ad } else { self.wire[3] & !ad };
+        self
     }
 
     /// Bytes it holds in memory.
@@ -209,7 +292,7 @@ impl Answer {
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
     pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
         let question_end = HEADER + query.question_len();
-        let ede = (age == Age::Stale).then_some(Ede::StaleAnswer);
+        let ede = if age == Age::Stale { Some(Ede::StaleAnswer) } else { self.ede };
         let opt = opt(query, ede);
         let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
         let whole = self.wire.len() + opt.len() <= limit;
@@ -252,19 +335,31 @@ fn ttl_now(ttl: u32, age: Age) -> u32 {
     }
 }
 
-/// Our OPT record (RFC 6891 section 6.1.2), with an extended error if there is one (RFC 8914 section 2).
-fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; 17], usize)> {
+/// Our OPT record (RFC 6891 section 6.1.2), with an extended error if there is one (RFC 8914 section 2), and the cookie if
+/// the guest sent one.
+fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; OPT_MOST], usize)> {
     let edns = query.edns?;
-    let mut bytes = [0; 17];
+    let mut bytes = [0; OPT_MOST];
     bytes[2] = qtype::OPT as u8;
     bytes[3..5].copy_from_slice(&UDP_PAYLOAD.to_be_bytes());
     bytes[7] = u8::from(edns.dnssec_ok) << 7;
-    let Some(ede) = ede else { return Some((bytes, 11)) };
-    bytes[10] = 6;
-    bytes[12] = 15;
-    bytes[14] = 2;
-    bytes[15..].copy_from_slice(&ede.code().to_be_bytes());
-    Some((bytes, 17))
+    let mut len = 11;
+    if let Some(ede) = ede {
+        bytes[len + 1] = 15;
+        bytes[len + 3] = 2;
+        bytes[len + 4..len + 6].copy_from_slice(&ede.code().to_be_bytes());
+        len += 6;
+    }
+    if let Some(cookie) = edns.cookie {
+        bytes[len + 1] = COOKIE as u8;
+        bytes[len + 3] = 24;
+        bytes[len + 4..len + 12].copy_from_slice(&cookie.client);
+        bytes[len + 12..len + 28].copy_from_slice(&cookie.server);
+        len += 28;
+    }
+    // All options together are below 256 bytes.
+    bytes[10] = (len - 11) as u8;
+    Some((bytes, len))
 }
 
 #[cfg(test)]

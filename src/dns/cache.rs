@@ -1,29 +1,49 @@
 //! Answers kept for the next guest who asks, in wire form. In: answers and failures with the time they came. Out: what is
-//! held for a question, fresh or stale. Bounded in bytes; what was asked for once makes room before what is asked for again,
-//! so a flood of random names does not push out the hot ones.
+//! held for a question, fresh or stale. Bounded in bytes by S3-FIFO: what is new waits in a short queue and goes from there
+//! unless it is asked for again, so a flood of random names passes by the hot ones.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::answer::{Age, Answer, Question};
+use super::name::Name;
 
 /// How long an answer past its lifetime is kept for when no upstream answers (RFC 8767 section 5: one to three days).
 const STALE_FOR: Duration = Duration::from_secs(86_400);
 /// How long a failure stands (RFC 9520 section 3.2: at least one second): it keeps a guest that asks in a loop from the
 /// upstreams, and is over before a stub's next try at 5 s.
 const FAILURE_FOR: Duration = Duration::from_secs(2);
-/// What an entry costs besides its key and answer: table slot, queue slot, allocations.
-const OVERHEAD: usize = 160;
+/// What an entry costs besides its key and answer: table and queue slots, and allocations, as measured with a million.
+const OVERHEAD: usize = 320;
+/// Parts with a lock each, so that a scan for people never holds up the guests for long.
+const SHARDS: usize = 16;
+/// A cache smaller than this is one part.
+const SMALL: usize = 1 << 20;
+/// The short queue's part of the bytes: one of so many.
+const PROBATION: usize = 10;
+/// Requests that are remembered at most; more say nothing new.
+const MOST_WANTED: u32 = 3;
+/// An answer asked for as often as this is fetched anew before it ends, in the last tenth of its lifetime.
+const PREFETCH_FROM: u32 = 3;
 
 /// What is held for a question.
 #[derive(Debug, Clone)]
 pub(super) enum Held {
-    Fresh(Arc<Answer>, Age),
+    Fresh {
+        answer: Arc<Answer>,
+        age: Age,
+        /// It is often asked for and about to end: fetch it anew. Told once.
+        renew: bool,
+    },
     /// Past its lifetime. `retry`: the upstreams have not just failed on it, so ask them again.
     Stale {
         answer: Arc<Answer>,
         retry: bool,
+        /// For how long.
+        over: Duration,
     },
     Failed,
 }
@@ -37,12 +57,21 @@ pub(super) struct Key {
 
 impl Key {
     pub(super) fn of(question: &Question) -> Self {
-        let name = question.name.as_wire();
+        Self::new(&question.name, question.qtype, question.dnssec_ok, question.checking_disabled)
+    }
+
+    /// For the fact that a name does not exist, whatever the type: under type 0, which nobody can ask for.
+    pub(super) fn of_nxdomain(name: &Name, question: &Question) -> Self {
+        Self::new(name, 0, question.dnssec_ok, question.checking_disabled)
+    }
+
+    fn new(name: &Name, qtype: u16, dnssec_ok: bool, checking_disabled: bool) -> Self {
+        let name = name.as_wire();
         let mut bytes = [0; 258];
         let (front, back) = bytes.split_at_mut(name.len());
         front.copy_from_slice(name);
-        back[..2].copy_from_slice(&question.qtype.to_be_bytes());
-        back[2] = u8::from(question.dnssec_ok) | u8::from(question.checking_disabled) << 1;
+        back[..2].copy_from_slice(&qtype.to_be_bytes());
+        back[2] = u8::from(dnssec_ok) | u8::from(checking_disabled) << 1;
         Self { bytes, len: name.len() + 3 }
     }
 
@@ -55,44 +84,66 @@ impl Key {
 struct Entry {
     answer: Option<(Arc<Answer>, Instant)>,
     failed: Option<Instant>,
-    /// Asked for since it was last considered for eviction.
-    wanted: bool,
+    /// How often it was asked for since it was last considered for eviction.
+    wanted: u32,
+    /// How often it was asked for while held.
+    hits: u32,
+    renewing: bool,
+    in_main: bool,
     size: usize,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    entries: HashMap<Arc<[u8]>, Entry>,
-    /// Every key once, the next to be considered for eviction in front.
-    queue: VecDeque<Arc<[u8]>>,
+struct Shard {
+    entries: HashMap<Arc<[u8]>, Entry, RandomState>,
+    /// Each key is in one of the queues once, the next to be considered for eviction in front.
+    probation: VecDeque<Arc<[u8]>>,
+    main: VecDeque<Arc<[u8]>>,
+    /// Hashes of what went from `probation` not long ago: asked for again, it was worth keeping.
+    ghosts: HashSet<u64>,
+    ghost_queue: VecDeque<u64>,
+    probation_bytes: usize,
     bytes: usize,
 }
 
-#[derive(Debug)]
 pub(super) struct Cache {
-    table: Mutex<Table>,
+    shards: Vec<Mutex<Shard>>,
+    /// Bytes of each part.
     capacity: usize,
+}
+
+/// How full the cache is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheUse {
+    pub entries: u64,
+    pub bytes: u64,
+    pub capacity: u64,
 }
 
 impl Cache {
     /// A cache of at most `capacity` bytes.
     pub(super) fn new(capacity: usize) -> Self {
-        Self { table: Mutex::default(), capacity }
+        let shards = if capacity < SMALL { 1 } else { SHARDS };
+        let capacity = capacity / shards;
+        Self { shards: (0..shards).map(|_| Mutex::default()).collect(), capacity }
     }
 
     pub(super) fn get(&self, key: &Key, now: Instant) -> Option<Held> {
-        let mut table = self.lock();
-        let entry = table.entries.get_mut(key.as_bytes())?;
-        entry.wanted = true;
+        let mut shard = self.shard(key);
+        let entry = shard.entries.get_mut(key.as_bytes())?;
+        entry.wanted = (entry.wanted + 1).min(MOST_WANTED);
+        entry.hits = entry.hits.saturating_add(1);
         let failed = entry.failed.filter(|at| now.saturating_duration_since(*at) < FAILURE_FOR);
         let Some((answer, since)) = &entry.answer else { return failed.map(|_| Held::Failed) };
         let age = now.saturating_duration_since(*since);
         let lifetime = Duration::from_secs(answer.lifetime().into());
         if age < lifetime {
-            // Below a day, so it fits.
-            Some(Held::Fresh(answer.clone(), Age::Seconds(age.as_secs() as u32)))
+            let renew = !entry.renewing && entry.hits >= PREFETCH_FROM && lifetime - age < lifetime / 10;
+            entry.renewing |= renew;
+            // Below a week, so it fits.
+            Some(Held::Fresh { answer: answer.clone(), age: Age::Seconds(age.as_secs() as u32), renew })
         } else if age < lifetime + STALE_FOR {
-            Some(Held::Stale { answer: answer.clone(), retry: failed.is_none() })
+            Some(Held::Stale { answer: answer.clone(), retry: failed.is_none(), over: age - lifetime })
         } else {
             failed.map(|_| Held::Failed)
         }
@@ -100,71 +151,161 @@ impl Cache {
 
     /// Keeps an answer. One with TTL 0 is for those who asked only (RFC 1035 section 3.2.1), and ends what was held.
     pub(super) fn put(&self, key: &Key, answer: Arc<Answer>, now: Instant) {
-        let mut table = self.lock();
+        let mut shard = self.shard(key);
         if answer.lifetime() == 0 {
-            table.remove(key);
+            shard.remove(key.as_bytes());
         } else {
-            table.store(key, |entry| {
+            shard.store(key, self.capacity, |entry| {
                 entry.answer = Some((answer, now));
-                entry.failed = None;
+                (entry.failed, entry.renewing) = (None, false);
             });
-            table.evict(self.capacity);
         }
     }
 
     /// Notes that no upstream could say. An answer held from before stays, to be given stale.
     pub(super) fn put_failure(&self, key: &Key, now: Instant) {
-        let mut table = self.lock();
-        table.store(key, |entry| entry.failed = Some(now));
-        table.evict(self.capacity);
+        self.shard(key).store(key, self.capacity, |entry| {
+            (entry.failed, entry.renewing) = (Some(now), false);
+        });
     }
 
-    // A panic while the lock was held could at worst leave a count wrong, never an answer.
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Forgets `name` and all below it; how many answers that were.
+    pub(super) fn flush(&self, name: &Name) -> u64 {
+        let mut flushed = 0;
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let below = |key: &Arc<[u8]>| Name::read(key).is_some_and(|held| held.is_in(name));
+            let gone: Vec<_> = shard.entries.keys().filter(|key| below(key)).cloned().collect();
+            flushed += gone.len() as u64;
+            for key in gone {
+                shard.remove(&key);
+            }
+        }
+        flushed
+    }
+
+    pub(super) fn usage(&self) -> CacheUse {
+        let mut usage =
+            CacheUse { capacity: (self.capacity * self.shards.len()) as u64, ..CacheUse::default() };
+        for shard in &self.shards {
+            let shard = lock(shard);
+            usage.entries += shard.entries.len() as u64;
+            usage.bytes += shard.bytes as u64;
+        }
+        usage
+    }
+
+    /// The `most` questions asked for most often while held: name, type, times.
+    pub(super) fn top(&self, most: usize) -> Vec<(Name, u16, u32)> {
+        let mut top: Vec<(u32, Arc<[u8]>)> = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            top.extend(shard.entries.iter().map(|(key, entry)| (entry.hits, key.clone())));
+            drop(shard);
+            top.sort_by_key(|(hits, _)| std::cmp::Reverse(*hits));
+            top.truncate(most);
+        }
+        let question = |(hits, key): (u32, Arc<[u8]>)| {
+            let qtype = key.get(key.len().checked_sub(3)?..)?.first_chunk::<2>()?;
+            Some((Name::read(&key)?, u16::from_be_bytes(*qtype), hits))
+        };
+        top.into_iter().filter_map(question).filter(|(_, qtype, hits)| *qtype != 0 && *hits > 0).collect()
+    }
+
+    fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
+        // The name's bytes are as good as a hash for this: nothing depends on the parts being of one size.
+        let sum = key
+            .as_bytes()
+            .iter()
+            .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
+        lock(&self.shards[sum % self.shards.len()])
     }
 }
 
-impl Table {
-    fn store(&mut self, key: &Key, change: impl FnOnce(&mut Entry)) {
+impl Shard {
+    fn store(&mut self, key: &Key, capacity: usize, change: impl FnOnce(&mut Entry)) {
         if !self.entries.contains_key(key.as_bytes()) {
             let key: Arc<[u8]> = key.as_bytes().into();
-            self.queue.push_back(key.clone());
-            self.entries.insert(key, Entry { answer: None, failed: None, wanted: false, size: 0 });
+            let in_main = self.ghosts.remove(&self.hash(&key));
+            if in_main { &mut self.main } else { &mut self.probation }.push_back(key.clone());
+            let entry =
+                Entry { answer: None, failed: None, wanted: 0, hits: 0, renewing: false, in_main, size: 0 };
+            self.entries.insert(key, entry);
         }
         let Some(entry) = self.entries.get_mut(key.as_bytes()) else { return };
         change(entry);
         let answer = entry.answer.as_ref().map_or(0, |(answer, _)| answer.size());
         let size = OVERHEAD + key.as_bytes().len() + answer;
         self.bytes = self.bytes - entry.size + size;
-        entry.size = size;
-    }
-
-    /// Leaves an empty entry, which goes when its turn comes.
-    fn remove(&mut self, key: &Key) {
-        if self.entries.contains_key(key.as_bytes()) {
-            self.store(key, |entry| (entry.answer, entry.failed) = (None, None));
+        if !entry.in_main {
+            self.probation_bytes = self.probation_bytes - entry.size + size;
         }
+        entry.size = size;
+        while self.bytes > capacity && self.evict(capacity) {}
     }
 
-    /// Second chance: from the front, what was wanted since its last turn goes to the back, the rest goes. Each pass
-    /// clears a mark or removes an entry, so it ends.
-    fn evict(&mut self, capacity: usize) {
-        while self.bytes > capacity {
-            let Some(key) = self.queue.pop_front() else { return };
-            match self.entries.get_mut(&key) {
-                Some(entry) if entry.wanted => {
-                    entry.wanted = false;
-                    self.queue.push_back(key);
+    fn remove(&mut self, key: &[u8]) {
+        let Some((key, entry)) = self.entries.remove_entry(key) else { return };
+        self.bytes -= entry.size;
+        if !entry.in_main {
+            self.probation_bytes -= entry.size;
+        }
+        let queue = if entry.in_main { &mut self.main } else { &mut self.probation };
+        // Rare: an answer that may not be held any more, or a flush.
+        queue.retain(|queued| *queued != key);
+    }
+
+    /// One step of S3-FIFO: from `probation`, what was asked for again goes on to `main`, the rest goes and is remembered by
+    /// its hash; from `main`, what was asked for since its last turn gets another. `false` when nothing is left. Each step
+    /// takes an entry away, moves it on for good, or lowers its count, so it ends.
+    fn evict(&mut self, capacity: usize) -> bool {
+        let young = self.probation_bytes > capacity / PROBATION || self.main.is_empty();
+        let queue = if young { &mut self.probation } else { &mut self.main };
+        let Some(key) = queue.pop_front() else { return false };
+        let Some(entry) = self.entries.get_mut(&key) else { return true };
+        match (young, entry.wanted) {
+            (true, 1..) => {
+                (entry.in_main, entry.wanted) = (true, 0);
+                self.probation_bytes -= entry.size;
+                self.main.push_back(key);
+            }
+            (false, 1..) => {
+                entry.wanted -= 1;
+                self.main.push_back(key);
+            }
+            (_, 0) => {
+                self.bytes -= entry.size;
+                if young {
+                    self.probation_bytes -= entry.size;
                 }
-                Some(entry) => {
-                    self.bytes -= entry.size;
-                    self.entries.remove(&key);
+                self.entries.remove(&key);
+                if young {
+                    self.remember(&key);
                 }
-                None => {}
+            }
+        }
+        true
+    }
+
+    fn hash(&self, key: &[u8]) -> u64 {
+        self.entries.hasher().hash_one(key)
+    }
+
+    fn remember(&mut self, key: &Arc<[u8]>) {
+        let hash = self.hash(key);
+        self.ghosts.insert(hash);
+        self.ghost_queue.push_back(hash);
+        while self.ghost_queue.len() > self.entries.len() {
+            if let Some(oldest) = self.ghost_queue.pop_front() {
+                self.ghosts.remove(&oldest);
             }
         }
     }
+}
+
+// A panic while the lock was held could at worst leave a count wrong, never an answer.
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -202,7 +343,7 @@ mod tests {
         let (cache, start) = (Cache::new(1 << 20), Instant::now());
         cache.put(&key("a"), answer("a", 10), start);
         let held = |after| cache.get(&key("a"), start + after);
-        assert!(matches!(held(9 * SECOND), Some(Held::Fresh(_, Age::Seconds(9)))));
+        assert!(matches!(held(9 * SECOND), Some(Held::Fresh { age: Age::Seconds(9), .. })));
         assert!(matches!(held(10 * SECOND), Some(Held::Stale { retry: true, .. })));
         assert!(held(STALE_FOR + 10 * SECOND).is_none());
         assert!(cache.get(&key("b"), start).is_none());
@@ -231,20 +372,71 @@ mod tests {
 
     #[test]
     fn a_flood_of_names_neither_grows_the_cache_nor_pushes_out_the_hot_one() {
-        let (capacity, start) = (100_000, Instant::now());
-        let cache = Cache::new(capacity);
-        cache.put(&key("hot"), answer("hot", 300), start);
-        for n in 0..20_000 {
-            let name = format!("n{n}.example");
-            cache.put(&key(&name), answer(&name, 300), start);
-            if n % 50 == 0 {
-                assert!(cache.get(&key("hot"), start).is_some(), "{n}");
+        for capacity in [100_000, 4 << 20] {
+            let (cache, start) = (Cache::new(capacity), Instant::now());
+            let rounds = capacity / 20;
+            cache.put(&key("hot"), answer("hot", 300), start);
+            for n in 0..rounds {
+                let name = format!("n{n}.example");
+                cache.put(&key(&name), answer(&name, 300), start);
+                // Often enough to be seen before a tenth of the cache has gone by, and hardly ever after.
+                if n < 20 || n % (rounds / 4) == 0 {
+                    assert!(cache.get(&key("hot"), start).is_some(), "{n} of {rounds}");
+                }
+            }
+            assert!(cache.usage().bytes <= capacity as u64);
+            for shard in &cache.shards {
+                let shard = lock(shard);
+                assert_eq!(shard.probation.len() + shard.main.len(), shard.entries.len());
+                assert_eq!(shard.bytes, shard.entries.values().map(|entry| entry.size).sum::<usize>());
+                let young = shard.entries.values().filter(|entry| !entry.in_main);
+                assert_eq!(shard.probation_bytes, young.map(|entry| entry.size).sum::<usize>());
+                assert!(shard.ghosts.len() <= shard.entries.len());
             }
         }
-        let table = cache.lock();
-        assert!(table.bytes <= capacity);
-        assert_eq!(table.queue.len(), table.entries.len());
-        assert_eq!(table.bytes, table.entries.values().map(|entry| entry.size).sum::<usize>());
+    }
+
+    #[test]
+    fn a_name_that_comes_back_after_it_went_is_kept() {
+        let (cache, start) = (Cache::new(100_000), Instant::now());
+        let flood = |from: usize| {
+            for n in from..from + 300 {
+                let name = format!("n{n}.example");
+                cache.put(&key(&name), answer(&name, 300), start);
+            }
+        };
+        cache.put(&key("back"), answer("back", 300), start);
+        flood(0);
+        cache.put(&key("back"), answer("back", 300), start);
+        flood(1_000);
+        assert!(cache.get(&key("back"), start).is_some());
+    }
+
+    #[test]
+    fn a_name_often_asked_for_is_renewed_once_before_it_ends() {
+        let (cache, start) = (Cache::new(1 << 20), Instant::now());
+        cache.put(&key("hot"), answer("hot", 100), start);
+        let renew = |after| match cache.get(&key("hot"), start + after * SECOND) {
+            Some(Held::Fresh { renew, .. }) => renew,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!([1, 2, 50, 91, 92].map(renew), [false, false, false, true, false]);
+        cache.put(&key("hot"), answer("hot", 100), start + 93 * SECOND);
+        assert!(!renew(94));
+    }
+
+    #[test]
+    fn a_flush_takes_a_name_and_all_below_it() {
+        let (cache, start) = (Cache::new(4 << 20), Instant::now());
+        for name in ["example", "a.example", "b.a.example", "xexample", "com"] {
+            cache.put(&key(name), answer(name, 300), start);
+        }
+        assert_eq!(cache.flush(&Name::from_text("example").unwrap()), 3);
+        assert!(
+            cache.get(&key("a.example"), start).is_none() && cache.get(&key("xexample"), start).is_some()
+        );
+        assert_eq!(cache.flush(&Name::root()), 2);
+        assert_eq!(cache.usage().bytes, 0);
     }
 
     #[test]

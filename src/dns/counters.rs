@@ -15,6 +15,13 @@ macro_rules! counters {
             $(pub(super) $name: AtomicU64,)+
         }
 
+        impl DnsCounters {
+            /// Each count with its name.
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+        }
+
         impl Counters {
             pub(super) fn snapshot(&self) -> DnsCounters {
                 DnsCounters { $($name: self.$name.load(Ordering::Relaxed),)+ }
@@ -36,10 +43,24 @@ counters! {
     forwarded,
     /// Questions sent upstream, once for all guests that wait for the same.
     asked,
+    /// Answered by a rule of the policy.
+    policy,
+    /// Matched a rule that is only tried out.
+    policy_dry,
+    /// Answers withheld because they named private addresses.
+    rebind,
+    /// Answered NOERROR, with records or without.
+    noerror,
+    /// Answered NXDOMAIN.
+    nxdomain,
     /// Answered SERVFAIL.
     servfail,
     /// Answered REFUSED, FORMERR, NOTIMP or BADVERS.
     refused,
+    /// Fetched anew before they ended, because often asked for.
+    prefetched,
+    /// Not answered because the guest asks more than its rate or its share.
+    limited,
     /// Answered SERVFAIL at once because the guest had too many questions open. Also in `servfail`.
     shed,
     /// Not answered: too short, or itself a response.

@@ -14,20 +14,38 @@
 //! for twelve bytes) before it reads a question; and it logs every name at INFO. `server` has the loops, each with a cap.
 
 mod answer;
+mod batch;
 mod cache;
+mod control;
 mod counters;
 mod fair;
+mod flights;
 mod forward;
+mod guests;
+mod histogram;
+mod local;
 mod name;
+mod policy;
 mod query;
 mod records;
 mod reply;
 mod resolve;
 mod route;
 mod server;
+mod suffixes;
+mod tcp;
 #[cfg(test)]
 mod tests;
+mod udp;
+mod validate;
 mod zone;
 
+pub use cache::CacheUse;
+pub use control::{DnsControl, Explained, ReloadError, TopName};
 pub use counters::DnsCounters;
-pub use server::{DnsEndpoints, DnsError, DnsServer, DnsView};
+pub use forward::UpstreamReport;
+pub use guests::GuestReport;
+pub use histogram::Latencies;
+pub use local::check_record;
+pub use policy::RuleReport;
+pub use server::{DnsEndpoints, DnsError, DnsServer};

@@ -46,10 +46,14 @@ impl Name {
 
     /// A name from dotted text of plain labels. `None` if it does not fit the wire form.
     pub(super) fn from_text(text: &str) -> Option<Self> {
-        let mut wire = Vec::with_capacity(text.len() + 2);
-        for label in text.split('.').filter(|label| !label.is_empty()) {
+        Self::from_labels(text.split('.').filter(|label| !label.is_empty()).map(str::as_bytes))
+    }
+
+    pub(super) fn from_labels<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Option<Self> {
+        let mut wire = Vec::with_capacity(64);
+        for label in labels {
             wire.push(u8::try_from(label.len()).ok()?);
-            wire.extend_from_slice(label.as_bytes());
+            wire.extend_from_slice(label);
         }
         wire.push(0);
         Self::read(&wire)
@@ -96,6 +100,17 @@ impl Name {
         bytes[..rest.len()].copy_from_slice(rest);
         // No longer than `self`, whose length fits.
         Self { bytes, len: rest.len() as u8 }
+    }
+}
+
+impl Name {
+    /// `*.` before the name; `None` if that is too long.
+    pub(super) fn wildcard(&self) -> Option<Self> {
+        let mut bytes = [0; Self::MAX];
+        let len = self.as_wire().len() + 2;
+        bytes.get_mut(2..len)?.copy_from_slice(self.as_wire());
+        bytes[..2].copy_from_slice(b"\x01*");
+        Some(Self { bytes, len: u8::try_from(len).ok()? })
     }
 }
 

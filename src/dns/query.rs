@@ -14,6 +14,8 @@ pub(super) mod qtype {
     pub(in crate::dns) const ANY: u16 = 255;
 }
 
+/// Option code of DNS cookies (RFC 7873 section 8).
+pub(super) const COOKIE: u16 = 10;
 pub(super) const CLASS_IN: u16 = 1;
 pub(super) const HEADER: usize = 12;
 
@@ -36,6 +38,14 @@ pub(super) struct Edns {
     pub(super) payload: u16,
     pub(super) version: u8,
     pub(super) dnssec_ok: bool,
+    pub(super) cookie: Option<Cookie>,
+}
+
+/// A DNS cookie (RFC 7873 section 4): what the asker sent, and our part, which `resolve` fills in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cookie {
+    pub(super) client: [u8; 8],
+    pub(super) server: [u8; 16],
 }
 
 /// A query with one question. What is not checked here is decided by `route`.
@@ -113,13 +123,15 @@ fn additional(message: &[u8], mut at: usize, count: u16) -> Result<Option<Edns>,
         let record = records::read(message, at).ok_or(Reject::FormErr)?;
         if record.rtype == qtype::OPT {
             // One only, of the root's name (RFC 6891 sections 6.1.1 and 6.1.2).
-            if edns.is_some() || message[at] != 0 || !options_fit(record.rdata(message)) {
+            if edns.is_some() || message[at] != 0 {
                 return Err(Reject::FormErr);
             }
+            let cookie = options(record.rdata(message))?;
             edns = Some(Edns {
                 payload: record.class,
                 version: (record.ttl >> 16) as u8,
                 dnssec_ok: record.ttl & 0x8000 != 0,
+                cookie,
             });
         }
         at = record.end;
@@ -127,15 +139,24 @@ fn additional(message: &[u8], mut at: usize, count: u16) -> Result<Option<Edns>,
     if at == message.len() { Ok(edns) } else { Err(Reject::FormErr) }
 }
 
-fn options_fit(mut rdata: &[u8]) -> bool {
+/// The cookie among the options, all of which must be whole. No other option is for us: the client subnet (RFC 7871), NSID
+/// (RFC 5001) and the rest are neither answered nor sent on.
+fn options(mut rdata: &[u8]) -> Result<Option<Cookie>, Reject> {
+    let mut cookie = None;
     while let Some((head, rest)) = rdata.split_first_chunk::<4>() {
         let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-        match rest.get(length..) {
-            Some(rest) => rdata = rest,
-            None => return false,
+        let (option, rest) = rest.split_at_checked(length).ok_or(Reject::FormErr)?;
+        if u16::from_be_bytes([head[0], head[1]]) == COOKIE {
+            // RFC 7873 section 5.2.2: 8 bytes, or 16 to 40 with a server's part.
+            if length != 8 && !(16..=40).contains(&length) {
+                return Err(Reject::FormErr);
+            }
+            let client = option.first_chunk::<8>().ok_or(Reject::FormErr)?;
+            cookie.get_or_insert(Cookie { client: *client, server: [0; 16] });
         }
+        rdata = rest;
     }
-    rdata.is_empty()
+    if rdata.is_empty() { Ok(cookie) } else { Err(Reject::FormErr) }
 }
 
 #[cfg(test)]
@@ -167,7 +188,7 @@ mod tests {
             m[11] = 1;
             m.extend_from_slice(OPT);
         });
-        let edns = Edns { payload: 4096, version: 0, dnssec_ok: true };
+        let edns = Edns { payload: 4096, version: 0, dnssec_ok: true, cookie: None };
         assert_eq!(query.unwrap().edns, Some(edns));
     }
 
@@ -212,5 +233,25 @@ mod tests {
             m.extend_from_slice(b"\0\0\x29\x10\0\0\0\0\0\0\x05\0\x0a\0\x08x");
         });
         assert_eq!(broken.unwrap_err(), Reject::FormErr);
+    }
+
+    #[test]
+    fn a_cookie_of_a_wrong_length_is_a_format_error() {
+        let with_cookie = |length: u8| {
+            with(|m| {
+                m[11] = 1;
+                m.extend_from_slice(b"\0\0\x29\x10\0\0\0\0\0\0");
+                m.push(length + 4);
+                m.extend_from_slice(&[0, 10, 0, length]);
+                m.extend(1..=length);
+            })
+        };
+        for length in [8, 16, 24, 40] {
+            let cookie = with_cookie(length).unwrap().edns.unwrap().cookie.unwrap();
+            assert_eq!(cookie.client, [1, 2, 3, 4, 5, 6, 7, 8]);
+        }
+        for length in [0, 7, 9, 15, 41] {
+            assert_eq!(with_cookie(length).unwrap_err(), Reject::FormErr, "{length}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::query::{Query, Reject};
+use super::query::{COOKIE, Query, Reject};
 use super::route::Refusal;
 use super::zone;
 
@@ -45,7 +45,11 @@ impl Transport {
 pub(super) enum Ede {
     Other,
     StaleAnswer,
+    ForgedAnswer,
+    DnssecBogus,
     CachedError,
+    Blocked,
+    Filtered,
     Prohibited,
     NoReachableAuthority,
     NetworkError,
@@ -57,7 +61,11 @@ impl Ede {
         match self {
             Self::Other => 0,
             Self::StaleAnswer => 3,
+            Self::ForgedAnswer => 4,
+            Self::DnssecBogus => 6,
             Self::CachedError => 13,
+            Self::Blocked => 15,
+            Self::Filtered => 17,
             Self::Prohibited => 18,
             Self::NoReachableAuthority => 22,
             Self::NetworkError => 23,
@@ -98,7 +106,7 @@ impl From<Refusal> for Code {
 
 impl From<Code> for zone::Answer {
     fn from(code: Code) -> Self {
-        Self { rcode: code.rcode, answers: vec![], soa: None }
+        Self { rcode: code.rcode, ..Self::empty() }
     }
 }
 
@@ -136,7 +144,7 @@ pub(super) fn local(
     how: Transport,
     answer: &zone::Answer,
 ) -> Option<Vec<u8>> {
-    encode(message, query, from, how, answer, None, true)
+    encode(message, query, from, how, answer, answer.ede, true)
 }
 
 fn encode(
@@ -179,6 +187,9 @@ fn edns(query: &Query, ede: Option<Ede>) -> Edns {
     edns.set_max_payload(UDP_PAYLOAD).set_version(0).set_dnssec_ok(query.dnssec_ok());
     if let Some(ede) = ede {
         edns.options_mut().insert(EdnsOption::Unknown(15, ede.code().to_be_bytes().to_vec()));
+    }
+    if let Some(cookie) = query.edns.and_then(|edns| edns.cookie) {
+        edns.options_mut().insert(EdnsOption::Unknown(COOKIE, [&cookie.client[..], &cookie.server].concat()));
     }
     edns
 }

@@ -1,31 +1,43 @@
-//! A query's way from bytes to bytes. In: a message and who sent it. Out: the answer at once, where the zone, a rule or the
-//! cache has it; else a `Pending` to be awaited, which asks upstreams, once for all who wait for the same.
+//! A query's way from bytes to bytes. In: a message and who sent it. Out: the answer at once, where a rule, the zone or the
+//! cache has it; else a `Pending` to be awaited, which asks upstreams (`flights`).
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use arc_swap::ArcSwap;
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::Record;
 use tokio::time::timeout_at;
 
 use super::answer::{Age, Answer, Question};
 use super::cache::{Cache, Held, Key};
 use super::counters::{Counters, count};
-use super::fair::{Fair, PLACES, Place};
+use super::fair::{Fair, Place};
+use super::flights::{Flights, Outcome};
 use super::forward::{BUDGET, Forwarder};
-use super::query::Query;
+use super::guests::{Guest, Guests};
+use super::histogram::Histogram;
+use super::local::LocalData;
+use super::policy::{Policy, Verdict};
+use super::query::{Query, flag};
 use super::reply::{self, Code, Ede, Transport};
-use super::route::{Places, Route, route};
-use super::zone;
-use crate::model::Network;
+use super::route::{Local, Places, Route, route};
+use super::validate::Validator;
+use super::zone::{self, Asker, Zones};
+use crate::model::{Network, Subnet};
 use crate::registry::Registry;
 
-/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer). The
-/// RFC's 1.8 s is for a resolver that walks the tree; a forwarder's upstream that is this late is in trouble.
+/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer), as long
+/// as upstreams answer. The RFC's 1.8 s is for a resolver that walks the tree; a forwarder's upstream that is this late is
+/// in trouble.
 const STALE_AFTER: Duration = Duration::from_millis(250);
-
+/// The same when no upstream has answered for a second, so that nobody knows whether one is there: a guest is not to find
+/// out by waiting, unless the answer is past its time for longer than `RECENT`.
+const STALE_AFTER_QUIET: Duration = Duration::from_millis(5);
+const RECENT: Duration = Duration::from_secs(300);
 /// A guest waits this much longer than the upstreams are given, so that it hears what became of its question.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -35,22 +47,20 @@ pub(super) struct Resolver {
     pub(super) places: Places,
     /// Whether only addresses of the subnet may ask.
     pub(super) guests_only: bool,
+    /// Subnets whose addresses may stand in any answer.
+    pub(super) own_subnets: Vec<Subnet>,
+    pub(super) local: ArcSwap<LocalData>,
+    pub(super) policy: ArcSwap<Policy>,
     pub(super) cache: Cache,
-    pub(super) forwarder: Forwarder,
+    pub(super) forwarder: Arc<Forwarder>,
+    pub(super) validator: Option<Validator>,
     pub(super) fair: Fair,
+    pub(super) guests: Guests,
     pub(super) flights: Flights,
     pub(super) counters: Counters,
-}
-
-type Outcome = Result<Arc<Answer>, Ede>;
-/// Holds the outcome once there is one; closed without if the resolver was stopped.
-type Flight = watch::Receiver<Option<Outcome>>;
-
-/// Questions on their way upstream. Each runs on its own, so that it ends in the cache whoever stops waiting for it.
-#[derive(Default)]
-pub(super) struct Flights {
-    open: Mutex<HashMap<Box<[u8]>, Flight>>,
-    tasks: Mutex<JoinSet<()>>,
+    pub(super) latency: Histogram,
+    pub(super) cookie_secret: RandomState,
+    pub(super) logged: AtomicU64,
 }
 
 /// What became of a message at once.
@@ -66,12 +76,24 @@ pub(super) enum Step {
 pub(super) struct Pending {
     message: Vec<u8>,
     query: Query,
-    from: SocketAddr,
+    pub(super) from: SocketAddr,
     how: Transport,
     question: Question,
-    stale: Option<Arc<Answer>>,
+    stale: Option<(Arc<Answer>, Duration)>,
+    /// Our own records that go before the upstream's: an alias whose target is not ours.
+    before: Vec<Record>,
+    guest: Arc<Guest>,
     place: Place,
-    deadline: tokio::time::Instant,
+    begun: Instant,
+}
+
+/// A query that is being answered.
+struct Asked<'a> {
+    message: &'a [u8],
+    query: Query,
+    from: SocketAddr,
+    how: Transport,
+    guest: &'a Arc<Guest>,
 }
 
 impl Resolver {
@@ -82,83 +104,171 @@ impl Resolver {
         how: Transport,
         out: &mut Vec<u8>,
     ) -> Step {
-        let query = match Query::parse(message) {
-            Ok(query) => query,
-            Err(reject) => return self.put(out, reply::reject(message, reject), &self.counters.refused),
-        };
-        if !self.may_ask(from.ip()) {
-            let refused = reply::code(message, &query, from, how, Code::prohibited());
-            return self.put(out, refused, &self.counters.refused);
+        out.clear();
+        let guest = self.guests.of(from.ip());
+        if !self.guests.is_within_rate(&guest) {
+            self.tally(&guest, |counters| &counters.limited);
+            return Step::Silent;
         }
-        match route(&query, &self.places) {
-            Route::Refuse(refusal) => {
-                let refused = reply::code(message, &query, from, how, refusal.into());
-                self.put(out, refused, &self.counters.refused)
+        let mut query = match Query::parse(message) {
+            Ok(query) => query,
+            Err(reject) => return self.put(&guest, out, reply::reject(message, reject)),
+        };
+        self.bake_cookie(&mut query, from.ip());
+        let asked = Asked { message, query, from, how, guest: &guest };
+        if !self.may_ask(from.ip()) {
+            return self.put_code(&asked, out, Code::prohibited());
+        }
+        let local = self.local.load();
+        match route(&asked.query, &self.places, &local, |name| self.forwarder.is_conditional(name)) {
+            Route::Refuse(refusal) => self.put_code(&asked, out, refusal.into()),
+            Route::Local(Local::Any) | Route::Forward if self.is_ruled(&asked, out) => Step::Answered,
+            Route::Local(found) => {
+                let zones = Zones {
+                    network: &self.network,
+                    registry: &self.registry,
+                    added: &local,
+                    asker: self.asker(from.ip(), &guest),
+                };
+                let answer = zones.answer(&found, &asked.query.name, asked.query.qtype);
+                self.tally(&guest, |counters| &counters.local);
+                match answer {
+                    Some(zone::Answer { beyond: Some(target), answers, .. }) => {
+                        let question = Question { name: target, ..Question::of(&asked.query) };
+                        self.wait(&asked, question, None, answers, out)
+                    }
+                    answer => {
+                        let bytes =
+                            answer.and_then(|answer| reply::local(message, &asked.query, from, how, &answer));
+                        self.put(&guest, out, bytes)
+                    }
+                }
             }
-            Route::Local(local) => {
-                let answer = zone::answer(&self.network, &self.registry, &local, &query.name, query.qtype);
-                let bytes = answer.and_then(|answer| reply::local(message, &query, from, how, &answer));
-                self.put(out, bytes, &self.counters.local)
-            }
-            Route::Forward => self.cached(message, query, from, how, out),
+            Route::Forward => self.cached(&asked, out),
         }
     }
 
-    fn cached(
-        self: &Arc<Self>,
-        message: &[u8],
-        query: Query,
-        from: SocketAddr,
-        how: Transport,
-        out: &mut Vec<u8>,
-    ) -> Step {
-        let question = Question::of(&query);
+    /// Whether a rule of the policy has answered.
+    fn is_ruled(&self, asked: &Asked<'_>, out: &mut Vec<u8>) -> bool {
+        let policy = self.policy.load();
+        if policy.is_empty() {
+            return false;
+        }
+        let tried = |rule: &str| {
+            self.tally(asked.guest, |counters| &counters.policy_dry);
+            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "a rule that is tried out matches");
+        };
+        let Some((rule, verdict)) = policy.decide(asked.guest, &asked.query.name, tried) else {
+            return false;
+        };
+        let answer = zone::ruled(&verdict, &asked.query.name, asked.query.qtype);
+        let bytes = answer
+            .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
+        let ruled = verdict != Verdict::Allow && bytes.is_some();
+        if ruled {
+            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "answered by a rule");
+            self.tally(asked.guest, |counters| &counters.policy);
+            self.put(asked.guest, out, bytes);
+        }
+        ruled
+    }
+
+    fn cached(self: &Arc<Self>, asked: &Asked<'_>, out: &mut Vec<u8>) -> Step {
+        let question = Question::of(&asked.query);
         let key = Key::of(&question);
-        let limit = how.limit(&query);
+        let limit = asked.how.limit(&asked.query);
         let stale = match self.cache.get(&key, Instant::now()) {
-            Some(Held::Fresh(answer, age)) => {
-                count(&self.counters.queries);
-                count(&self.counters.cache_hits);
-                answer.write(message, &query, age, limit, out);
-                return Step::Answered;
+            Some(Held::Fresh { answer, age, renew }) => {
+                if renew {
+                    count(&self.counters.prefetched);
+                    self.fly(&question, &key);
+                }
+                self.tally(asked.guest, |counters| &counters.cache_hits);
+                answer.write(asked.message, &asked.query, age, limit, out);
+                return self.answered(asked, out, "cache");
             }
-            Some(Held::Failed) => {
-                let failed = reply::code(message, &query, from, how, Code::failed(Ede::CachedError));
-                return self.put(out, failed, &self.counters.servfail);
-            }
-            Some(Held::Stale { answer, retry }) => {
-                if retry && !self.forwarder.all_down() {
-                    Some(answer)
+            Some(Held::Failed) => return self.put_code(asked, out, Code::failed(Ede::CachedError)),
+            Some(Held::Stale { answer, retry, over }) => {
+                if retry && !self.forwarder.all_down(&question.name) {
+                    Some((answer, over))
                 } else {
                     // Nothing better is to be had in time: answer, and look again behind the guest's back.
                     if retry {
                         self.fly(&question, &key);
                     }
-                    count(&self.counters.queries);
-                    count(&self.counters.stale);
-                    answer.write(message, &query, Age::Stale, limit, out);
-                    return Step::Answered;
+                    self.tally(asked.guest, |counters| &counters.stale);
+                    answer.write(asked.message, &asked.query, Age::Stale, limit, out);
+                    return self.answered(asked, out, "stale cache");
                 }
             }
-            None => None,
+            None => match self.known_absent(&question) {
+                Some(answer) => {
+                    self.tally(asked.guest, |counters| &counters.cache_hits);
+                    answer.write(asked.message, &asked.query, Age::Seconds(0), limit, out);
+                    return self.answered(asked, out, "cache");
+                }
+                None => None,
+            },
         };
-        let Some(place) = self.fair.place(from.ip()) else {
-            count(&self.counters.shed);
-            let shed = reply::code(message, &query, from, how, Code::failed(Ede::Other));
-            return self.put(out, shed, &self.counters.servfail);
+        self.wait(asked, question, stale, vec![], out)
+    }
+
+    /// RFC 8020: below a name that does not exist there is nothing. Not for who validates: the proof at hand is of the name
+    /// above. Not across upstreams: another one's names are its own.
+    fn known_absent(&self, question: &Question) -> Option<Answer> {
+        if question.dnssec_ok {
+            return None;
+        }
+        let domain = self.forwarder.domain(&question.name);
+        let mut name = question.name;
+        let now = Instant::now();
+        while name != *domain {
+            if let Some(Held::Fresh { answer, age: Age::Seconds(age), .. }) =
+                self.cache.get(&Key::of_nxdomain(&name, question), now)
+            {
+                return answer.cut(question, age);
+            }
+            name = name.parent(1);
+        }
+        None
+    }
+
+    fn wait(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        question: Question,
+        stale: Option<(Arc<Answer>, Duration)>,
+        before: Vec<Record>,
+        out: &mut Vec<u8>,
+    ) -> Step {
+        let Some(place) = self.fair.place(asked.from.ip()) else {
+            self.tally(asked.guest, |counters| &counters.shed);
+            return self.put_code(asked, out, Code::failed(Ede::Other));
         };
-        count(&self.counters.queries);
-        count(&self.counters.forwarded);
-        let deadline = tokio::time::Instant::now() + BUDGET + GRACE;
-        let message = message.to_vec();
-        Step::Wait(Box::new(Pending { message, query, from, how, question, stale, place, deadline }))
+        self.tally(asked.guest, |counters| &counters.forwarded);
+        Step::Wait(Box::new(Pending {
+            message: asked.message.to_vec(),
+            query: asked.query,
+            from: asked.from,
+            how: asked.how,
+            question,
+            stale,
+            before,
+            guest: asked.guest.clone(),
+            place,
+            begun: Instant::now(),
+        }))
     }
 
     /// The answer to a query that had to wait, in `out`; `false` if there is none to give.
     pub(super) async fn finish(self: &Arc<Self>, pending: Box<Pending>, out: &mut Vec<u8>) -> bool {
-        let Pending { message, query, from, how, question, stale, place, deadline } = *pending;
-        let wait = if stale.is_some() { STALE_AFTER } else { BUDGET + GRACE };
-        let until = deadline.min(tokio::time::Instant::now() + wait);
+        let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
+        let wait = match &stale {
+            Some((_, over)) if self.forwarder.is_live(&question.name) || *over > RECENT => STALE_AFTER,
+            Some(_) => STALE_AFTER_QUIET,
+            None => BUDGET + GRACE,
+        };
+        let until = tokio::time::Instant::from_std(begun) + wait;
         let outcome = timeout_at(until, async {
             let _turn = place.turn().await;
             let mut flight = self.fly(&question, &Key::of(&question))?;
@@ -166,41 +276,58 @@ impl Resolver {
             landed.clone()
         });
         let outcome = outcome.await.ok().flatten().unwrap_or(Err(Ede::NoReachableAuthority));
-        let limit = how.limit(&query);
-        match (outcome, stale) {
-            (Ok(answer), _) => answer.write(&message, &query, Age::Seconds(0), limit, out),
-            (Err(_), Some(stale)) => {
-                count(&self.counters.stale);
-                stale.write(&message, &query, Age::Stale, limit, out);
-            }
-            (Err(ede), None) => {
-                count(&self.counters.servfail);
-                let Some(failed) = reply::code(&message, &query, from, how, Code::failed(ede)) else {
-                    return false;
-                };
-                *out = failed;
+        out.clear();
+        let asked = Asked { message: &message, query, from, how, guest: &guest };
+        if !before.is_empty() {
+            self.finish_alias(&asked, before, outcome, out);
+        } else {
+            let limit = how.limit(&query);
+            match (outcome, stale) {
+                (Ok(answer), _) => answer.write(&message, &query, Age::Seconds(0), limit, out),
+                (Err(_), Some((stale, _))) => {
+                    self.tally(&guest, |counters| &counters.stale);
+                    stale.write(&message, &query, Age::Stale, limit, out);
+                    // It goes on without the guest: what comes back is for the next.
+                    self.fly(&question, &Key::of(&question));
+                }
+                (Err(ede), None) => {
+                    if let Some(failed) = reply::code(&message, &query, from, how, Code::failed(ede)) {
+                        *out = failed;
+                    }
+                }
             }
         }
-        true
+        let took = begun.elapsed();
+        self.latency.add(took);
+        guest.latency.add(took);
+        self.answered(&asked, out, "upstream");
+        !out.is_empty()
     }
 
-    /// Joins the question's flight, or starts it. `None` if too many are under way.
-    fn fly(self: &Arc<Self>, question: &Question, key: &Key) -> Option<Flight> {
-        let mut open = self.flights.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(flight) = open.get(key.as_bytes()) {
-            return Some(flight.clone());
+    /// An answer that begins with our alias and goes on with what the upstream says of its target.
+    fn finish_alias(&self, asked: &Asked<'_>, before: Vec<Record>, outcome: Outcome, out: &mut Vec<u8>) {
+        let beyond = outcome.ok().and_then(|answer| Message::from_vec(answer.as_wire()).ok());
+        let answer = match beyond {
+            Some(beyond) => zone::Answer {
+                rcode: beyond.metadata.response_code,
+                answers: before.into_iter().chain(beyond.answers).collect(),
+                ..zone::Answer::empty()
+            },
+            None => zone::Answer { rcode: ResponseCode::ServFail, ..zone::Answer::empty() },
+        };
+        if let Some(bytes) = reply::local(asked.message, &asked.query, asked.from, asked.how, &answer) {
+            *out = bytes;
         }
-        // Guests' places bound those who wait; this bounds what goes on after they have left.
-        if open.len() >= PLACES {
-            return None;
+    }
+
+    /// Whether, with more waiting than can be answered, the guest has had its share; then it is counted.
+    pub(super) fn is_over_share(&self, from: IpAddr) -> bool {
+        let guest = self.guests.of(from);
+        let over = self.guests.is_over_share(&guest);
+        if over {
+            self.tally(&guest, |counters| &counters.limited);
         }
-        let (land, flight) = watch::channel(None);
-        open.insert(key.as_bytes().into(), flight.clone());
-        count(&self.counters.asked);
-        let mut tasks = self.flights.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn(fly(self.clone(), question.clone(), *key, land));
-        Some(flight)
+        over
     }
 
     fn may_ask(&self, from: IpAddr) -> bool {
@@ -211,49 +338,64 @@ impl Resolver {
         }
     }
 
-    fn put(&self, out: &mut Vec<u8>, bytes: Option<Vec<u8>>, counter: &std::sync::atomic::AtomicU64) -> Step {
+    fn asker<'a>(&self, from: IpAddr, guest: &'a Guest) -> Asker<'a> {
+        let host = from == IpAddr::V4(self.network.gateway) || (!self.guests_only && guest.vm.is_none());
+        if host { Asker::Host } else { Asker::Guest(guest.workspace.as_ref()) }
+    }
+
+    /// Our part of the guest's cookie (RFC 7873 section 4.2): made from its own part and its address, so no other address
+    /// can know it, and nothing is stored.
+    fn bake_cookie(&self, query: &mut Query, from: IpAddr) {
+        if let Some(cookie) = query.edns.as_mut().and_then(|edns| edns.cookie.as_mut()) {
+            let halves =
+                [0_u8, 1].map(|half| self.cookie_secret.hash_one((half, cookie.client, from)).to_be_bytes());
+            cookie.server[..8].copy_from_slice(&halves[0]);
+            cookie.server[8..].copy_from_slice(&halves[1]);
+        }
+    }
+
+    /// Counts it, for the network and for the guest.
+    pub(super) fn tally(&self, guest: &Guest, counter: impl Fn(&Counters) -> &AtomicU64) {
+        count(counter(&self.counters));
+        count(counter(&guest.counters));
+    }
+
+    fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
+        self.put(asked.guest, out, reply::code(asked.message, &asked.query, asked.from, asked.how, code))
+    }
+
+    fn put(&self, guest: &Guest, out: &mut Vec<u8>, bytes: Option<Vec<u8>>) -> Step {
         let Some(bytes) = bytes else {
-            count(&self.counters.dropped);
+            self.tally(guest, |counters| &counters.dropped);
             return Step::Silent;
         };
-        count(&self.counters.queries);
-        count(counter);
         *out = bytes;
+        self.count_rcode(guest, out);
         Step::Answered
     }
 
-    /// Ends every question on its way upstream.
-    pub(super) fn stop(&self) {
-        self.flights.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+    fn answered(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) -> Step {
+        self.count_rcode(asked.guest, out);
+        let every = self.network.resolver.query_log;
+        if every > 0
+            && self.logged.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(every.into())
+        {
+            let vm = asked.guest.vm.as_ref().map_or("-", |vm| vm.as_str());
+            let Query { name, qtype, .. } = &asked.query;
+            let rcode = out.get(3).map_or(0, |byte| byte & 0xf);
+            tracing::info!(target: "guestnet::dns::query", vm, from = %asked.from.ip(), %name, qtype, rcode, source);
+        }
+        Step::Answered
     }
-}
 
-async fn fly(resolver: Arc<Resolver>, question: Question, key: Key, land: watch::Sender<Option<Outcome>>) {
-    let _landing = Landing { resolver: &resolver, key };
-    let outcome = match resolver.forwarder.ask(&question).await {
-        Ok(answer) => {
-            let answer = Arc::new(answer);
-            resolver.cache.put(&key, answer.clone(), Instant::now());
-            Ok(answer)
-        }
-        Err(failure) => {
-            resolver.cache.put_failure(&key, Instant::now());
-            Err(failure.into())
-        }
-    };
-    // In the cache first: who comes after the flight is off the list finds the answer there.
-    land.send_replace(Some(outcome));
-}
-
-/// Takes a flight off the list however it ends.
-struct Landing<'a> {
-    resolver: &'a Resolver,
-    key: Key,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        let mut open = self.resolver.flights.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.remove(self.key.as_bytes());
+    fn count_rcode(&self, guest: &Guest, out: &[u8]) {
+        self.tally(guest, |counters| &counters.queries);
+        let rcode = out.get(3).map_or(0, |byte| u16::from(*byte)) & flag::RCODE;
+        self.tally(guest, |counters| match rcode {
+            0 => &counters.noerror,
+            2 => &counters.servfail,
+            3 => &counters.nxdomain,
+            _ => &counters.refused,
+        });
     }
 }

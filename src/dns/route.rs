@@ -5,6 +5,7 @@
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
+use super::local::LocalData;
 use super::name::Name;
 use super::query::{CLASS_IN, Query, flag, qtype};
 use crate::model::{Network, Subnet};
@@ -44,8 +45,26 @@ pub(super) enum Local {
         zone: Name,
         apex: bool,
     },
+    /// A name that the operator added records for, or of a zone of the operator's own.
+    Added {
+        zone: Option<Name>,
+    },
     /// Type ANY of a name we do not hold (RFC 8482).
     Any,
+}
+
+impl Local {
+    /// For people.
+    pub(super) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Domain(_) => "a name of the guests' domain",
+            Self::Reverse { .. } | Self::ReverseParent { .. } => "a reverse name of the guests' subnet",
+            Self::Localhost { .. } | Self::LocalhostReverse { .. } => "localhost",
+            Self::Empty { .. } => "a special name, never asked for upstream",
+            Self::Added { .. } => "a record or zone of the configuration, the API or the hosts file",
+            Self::Any => "type ANY (RFC 8482)",
+        }
+    }
 }
 
 /// Why a query is not answered. Each is an rcode on the wire.
@@ -68,16 +87,29 @@ pub(super) enum Refusal {
 pub(super) struct Places {
     pub(super) domain: Name,
     pub(super) subnet: Subnet,
+    /// Names that may have private addresses.
+    pub(super) rebind_exempt: Vec<Name>,
 }
 
 impl Places {
     /// `None` if the domain does not fit a name, which a checked `Domain` always does.
     pub(super) fn of(network: &Network) -> Option<Self> {
-        Some(Self { domain: Name::from_text(network.domain.as_str())?, subnet: network.subnet })
+        let exempt = network.resolver.rebind_exempt.iter();
+        Some(Self {
+            domain: Name::from_text(network.domain.as_str())?,
+            subnet: network.subnet,
+            rebind_exempt: exempt.filter_map(|name| Name::from_text(name.as_str())).collect(),
+        })
     }
 }
 
-pub(super) fn route(query: &Query, places: &Places) -> Route {
+/// `conditional`: whether a name has upstreams of its own, which then know better than any rule for special names.
+pub(super) fn route(
+    query: &Query,
+    places: &Places,
+    added: &LocalData,
+    conditional: impl Fn(&Name) -> bool,
+) -> Route {
     if query.edns.is_some_and(|edns| edns.version != 0) {
         return Route::Refuse(Refusal::EdnsVersion);
     }
@@ -91,7 +123,7 @@ pub(super) fn route(query: &Query, places: &Places) -> Route {
         251 | 252 => return Route::Refuse(Refusal::Transfer),
         _ => {}
     }
-    if let Some(local) = local(&query.name, places) {
+    if let Some(local) = local(&query.name, places, added, conditional) {
         return Route::Local(local);
     }
     if !query.has(flag::RD) {
@@ -100,11 +132,25 @@ pub(super) fn route(query: &Query, places: &Places) -> Route {
     if query.qtype == qtype::ANY { Route::Local(Local::Any) } else { Route::Forward }
 }
 
-fn local(name: &Name, places: &Places) -> Option<Local> {
+fn local(
+    name: &Name,
+    places: &Places,
+    added: &LocalData,
+    conditional: impl Fn(&Name) -> bool,
+) -> Option<Local> {
     if let Some(above) = name.labels_above(&places.domain) {
         return Some(Local::Domain(above.into_iter().map(<[u8]>::to_vec).collect()));
     }
-    reverse(name, places.subnet).or_else(|| special(name))
+    if let Some(reverse) = reverse(name, places.subnet) {
+        return Some(reverse);
+    }
+    if !added.is_empty() {
+        let zone = added.zone(name);
+        if zone.is_some() || added.find(name).is_some() {
+            return Some(Local::Added { zone });
+        }
+    }
+    if conditional(name) { None } else { special(name) }
 }
 
 /// The reverse names of the subnet (RFC 1035 section 3.5). Their zone is cut at a whole octet: of 10.100.16.0/20 every
@@ -216,11 +262,16 @@ mod tests {
     }
 
     fn places(subnet: &str) -> Places {
-        Places { domain: Name::from_text("vm.internal").unwrap(), subnet: subnet.parse().unwrap() }
+        let domain = Name::from_text("vm.internal").unwrap();
+        Places { domain, subnet: subnet.parse().unwrap(), rebind_exempt: vec![] }
+    }
+
+    fn plain(query: &Query, places: &Places) -> Route {
+        route(query, places, &LocalData::default(), |_| false)
     }
 
     fn routed(name: &str) -> Route {
-        route(&asked(name, A), &places("10.100.0.0/16"))
+        plain(&asked(name, A), &places("10.100.0.0/16"))
     }
 
     #[test]
@@ -291,7 +342,7 @@ mod tests {
             routed("3.100.10.in-addr.arpa"),
             Route::Local(Local::ReverseParent { zone: zone("100.10.in-addr.arpa") })
         );
-        let small = |name| route(&asked(name, PTR), &places("198.18.7.32/27"));
+        let small = |name| plain(&asked(name, PTR), &places("198.18.7.32/27"));
         let address = Ipv4Addr::new(198, 18, 7, 33);
         assert_eq!(
             small("33.7.18.198.in-addr.arpa"),
@@ -308,7 +359,7 @@ mod tests {
         let refused = |change: fn(&mut Query)| {
             let mut query = asked("www.example.com", A);
             change(&mut query);
-            match route(&query, &places) {
+            match plain(&query, &places) {
                 Route::Refuse(refusal) => refusal,
                 other => panic!("{other:?}"),
             }
@@ -319,15 +370,24 @@ mod tests {
         assert_eq!(refused(|q| q.qtype = 41), Refusal::MetaType);
         assert_eq!(refused(|q| q.qtype = 128), Refusal::MetaType);
         assert_eq!(refused(|q| q.flags = 0), Refusal::NoRecursion);
-        let version = Edns { payload: 1232, version: 1, dnssec_ok: false };
+        let version = Edns { payload: 1232, version: 1, dnssec_ok: false, cookie: None };
         let mut query = asked("www.example.com", A);
         query.edns = Some(version);
-        assert_eq!(route(&query, &places), Route::Refuse(Refusal::EdnsVersion));
+        assert_eq!(plain(&query, &places), Route::Refuse(Refusal::EdnsVersion));
+    }
+
+    #[test]
+    fn a_suffix_with_upstreams_of_its_own_goes_before_special_names() {
+        let home = Name::from_text("home.arpa").unwrap();
+        let places = places("10.100.0.0/16");
+        let routed = |name| route(&asked(name, A), &places, &LocalData::default(), |name| name.is_in(&home));
+        assert_eq!(routed("nas.home.arpa"), Route::Forward);
+        assert!(matches!(routed("printer.local"), Route::Local(Local::Empty { .. })));
     }
 
     #[test]
     fn any_is_answered_here() {
-        let any = route(&asked("www.example.com", qtype::ANY), &places("10.100.0.0/16"));
+        let any = plain(&asked("www.example.com", qtype::ANY), &places("10.100.0.0/16"));
         assert_eq!(any, Route::Local(Local::Any));
     }
 }

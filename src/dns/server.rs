@@ -1,49 +1,44 @@
-//! The sockets of a network's resolver. In: a network, the live bindings, upstreams. Out: answers on the gateway's port 53, UDP
-//! and TCP, until stopped. Every task, connection and buffer is counted against a cap.
+//! A network's resolver from start to stop. In: a network, the live bindings, upstreams. Out: answers on the gateway's port 53,
+//! UDP and TCP. Two threads: one answers what is at hand, the other has a runtime for all that waits. The sockets stay open
+//! whatever changes.
 
-use std::collections::HashMap;
+use std::hash::RandomState;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use tracing::{debug, info, trace};
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::runtime;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, info};
 
 use super::cache::Cache;
-use super::counters::{Counters, DnsCounters, count};
+use super::control::DnsControl;
+use super::counters::{Counters, DnsCounters};
 use super::fair::Fair;
-use super::forward::Forwarder;
-use super::reply::Transport;
-use super::resolve::{Flights, Pending, Resolver, Step};
+use super::flights::Flights;
+use super::forward::{Forwarder, SecureError, Trust};
+use super::guests::Guests;
+use super::histogram::Histogram;
+use super::local::{HostsError, LocalData};
+use super::policy::{Policy, PolicyError};
+use super::resolve::{Pending, Resolver};
 use super::route::Places;
-use crate::model::{Network, NetworkName};
+use super::validate::{AnchorError, Validator};
+use super::{tcp, udp};
+use crate::events::Events;
+use crate::model::{DnsRecord, Network, Subnet, Upstream};
 use crate::registry::Registry;
 
-/// Bytes of answers a network's guests share.
-const CACHE_BYTES: usize = 32 << 20;
-/// Sockets to upstreams at most, and at most this part of the descriptors the process may have.
-const UPSTREAM_SOCKETS: (usize, usize) = (2_048, 4);
-/// Questions a guest may have at the upstreams: this part of the sockets.
+/// Exchanges with upstreams at once at most, and at most this part of the descriptors the process may have.
+const EXCHANGES: (usize, usize) = (4_096, 4);
+/// Questions a guest may have at the upstreams: this part of the exchanges.
 const GUEST_SHARE: usize = 8;
-/// Datagrams that come in while the task is elsewhere wait in the kernel; this holds a burst of some thousand.
+/// Datagrams that come in while the thread is elsewhere wait in the kernel; this holds a burst of some thousand.
 const RECEIVE_BUFFER: usize = 4 << 20;
-/// The longest query worth reading from a datagram: one question, an OPT record and its options.
-const LONGEST_DATAGRAM: usize = 4_096;
-/// Datagrams taken before other tasks get a turn.
-const BURST: usize = 64;
-const TCP_CONNECTIONS: usize = 512;
-const TCP_CONNECTIONS_PER_GUEST: usize = 32;
-/// Queries of one connection answered at a time, in whatever order they are done (RFC 7766 section 6.2.1.1).
-const TCP_PIPELINE: usize = 32;
-/// A connection without a whole query for so long is closed (RFC 7766 section 6.2.3), and so is one that does not take
-/// its answer.
-const TCP_IDLE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
@@ -63,6 +58,16 @@ pub enum DnsError {
     UpstreamIsSelf { network: String, address: SocketAddr },
     #[error("network {network}: domain {domain} is no DNS name: give a domain of labels of at most 63 bytes")]
     Domain { network: String, domain: String },
+    #[error("network {network}: {source}")]
+    Hosts { network: String, source: HostsError },
+    #[error("network {network}: {source}")]
+    Policy { network: String, source: PolicyError },
+    #[error("network {network}: {source}")]
+    Secure { network: String, source: SecureError },
+    #[error("network {network}: {source}")]
+    Anchor { network: String, source: AnchorError },
+    #[error("cannot start the resolver's threads: {0}")]
+    Threads(io::Error),
 }
 
 impl DnsError {
@@ -84,79 +89,140 @@ impl DnsError {
 pub struct DnsServer {
     resolver: Arc<Resolver>,
     address: SocketAddr,
-    tasks: JoinSet<()>,
+    socket: Arc<UdpSocket>,
+    stopping: Arc<AtomicBool>,
+    /// Dropped to end the runtime.
+    stop: Option<oneshot::Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// A look at a resolver, which may have stopped since.
-#[derive(Clone)]
-pub struct DnsView(Arc<Resolver>);
-
-impl DnsView {
-    pub fn network(&self) -> &NetworkName {
-        &self.0.network.name
-    }
-
-    pub fn counters(&self) -> DnsCounters {
-        self.0.counters.snapshot()
-    }
-}
-
-/// Where a resolver listens and whom it asks.
+/// Where a resolver listens, whom it asks, and what else it is given.
 #[derive(Debug, Clone)]
 pub struct DnsEndpoints {
-    /// Port 0 takes a free one, the same for UDP and TCP.
+    /// IPv4; port 0 takes a free one, the same for UDP and TCP.
     pub listen: SocketAddr,
-    pub upstreams: Vec<SocketAddr>,
+    pub upstreams: Vec<Upstream>,
     /// Whether only addresses of the network's subnet are answered.
     pub guests_only: bool,
+    /// The subnets of all networks: their addresses may stand in any answer.
+    pub own_subnets: Vec<Subnet>,
+    /// Records of the API.
+    pub records: Vec<DnsRecord>,
+    pub events: Events,
+}
+
+impl DnsEndpoints {
+    /// The network's gateway address, for its guests.
+    pub fn of(network: &Network) -> Self {
+        Self {
+            // A wildcard socket would answer from whatever address routes back; bound to the gateway there is only one,
+            // which all shards of the bridge have.
+            listen: SocketAddr::new(IpAddr::V4(network.gateway), 53),
+            upstreams: network.upstreams.clone(),
+            guests_only: true,
+            own_subnets: vec![network.subnet],
+            records: vec![],
+            events: Events::default(),
+        }
+    }
 }
 
 impl DnsServer {
-    /// Answers the network's guests on its gateway address, which must be on an interface.
-    pub async fn start(network: Arc<Network>, registry: Registry) -> Result<Self, DnsError> {
-        // A wildcard socket would answer from whatever address routes back; bound to the gateway there is only one.
-        let listen = SocketAddr::new(IpAddr::V4(network.gateway), 53);
-        let upstreams = network.upstreams.iter().map(|&address| SocketAddr::new(address, 53)).collect();
-        Self::start_at(network, registry, DnsEndpoints { listen, upstreams, guests_only: true }).await
-    }
-
-    pub async fn start_at(
+    /// Answers on `endpoints.listen`, which must be on an interface.
+    pub fn start(
         network: Arc<Network>,
         registry: Registry,
         endpoints: DnsEndpoints,
     ) -> Result<Self, DnsError> {
+        let name = || network.name.to_string();
         if endpoints.upstreams.is_empty() {
-            return Err(DnsError::NoUpstream { network: network.name.to_string() });
+            return Err(DnsError::NoUpstream { network: name() });
         }
-        if endpoints.upstreams.contains(&endpoints.listen) {
-            return Err(DnsError::UpstreamIsSelf {
-                network: network.name.to_string(),
-                address: endpoints.listen,
-            });
+        if endpoints.upstreams.iter().any(|upstream| upstream.address == endpoints.listen) {
+            return Err(DnsError::UpstreamIsSelf { network: name(), address: endpoints.listen });
         }
-        let places = Places::of(&network).ok_or_else(|| DnsError::Domain {
-            network: network.name.to_string(),
-            domain: network.domain.to_string(),
-        })?;
-        let (tcp, udp, address) = bind(endpoints.listen).await?;
-        let sockets = upstream_sockets();
+        let domain = || DnsError::Domain { network: name(), domain: network.domain.to_string() };
+        let places = Places::of(&network).ok_or_else(domain)?;
+        let settings = &network.resolver;
+        let local = LocalData::load(settings, &endpoints.records)
+            .map_err(|source| DnsError::Hosts { network: name(), source })?;
+        let policy =
+            Policy::load(&settings.rules).map_err(|source| DnsError::Policy { network: name(), source })?;
+        let zones = settings.forward.iter().flat_map(|zone| &zone.servers);
+        let servers: Vec<&Upstream> = endpoints.upstreams.iter().chain(zones).collect();
+        let trust = Trust::new(&servers, settings.upstream_ca.as_deref())
+            .map_err(|source| DnsError::Secure { network: name(), source })?;
+
+        let (tcp, udp, address) = bind(endpoints.listen)?;
+        let exchanges = exchanges();
+        let forwarder =
+            Arc::new(Forwarder::new(&network, &endpoints.upstreams, exchanges, &trust, endpoints.events));
+        let validator = settings
+            .dnssec
+            .then(|| Validator::new(forwarder.clone(), settings.trust_anchor.as_deref()))
+            .transpose()
+            .map_err(|source| DnsError::Anchor { network: name(), source })?;
+        let runtime =
+            runtime::Builder::new_current_thread().enable_all().build().map_err(DnsError::Threads)?;
         let resolver = Arc::new(Resolver {
             places,
-            registry,
+            registry: registry.clone(),
             guests_only: endpoints.guests_only,
-            cache: Cache::new(CACHE_BYTES),
-            forwarder: Forwarder::new(&endpoints.upstreams, sockets),
-            fair: Fair::new(sockets / GUEST_SHARE),
-            flights: Flights::default(),
+            own_subnets: endpoints.own_subnets,
+            local: ArcSwap::from_pointee(local),
+            policy: ArcSwap::from_pointee(policy),
+            cache: Cache::new(settings.cache_bytes),
+            forwarder,
+            validator,
+            fair: Fair::new(exchanges / GUEST_SHARE),
+            guests: Guests::new(network.name.clone(), registry, settings.queries_per_second),
+            flights: Flights::new(runtime.handle().clone()),
             counters: Counters::default(),
+            latency: Histogram::default(),
+            cookie_secret: RandomState::new(),
+            logged: AtomicU64::new(0),
             network,
         });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(resolver.clone(), Arc::new(udp)));
-        tasks.spawn(serve_tcp(resolver.clone(), tcp));
-        info!(network = %resolver.network.name, "DNS answers");
-        debug!(%address, upstreams = ?endpoints.upstreams, "DNS endpoints");
-        Ok(Self { resolver, address, tasks })
+        let server = Self::run(resolver, runtime, tcp, udp, address)?;
+        info!(network = %server.resolver.network.name, "DNS server is answering");
+        Ok(server)
+    }
+
+    fn run(
+        resolver: Arc<Resolver>,
+        runtime: runtime::Runtime,
+        tcp: TcpListener,
+        udp: UdpSocket,
+        address: SocketAddr,
+    ) -> Result<Self, DnsError> {
+        let (later, waiting) = mpsc::unbounded_channel::<Box<Pending>>();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (socket, stopping) = (Arc::new(udp), Arc::new(AtomicBool::new(false)));
+        let mut server = Self {
+            resolver: resolver.clone(),
+            address,
+            socket: socket.clone(),
+            stopping: stopping.clone(),
+            stop: Some(stop),
+            threads: Vec::new(),
+        };
+        let (for_waiting, answers) = (resolver.clone(), socket.clone());
+        let waits = move || {
+            runtime.block_on(async {
+                // Registered with this runtime, so it has to be made here; it was bound and set up before.
+                match tokio::net::TcpListener::from_std(tcp) {
+                    Ok(listener) => drop(tokio::spawn(tcp::serve(for_waiting.clone(), listener))),
+                    Err(error) => tracing::error!(%error, "no DNS by TCP"),
+                }
+                tokio::spawn(udp::finish_all(for_waiting, answers, waiting));
+                // Ends when the sender is dropped; the runtime's end ends every task.
+                let _ = stopped.await;
+            });
+        };
+        server.threads.push(thread("dns-waits", waits)?);
+        let answers = move || udp::serve(&resolver, &socket, &stopping, &later);
+        server.threads.push(thread("dns-answers", answers)?);
+        Ok(server)
     }
 
     pub fn local_addr(&self) -> SocketAddr {
@@ -164,215 +230,54 @@ impl DnsServer {
     }
 
     pub fn counters(&self) -> DnsCounters {
-        self.view().counters()
+        self.resolver.counters.snapshot()
     }
 
-    /// For whoever looks at it while it answers.
-    pub fn view(&self) -> DnsView {
-        DnsView(self.resolver.clone())
+    /// To look at it and to change it while it runs.
+    pub fn control(&self) -> DnsControl {
+        DnsControl::new(self.resolver.clone())
     }
 
-    /// Returns when the sockets are closed. Queries in flight are not answered.
-    pub async fn stop(mut self) {
-        self.resolver.stop();
-        self.tasks.shutdown().await;
+    /// Closes the sockets; questions on their way upstream end unanswered.
+    pub fn stop(self) {
+        drop(self);
     }
 }
 
 impl Drop for DnsServer {
     fn drop(&mut self) {
-        self.resolver.stop();
+        self.stopping.store(true, Ordering::Release);
+        // Wakes the thread that waits in recvmmsg(2); that the socket is not connected is no matter.
+        if let Err(error) = socket2::SockRef::from(&*self.socket).shutdown(std::net::Shutdown::Both) {
+            debug!(%error, "shutting the DNS socket down");
+        }
+        self.stop = None;
+        for thread in self.threads.drain(..) {
+            // An error means that it panicked, which has been logged.
+            let _ = thread.join();
+        }
     }
 }
 
-/// What of the process's limit of open files goes to sockets upstream. A limit of 1,024, a shell's default, makes a resolver
-/// of 256; the daemon should raise it first.
-fn upstream_sockets() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` is a valid rlimit that outlives the call, which writes to nothing else.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
-    let open_files = if known { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 1_024 };
-    (open_files / UPSTREAM_SOCKETS.1).clamp(GUEST_SHARE, UPSTREAM_SOCKETS.0)
+fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DnsError> {
+    std::thread::Builder::new().name(name.into()).spawn(work).map_err(DnsError::Threads)
 }
 
-async fn bind(listen: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr), DnsError> {
-    let tcp = TcpListener::bind(listen).await.map_err(|e| DnsError::bind(listen, "tcp", e))?;
+/// Sockets are open files, of which the process may have so many.
+fn exchanges() -> usize {
+    let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
+    let open_files = usize::try_from(soft).unwrap_or(usize::MAX);
+    (open_files / EXCHANGES.1).clamp(GUEST_SHARE, EXCHANGES.0)
+}
+
+fn bind(listen: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr), DnsError> {
+    let tcp = TcpListener::bind(listen).map_err(|e| DnsError::bind(listen, "tcp", e))?;
+    tcp.set_nonblocking(true).map_err(|e| DnsError::bind(listen, "tcp", e))?;
     let address = tcp.local_addr().map_err(|e| DnsError::bind(listen, "tcp", e))?;
-    let udp = UdpSocket::bind(address).await.map_err(|e| DnsError::bind(address, "udp", e))?;
+    let udp = UdpSocket::bind(address).map_err(|e| DnsError::bind(address, "udp", e))?;
     // As much of it as net.core.rmem_max allows; less only means that less of a burst is kept.
     if let Err(error) = socket2::SockRef::from(&udp).set_recv_buffer_size(RECEIVE_BUFFER) {
         debug!(%error, "receive buffer stays as it is");
     }
     Ok((tcp, udp, address))
-}
-
-async fn serve_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>) {
-    let mut waiting = JoinSet::new();
-    let mut buffer = vec![0; LONGEST_DATAGRAM];
-    let mut out = Vec::with_capacity(LONGEST_DATAGRAM);
-    loop {
-        // An error here belongs to an earlier datagram (a guest that is gone), not to the socket.
-        if let Err(error) = socket.readable().await {
-            debug!(%error, "UDP socket");
-            sleep(Duration::from_millis(10)).await;
-            continue;
-        }
-        for _ in 0..BURST {
-            let (length, from) = match socket.try_recv_from(&mut buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => {
-                    trace!(%error, "UDP receive");
-                    continue;
-                }
-            };
-            match resolver.begin(&buffer[..length], from, Transport::Udp, &mut out) {
-                Step::Silent => {}
-                // A full send buffer loses the answer, as the network may; the guest asks again.
-                Step::Answered => sent(socket.try_send_to(&out, from)),
-                Step::Wait(pending) => {
-                    let (resolver, socket) = (resolver.clone(), socket.clone());
-                    waiting.spawn(answer_later(resolver, socket, pending, from));
-                }
-            }
-        }
-        while waiting.try_join_next().is_some() {}
-        tokio::task::yield_now().await;
-    }
-}
-
-async fn answer_later(
-    resolver: Arc<Resolver>,
-    socket: Arc<UdpSocket>,
-    pending: Box<Pending>,
-    from: SocketAddr,
-) {
-    let mut out = Vec::new();
-    if resolver.finish(pending, &mut out).await {
-        sent(socket.send_to(&out, from).await);
-    }
-}
-
-fn sent(result: io::Result<usize>) {
-    if let Err(error) = result {
-        trace!(%error, "UDP answer not sent");
-    }
-}
-
-async fn serve_tcp(resolver: Arc<Resolver>, listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    let guests = Arc::new(Mutex::new(HashMap::new()));
-    loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors, most likely: they come back as connections end.
-                debug!(%error, "TCP accept");
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            }
-        };
-        while connections.try_join_next().is_some() {}
-        let seat = if connections.len() < TCP_CONNECTIONS { Seat::take(&guests, from.ip()) } else { None };
-        match seat {
-            Some(seat) => {
-                connections.spawn(serve_connection(resolver.clone(), stream, from, seat));
-            }
-            None => count(&resolver.counters.tcp_refused),
-        }
-    }
-}
-
-/// One of a guest's connections, given back when dropped.
-struct Seat {
-    guests: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    guest: IpAddr,
-}
-
-impl Seat {
-    fn take(guests: &Arc<Mutex<HashMap<IpAddr, usize>>>, guest: IpAddr) -> Option<Self> {
-        let mut taken = guests.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(guest).or_insert(0);
-        if *count >= TCP_CONNECTIONS_PER_GUEST {
-            return None;
-        }
-        *count += 1;
-        Some(Self { guests: guests.clone(), guest })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.guests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.guest) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.guest);
-            }
-        }
-    }
-}
-
-async fn serve_connection(resolver: Arc<Resolver>, mut stream: TcpStream, from: SocketAddr, _seat: Seat) {
-    if let Err(error) = converse(&resolver, &mut stream, from).await {
-        trace!(%error, "TCP connection");
-    }
-}
-
-async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: SocketAddr) -> io::Result<()> {
-    let (mut reader, mut writer) = stream.split();
-    let mut received = Vec::new();
-    let mut out = Vec::new();
-    let mut waiting = FuturesUnordered::new();
-    let mut idle_at = Instant::now() + TCP_IDLE;
-    let mut open = true;
-    loop {
-        while waiting.len() < TCP_PIPELINE {
-            let Some(message) = take_message(&mut received) else { break };
-            idle_at = Instant::now() + TCP_IDLE;
-            match resolver.begin(&message, from, Transport::Tcp, &mut out) {
-                // Over TCP nobody forges the sender: who sends no query is not worth a connection.
-                Step::Silent => return Ok(()),
-                Step::Answered => write(&mut writer, &out).await?,
-                Step::Wait(pending) => waiting.push(async {
-                    let mut out = Vec::new();
-                    resolver.finish(pending, &mut out).await.then_some(out)
-                }),
-            }
-        }
-        if !open && waiting.is_empty() {
-            return Ok(());
-        }
-        let full = waiting.len() >= TCP_PIPELINE;
-        received.reserve(LONGEST_DATAGRAM);
-        tokio::select! {
-            Some(answer) = waiting.next() => {
-                if let Some(answer) = answer {
-                    write(&mut writer, &answer).await?;
-                }
-                idle_at = Instant::now() + TCP_IDLE;
-            }
-            read = timeout_at(idle_at, reader.read_buf(&mut received)), if open && !full => match read {
-                Ok(Ok(0)) => open = false,
-                Ok(read) => drop(read?),
-                // What is being asked upstream is still answered.
-                Err(_) => open = false,
-            },
-        }
-    }
-}
-
-/// The next whole message, if all of it is there. What is left is at most one incomplete message and what one read brings.
-fn take_message(received: &mut Vec<u8>) -> Option<Vec<u8>> {
-    let (length, rest) = received.split_first_chunk::<2>()?;
-    let length = usize::from(u16::from_be_bytes(*length));
-    let message = rest.get(..length)?.to_vec();
-    received.drain(..2 + length);
-    Some(message)
-}
-
-async fn write(writer: &mut (impl tokio::io::AsyncWrite + Unpin), message: &[u8]) -> io::Result<()> {
-    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
-    let framed = [&length.to_be_bytes()[..], message].concat();
-    timeout(TCP_IDLE, writer.write_all(&framed)).await?
 }

@@ -2,23 +2,32 @@
 //! NXDOMAIN with the SOA that lets a stub cache it. A VM is in the zone from the moment it is bound, and no longer than it is.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::rdata::{A, AAAA, HINFO, NS, PTR, SOA};
 use hickory_proto::rr::{self, RData, Record};
 
+use super::local::{Found, LocalData};
 use super::name::Name;
+use super::policy::Verdict;
 use super::query::qtype;
+use super::reply::Ede;
 use super::route::Local;
-use crate::model::{Domain, Network};
-use crate::registry::Registry;
+use crate::model::{Domain, Network, WorkspaceId};
+use crate::registry::{Registry, Reserved};
 
 /// Seconds. Long enough that a busy guest does not ask per connection, short enough that a VM made anew under the same
 /// name is found within the first retry of whoever looks for it.
 const TTL: u32 = 5;
 /// Seconds, of names that never change: localhost, empty zones and the answer to ANY (RFC 6303 section 3).
 const FIXED_TTL: u32 = 10_800;
+/// Seconds, of what a rule of the policy says: the rules may change at any time.
+const RULED_TTL: u32 = 10;
+/// Aliases that are followed one after the other; a loop of them ends here.
+const ALIASES: usize = 8;
+const CNAME: u16 = 5;
 /// More VMs of one name than this are not all told; a datagram of 512 bytes holds them.
 const MOST_ADDRESSES: usize = 16;
 
@@ -29,100 +38,203 @@ pub(super) struct Answer {
     pub(super) answers: Vec<Record>,
     /// In the authority section of a negative answer (RFC 2308 section 3).
     pub(super) soa: Option<Record>,
+    pub(super) ede: Option<Ede>,
+    /// The alias' target, which is not ours: its answer comes after these records.
+    pub(super) beyond: Option<Name>,
 }
 
-pub(super) fn answer(
-    network: &Network,
-    registry: &Registry,
-    local: &Local,
-    name: &Name,
-    asked: u16,
-) -> Option<Answer> {
+/// Who asks: what a guest may see follows its workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asker<'a> {
+    /// The host itself: it sees every name of the network.
+    Host,
+    /// A guest, with its workspace if it has one: it sees the names of the same workspace.
+    Guest(Option<&'a WorkspaceId>),
+}
+
+impl Asker<'_> {
+    fn sees(self, reserved: &Reserved) -> bool {
+        match self {
+            Self::Host => true,
+            Self::Guest(workspace) => reserved.workspace.as_ref() == workspace,
+        }
+    }
+}
+
+/// What answers are made from.
+#[derive(Clone, Copy)]
+pub(super) struct Zones<'a> {
+    pub(super) network: &'a Network,
+    pub(super) registry: &'a Registry,
+    pub(super) added: &'a LocalData,
+    pub(super) asker: Asker<'a>,
+}
+
+impl Answer {
+    pub(super) fn empty() -> Self {
+        Self { rcode: ResponseCode::NoError, answers: vec![], soa: None, ede: None, beyond: None }
+    }
+}
+
+impl Zones<'_> {
+    pub(super) fn answer(&self, local: &Local, name: &Name, asked: u16) -> Option<Answer> {
+        let owner = wire_name(name)?;
+        let found = match local {
+            Local::Domain(labels) => return self.in_domain(labels, name, asked, ALIASES),
+            Local::Reverse { address, zone } => {
+                let apex = zone == name;
+                let zone = LocalZone::of_subnet(zone, &self.network.domain)?;
+                let mut data = if apex { vec![zone.soa_data(), zone.ns_data()] } else { vec![] };
+                data.extend(self.host_of(*address));
+                if data.is_empty() { zone.nxdomain() } else { zone.data(asked, &owner, data) }
+            }
+            Local::ReverseParent { zone } => {
+                let apex = zone == name;
+                let zone = LocalZone::of_subnet(zone, &self.network.domain)?;
+                // Of a name between the zone and its guests, NXDOMAIN would deny the guests too (RFC 8020 section 2).
+                let data = if apex { vec![zone.soa_data(), zone.ns_data()] } else { vec![] };
+                zone.data(asked, &owner, data)
+            }
+            Local::Added { zone } => return self.added(zone.as_ref().unwrap_or(name), name, asked, ALIASES),
+            // RFC 6761 section 6.3: address queries get the loopback address.
+            Local::Localhost { zone } => {
+                let loopback = vec![RData::A(A(Ipv4Addr::LOCALHOST)), RData::AAAA(AAAA(Ipv6Addr::LOCALHOST))];
+                LocalZone::fixed(zone)?.data(asked, &owner, loopback)
+            }
+            Local::LocalhostReverse { zone } => {
+                let localhost = wire_name(&Name::from_text("localhost")?)?;
+                LocalZone::fixed(zone)?.data(asked, &owner, vec![RData::PTR(PTR(localhost))])
+            }
+            Local::Empty { zone, apex } => {
+                let zone = LocalZone::fixed(zone)?;
+                if *apex {
+                    zone.data(asked, &owner, vec![zone.soa_data(), zone.ns_data()])
+                } else {
+                    zone.nxdomain()
+                }
+            }
+            Local::Any => minimal_any(&owner, FIXED_TTL),
+        };
+        Some(found)
+    }
+
+    /// A name in the guests' domain: the gateway, else the VMs of that host name, else the VM of that id, else what the
+    /// operator added.
+    fn in_domain(&self, labels: &[Vec<u8>], name: &Name, asked: u16, aliases: usize) -> Option<Answer> {
+        let zone = LocalZone::of_domain(&self.network.domain)?;
+        let found = match labels {
+            [label] => self.addresses(label),
+            _ => vec![],
+        };
+        if found.is_empty() {
+            let domain = Name::from_text(self.network.domain.as_str())?;
+            return self.added(&domain, name, asked, aliases);
+        }
+        let data = found.into_iter().map(|address| RData::A(A(address))).collect();
+        Some(zone.data(asked, &wire_name(name)?, data))
+    }
+
+    /// What the operator added at `name`, in `zone`; an alias is followed as long as its target is ours.
+    fn added(&self, apex: &Name, name: &Name, asked: u16, aliases: usize) -> Option<Answer> {
+        let owner = wire_name(name)?;
+        let zone = match self.network.domain.as_str() == apex.to_string().trim_end_matches('.') {
+            true => LocalZone::of_domain(&self.network.domain)?,
+            false => LocalZone::of_subnet(apex, &self.network.domain)?,
+        };
+        let mut data =
+            if apex == name { vec![(zone.ttl, zone.soa_data()), (zone.ttl, zone.ns_data())] } else { vec![] };
+        match self.added.find(name) {
+            Some(Found::Data(added)) => data.extend(added.iter().cloned()),
+            Some(Found::Nothing) => {}
+            None if data.is_empty() => return Some(zone.nxdomain()),
+            None => {}
+        }
+        let alias = data.iter().find_map(|(ttl, data)| match data {
+            RData::CNAME(target) => Some((*ttl, target.0.clone())),
+            _ => None,
+        });
+        let Some((ttl, target)) = alias.filter(|_| !matches!(asked, CNAME | qtype::ANY)) else {
+            return Some(zone.timed_data(asked, &owner, data));
+        };
+        let alias = Record::from_rdata(owner, ttl, RData::CNAME(rr::rdata::CNAME(target.clone())));
+        let mut answer = self.follow(&target, asked, aliases)?;
+        answer.answers.insert(0, alias);
+        Some(answer)
+    }
+
+    /// What an alias' target has; `beyond` if that is for upstreams to say.
+    fn follow(&self, target: &rr::Name, asked: u16, aliases: usize) -> Option<Answer> {
+        let name = Name::from_text(&target.to_ascii())?;
+        if aliases == 0 {
+            return Some(Answer::empty());
+        }
+        let domain = Name::from_text(self.network.domain.as_str())?;
+        if let Some(above) = name.labels_above(&domain) {
+            let labels: Vec<_> = above.into_iter().map(<[u8]>::to_vec).collect();
+            return self.in_domain(&labels, &name, asked, aliases - 1);
+        }
+        let zone = self.added.zone(&name);
+        if zone.is_some() || self.added.find(&name).is_some() {
+            return self.added(&zone.unwrap_or(name), &name, asked, aliases - 1);
+        }
+        Some(Answer { beyond: Some(name), ..Answer::empty() })
+    }
+
+    /// The A records of a label in the guests' domain.
+    fn addresses(&self, label: &[u8]) -> Vec<Ipv4Addr> {
+        if label == b"gateway" {
+            return vec![self.network.gateway];
+        }
+        let Ok(text) = std::str::from_utf8(label) else { return vec![] };
+        let network = &self.network.name;
+        let seen = |all: Vec<Arc<Reserved>>| -> Vec<Ipv4Addr> {
+            let seen = all.iter().filter(|reserved| self.asker.sees(reserved));
+            seen.take(MOST_ADDRESSES).map(|reserved| reserved.guest.address).collect()
+        };
+        // A VM of another network or workspace is as unknown here as one that does not exist.
+        let named =
+            text.parse().map(|host| seen(self.registry.by_hostname(network, &host))).unwrap_or_default();
+        if named.is_empty() { seen(self.registry.by_vm_label(network, text)) } else { named }
+    }
+
+    fn host_of(&self, address: Ipv4Addr) -> Option<RData> {
+        let host = |label: &str| {
+            let name = Name::from_text(&format!("{label}.{}", self.network.domain))?;
+            Some(RData::PTR(PTR(wire_name(&name)?)))
+        };
+        if address == self.network.gateway {
+            return host("gateway");
+        }
+        let reserved = self.registry.by_address(&self.network.name, address)?;
+        if self.asker.sees(&reserved) { host(reserved.guest.hostname.as_str()) } else { None }
+    }
+}
+
+/// What a rule of the policy makes of a question; with a SOA, so that a stub may hold it.
+pub(super) fn ruled(verdict: &Verdict, name: &Name, asked: u16) -> Option<Answer> {
+    let zone = LocalZone { ttl: RULED_TTL, ..LocalZone::fixed(name)? };
     let owner = wire_name(name)?;
-    let found = match local {
-        Local::Domain(labels) => {
-            let zone = LocalZone::of_domain(&network.domain)?;
-            match labels.as_slice() {
-                [] => zone.data(asked, &owner, vec![zone.soa_data(), zone.ns_data()]),
-                [label] => match addresses(network, registry, label) {
-                    found if found.is_empty() => zone.nxdomain(),
-                    found => zone.data(asked, &owner, found.into_iter().map(|a| RData::A(A(a))).collect()),
-                },
-                _ => zone.nxdomain(),
-            }
+    let (answer, ede) = match verdict {
+        Verdict::Allow => return None,
+        Verdict::NxDomain => (zone.nxdomain(), Ede::Blocked),
+        Verdict::NoData => (zone.data(asked, &owner, vec![]), Ede::Blocked),
+        Verdict::Refused => (Answer { rcode: ResponseCode::Refused, ..Answer::empty() }, Ede::Blocked),
+        Verdict::Address(addresses) => {
+            let data = addresses.iter().map(|address| match address {
+                IpAddr::V4(v4) => RData::A(A(*v4)),
+                IpAddr::V6(v6) => RData::AAAA(AAAA(*v6)),
+            });
+            (zone.data(asked, &owner, data.collect()), Ede::ForgedAnswer)
         }
-        Local::Reverse { address, zone } => {
-            let apex = zone == name;
-            let zone = LocalZone::of_subnet(zone, &network.domain)?;
-            let mut data = if apex { vec![zone.soa_data(), zone.ns_data()] } else { vec![] };
-            data.extend(host_of(network, registry, *address));
-            if data.is_empty() { zone.nxdomain() } else { zone.data(asked, &owner, data) }
-        }
-        Local::ReverseParent { zone } => {
-            let apex = zone == name;
-            let zone = LocalZone::of_subnet(zone, &network.domain)?;
-            // Of a name between the zone and its guests, NXDOMAIN would deny the guests too (RFC 8020 section 2).
-            let data = if apex { vec![zone.soa_data(), zone.ns_data()] } else { vec![] };
-            zone.data(asked, &owner, data)
-        }
-        // RFC 6761 section 6.3: address queries get the loopback address.
-        Local::Localhost { zone } => {
-            let loopback = vec![RData::A(A(Ipv4Addr::LOCALHOST)), RData::AAAA(AAAA(Ipv6Addr::LOCALHOST))];
-            LocalZone::fixed(zone)?.data(asked, &owner, loopback)
-        }
-        Local::LocalhostReverse { zone } => {
-            let localhost = wire_name(&Name::from_text("localhost")?)?;
-            LocalZone::fixed(zone)?.data(asked, &owner, vec![RData::PTR(PTR(localhost))])
-        }
-        Local::Empty { zone, apex } => {
-            let zone = LocalZone::fixed(zone)?;
-            if *apex {
-                zone.data(asked, &owner, vec![zone.soa_data(), zone.ns_data()])
-            } else {
-                zone.nxdomain()
-            }
-        }
-        Local::Any => minimal_any(&owner, FIXED_TTL),
     };
-    Some(found)
-}
-
-/// The A records of a label in the guests' domain: the gateway, else the VMs of that host name, else the VM of that id.
-fn addresses(network: &Network, registry: &Registry, label: &[u8]) -> Vec<Ipv4Addr> {
-    if label == b"gateway" {
-        return vec![network.gateway];
-    }
-    let Ok(text) = std::str::from_utf8(label) else { return vec![] };
-    // A VM of another network is as unknown here as one that does not exist.
-    let named = text.parse().map(|host| registry.by_hostname(&network.name, &host)).unwrap_or_default();
-    if !named.is_empty() {
-        return named.iter().take(MOST_ADDRESSES).map(|reserved| reserved.guest.address).collect();
-    }
-    registry
-        .by_vm_label(&network.name, text)
-        .iter()
-        .take(MOST_ADDRESSES)
-        .map(|reserved| reserved.guest.address)
-        .collect()
-}
-
-fn host_of(network: &Network, registry: &Registry, address: Ipv4Addr) -> Option<RData> {
-    let host = |label: &str| {
-        let name = Name::from_text(&format!("{label}.{}", network.domain))?;
-        Some(RData::PTR(PTR(wire_name(&name)?)))
-    };
-    if address == network.gateway {
-        return host("gateway");
-    }
-    let reserved = registry.by_address(&network.name, address)?;
-    host(reserved.guest.hostname.as_str())
+    Some(Answer { ede: Some(ede), ..answer })
 }
 
 /// RFC 8482 section 4.2: a HINFO that says why.
 fn minimal_any(owner: &rr::Name, ttl: u32) -> Answer {
     let hinfo = RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new()));
     let record = Record::from_rdata(owner.clone(), ttl, hinfo);
-    Answer { rcode: ResponseCode::NoError, answers: vec![record], soa: None }
+    Answer { answers: vec![record], ..Answer::empty() }
 }
 
 /// A zone's own facts, from which its negative answers are made.
@@ -165,18 +277,23 @@ impl LocalZone {
     }
 
     fn nxdomain(&self) -> Answer {
-        Answer { rcode: ResponseCode::NXDomain, answers: vec![], soa: Some(self.soa()) }
+        Answer { rcode: ResponseCode::NXDomain, soa: Some(self.soa()), ..Answer::empty() }
     }
 
     /// What of `data`, all that `owner` has, is of the type asked for; NODATA with the SOA if none is.
     fn data(&self, asked: u16, owner: &rr::Name, data: Vec<RData>) -> Answer {
+        self.timed_data(asked, owner, data.into_iter().map(|data| (self.ttl, data)).collect())
+    }
+
+    fn timed_data(&self, asked: u16, owner: &rr::Name, data: Vec<(u32, RData)>) -> Answer {
         if asked == qtype::ANY && !data.is_empty() {
             return minimal_any(owner, self.ttl);
         }
-        let of_type = data.into_iter().filter(|data| u16::from(data.record_type()) == asked);
-        let answers: Vec<_> = of_type.map(|data| Record::from_rdata(owner.clone(), self.ttl, data)).collect();
+        let of_type = data.into_iter().filter(|(_, data)| u16::from(data.record_type()) == asked);
+        let answers: Vec<_> =
+            of_type.map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)).collect();
         let soa = answers.is_empty().then(|| self.soa());
-        Answer { rcode: ResponseCode::NoError, answers, soa }
+        Answer { answers, soa, ..Answer::empty() }
     }
 }
 

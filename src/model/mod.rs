@@ -12,7 +12,9 @@ mod lease;
 mod mac;
 mod network;
 mod reservation;
+mod resolver;
 mod subnet;
+mod upstream;
 mod vm;
 mod vm_id;
 
@@ -29,7 +31,9 @@ pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
 pub use network::{DnsMode, Metadata, Network, NetworkName, Plumbing, RateMbps, Relays};
 pub use reservation::Reservation;
+pub use resolver::{DnsAction, DnsName, DnsRecord, DnsRule, ForwardZone, ResolverSettings};
 pub use subnet::Subnet;
+pub use upstream::{Upstream, UpstreamTransport};
 pub use vm::{Slot, TapOwner, Vm};
 pub use vm_id::{VmId, WorkspaceId};
 

@@ -2,7 +2,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use super::{BridgeName, DhcpOptions, Domain, Invalid, Subnet, serde_as_text};
+use super::{BridgeName, DhcpOptions, Domain, Invalid, ResolverSettings, Subnet, Upstream, serde_as_text};
 
 /// Name of a configured network, `^[a-z0-9][a-z0-9-]{0,31}$`; `network_id` in the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -110,8 +110,9 @@ pub struct Network {
     /// The bridge's address in the subnet: the guests' gateway, DHCP server and (with `DnsMode::On`) DNS server.
     pub gateway: Ipv4Addr,
     /// `dns_servers` of the configuration, in order, at least one.
-    pub upstreams: Vec<IpAddr>,
+    pub upstreams: Vec<Upstream>,
     pub dns: DnsMode,
+    pub resolver: ResolverSettings,
     pub domain: Domain,
     /// Bytes, of every link from the guest's interface to the bridge.
     pub mtu: u16,
@@ -132,7 +133,7 @@ impl Network {
     pub fn guest_dns(&self) -> Vec<IpAddr> {
         match self.dns {
             DnsMode::On => vec![IpAddr::V4(self.gateway)],
-            DnsMode::Off => self.upstreams.clone(),
+            DnsMode::Off => self.upstreams.iter().map(|upstream| upstream.address.ip()).collect(),
         }
     }
 

@@ -1,0 +1,330 @@
+//! Asking upstreams. In: a question. Out: a checked answer, or that nobody could say, within `BUDGET`. The best upstream is
+//! asked first, the next as soon as the first is late or unable, the first two at once when the first has not answered
+//! lately; the first answer wins. A suffix may have upstreams of its own.
+
+mod health;
+mod secure;
+mod tcp;
+mod udp;
+mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::Semaphore;
+use tokio::time::timeout_at;
+use tracing::trace;
+
+use self::health::Health;
+pub(super) use self::secure::{SecureError, Trust};
+use super::answer::{Answer, Question, Verdict};
+use super::histogram::Histogram;
+use super::name::Name;
+use super::reply::Ede;
+use crate::events::Events;
+use crate::model::{Network, NetworkName, Upstream as Server, UpstreamTransport};
+
+/// All the time a question has. A stub gives up at 5 s (resolv.conf(5)), and should hear from us before.
+pub(super) const BUDGET: Duration = Duration::from_millis(3_500);
+/// Upstreams asked at once for one question, so sockets per question.
+const ABREAST: usize = 3;
+/// What a question to one upstream may take when only its health is asked for.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// Nobody could say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No upstream answered in time.
+    Silence,
+    /// Each upstream that answered said it could not.
+    Unable,
+    /// The answer's signatures are wrong (`validate`).
+    Bogus,
+}
+
+impl From<Failure> for Ede {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Silence => Self::NoReachableAuthority,
+            Failure::Unable => Self::NetworkError,
+            Failure::Bogus => Self::DnssecBogus,
+        }
+    }
+}
+
+/// An attempt at one upstream that brought no answer.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("it answers with rcode {0}")]
+    Unable(u16),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// An upstream, how it is spoken to and how it has been doing.
+struct Upstream {
+    server: Server,
+    health: Health,
+    latency: Histogram,
+    plain: udp::Pool,
+    secure: Option<secure::Channel>,
+}
+
+/// How an upstream does, for people.
+#[derive(Debug, Clone)]
+pub struct UpstreamReport {
+    pub server: String,
+    /// Of which suffix; empty: all names that no other has.
+    pub domain: String,
+    pub up: bool,
+    /// Microseconds, smoothed; 0 before the first answer.
+    pub srtt_us: u64,
+    pub answers: u64,
+    pub failures: u64,
+    /// Microseconds below which half, and 99 of 100, answers came.
+    pub p50_us: u64,
+    pub p99_us: u64,
+    /// What went wrong last; empty: nothing yet.
+    pub last_error: String,
+}
+
+struct Group {
+    domain: Name,
+    upstreams: Vec<Arc<Upstream>>,
+}
+
+pub(super) struct Forwarder {
+    /// The longest suffix first; the last is the root's.
+    groups: Vec<Group>,
+    /// One permit per exchange with an upstream.
+    exchanges: Semaphore,
+    epoch: Instant,
+    network: NetworkName,
+    events: Events,
+}
+
+impl Forwarder {
+    /// `exchanges`: how many may be under way at once.
+    pub(super) fn new(
+        network: &Network,
+        servers: &[Server],
+        exchanges: usize,
+        trust: &Trust,
+        events: Events,
+    ) -> Self {
+        let group = |domain: Name, servers: &[Server]| Group {
+            domain,
+            upstreams: servers.iter().map(|server| Arc::new(Upstream::new(server.clone(), trust))).collect(),
+        };
+        let zones = network.resolver.forward.iter();
+        let zone = |domain: &str, servers: &[Server]| Some(group(Name::from_text(domain)?, servers));
+        let mut groups: Vec<_> =
+            zones.filter_map(|forward| zone(forward.domain.as_str(), &forward.servers)).collect();
+        groups.push(group(Name::root(), servers));
+        groups.sort_by_key(|group| std::cmp::Reverse(group.domain.as_wire().len()));
+        let (exchanges, epoch) = (Semaphore::new(exchanges), Instant::now());
+        Self { groups, exchanges, epoch, network: network.name.clone(), events }
+    }
+
+    /// Whether no upstream that would be asked has been answering lately.
+    pub(super) fn all_down(&self, name: &Name) -> bool {
+        self.group(name).upstreams.iter().all(|upstream| upstream.health.is_down())
+    }
+
+    /// Whether an upstream that would be asked has just answered, so an answer is on its way most likely.
+    pub(super) fn is_live(&self, name: &Name) -> bool {
+        let now = self.now();
+        self.group(name).upstreams.iter().any(|upstream| upstream.health.is_live(now))
+    }
+
+    /// Whether the name belongs to a suffix with upstreams of its own: what they say of private addresses is meant so.
+    pub(super) fn is_conditional(&self, name: &Name) -> bool {
+        self.group(name).domain.as_wire().len() > 1
+    }
+
+    /// The suffix whose upstreams are asked for `name`.
+    pub(super) fn domain(&self, name: &Name) -> &Name {
+        &self.group(name).domain
+    }
+
+    pub(super) fn reports(&self) -> Vec<UpstreamReport> {
+        let each = |group: &Group| {
+            let domain =
+                if group.domain.as_wire().len() > 1 { group.domain.to_string() } else { String::new() };
+            group.upstreams.iter().map(|upstream| upstream.report(domain.clone())).collect::<Vec<_>>()
+        };
+        self.groups.iter().flat_map(each).collect()
+    }
+
+    fn group(&self, name: &Name) -> &Group {
+        let mut groups = self.groups.iter();
+        let found = groups.find(|group| name.is_in(&group.domain));
+        // The root is a suffix of every name, and its group always there.
+        found.unwrap_or(&self.groups[self.groups.len() - 1])
+    }
+
+    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Result<Answer, Failure> {
+        let deadline = tokio::time::Instant::now() + BUDGET;
+        let order = self.ranked(self.group(&question.name));
+        let mut waiting = order.iter();
+        let mut running = FuturesUnordered::new();
+        let mut started: Vec<(&Arc<Upstream>, Instant)> = vec![];
+        let mut failure = Failure::Silence;
+        let mut at_once =
+            if order.first().is_some_and(|best| best.health.is_cold(self.now())) { 2 } else { 1 };
+        loop {
+            let mut next_at = deadline;
+            for upstream in waiting.by_ref().take(std::mem::replace(&mut at_once, 1)) {
+                started.push((upstream, Instant::now()));
+                running.push(self.attempt(upstream, question));
+                next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
+            }
+            if waiting.len() == 0 {
+                next_at = deadline;
+            }
+            match timeout_at(next_at, running.next()).await {
+                Ok(Some((upstream, Ok(answer)))) => {
+                    self.settle(&started, Some(upstream));
+                    return Ok(answer);
+                }
+                Ok(Some((upstream, Err(trouble)))) => {
+                    trace!(upstream = %upstream.server, %trouble, "no answer");
+                    if matches!(trouble, Trouble::Unable(_)) {
+                        failure = Failure::Unable;
+                    }
+                    self.settle_one(&mut started, upstream, &trouble);
+                }
+                Ok(None) => return Err(failure),
+                // Late: on to the next upstream, unless there is no more time.
+                Err(_) if next_at < deadline => {}
+                Err(_) => {
+                    self.settle(&started, None);
+                    return Err(failure);
+                }
+            }
+        }
+    }
+
+    /// The first few by health, then by how fast they answer, then as configured. One not yet tried counts as fastest.
+    fn ranked<'a>(&self, group: &'a Group) -> Vec<&'a Arc<Upstream>> {
+        let mut order: Vec<_> = group.upstreams.iter().collect();
+        order.sort_by_key(|upstream| upstream.health.rank());
+        order.truncate(ABREAST);
+        order
+    }
+
+    /// Notes how the upstreams did that were still being asked when the question was settled.
+    fn settle(self: &Arc<Self>, started: &[(&Arc<Upstream>, Instant)], winner: Option<&Arc<Upstream>>) {
+        for (upstream, at) in started {
+            let took = at.elapsed();
+            if winner.is_some_and(|winner| Arc::ptr_eq(winner, upstream)) {
+                upstream.latency.add(took);
+                upstream.health.answered(took, self.now());
+            } else if took > upstream.health.late() {
+                upstream.health.note("it does not answer in time");
+                self.missed(upstream);
+            } else {
+                upstream.health.slower_than(took);
+            }
+        }
+    }
+
+    fn settle_one(
+        self: &Arc<Self>,
+        started: &mut Vec<(&Arc<Upstream>, Instant)>,
+        upstream: &Arc<Upstream>,
+        trouble: &Trouble,
+    ) {
+        let Some(at) = started.iter().position(|(other, _)| Arc::ptr_eq(other, upstream)) else { return };
+        let (upstream, since) = started.swap_remove(at);
+        upstream.health.note(trouble);
+        match trouble {
+            // It is alive, whatever it says.
+            Trouble::Unable(_) => upstream.health.answered(since.elapsed(), self.now()),
+            Trouble::Io(_) => self.missed(upstream),
+        }
+    }
+
+    /// Counts a miss; an upstream that is down is asked for a sign of life until it gives one.
+    fn missed(self: &Arc<Self>, upstream: &Arc<Upstream>) {
+        if upstream.health.missed(self.now()) {
+            tokio::spawn(health::watch(self.clone(), upstream.clone()));
+        }
+    }
+
+    async fn attempt<'a>(
+        &self,
+        upstream: &'a Arc<Upstream>,
+        question: &Question,
+    ) -> (&'a Arc<Upstream>, Result<Answer, Trouble>) {
+        // Never closed, so the permit comes.
+        let _exchange = self.exchanges.acquire().await;
+        (upstream, upstream.exchange(question).await)
+    }
+
+    fn now(&self) -> u64 {
+        health::micros(self.epoch.elapsed())
+    }
+}
+
+impl Upstream {
+    fn new(server: Server, trust: &Trust) -> Self {
+        let secure = secure::Channel::new(&server, trust);
+        let plain = udp::Pool::new(server.address);
+        Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
+    }
+
+    /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long.
+    async fn exchange(&self, question: &Question) -> Result<Answer, Trouble> {
+        let mut edns = true;
+        loop {
+            let verdict = match &self.secure {
+                Some(channel) => channel.ask(question, edns).await?,
+                None => match self.plain.ask(question, edns).await? {
+                    Verdict::Truncated | Verdict::Foreign => {
+                        tcp::ask(self.server.address, question, edns).await?
+                    }
+                    verdict => verdict,
+                },
+            };
+            match verdict {
+                Verdict::Answer(answer) => return Ok(answer),
+                Verdict::NoEdns if edns => edns = false,
+                Verdict::NoEdns => return Err(Trouble::Unable(1)),
+                Verdict::Unable(rcode) => return Err(Trouble::Unable(rcode)),
+                Verdict::Truncated | Verdict::Foreign => {
+                    return Err(io::Error::other("its answer by TCP was not to the question").into());
+                }
+            }
+        }
+    }
+
+    fn report(&self, domain: String) -> UpstreamReport {
+        let (answers, failures, srtt_us, last_error) = self.health.summary();
+        let latency = self.latency.snapshot();
+        UpstreamReport {
+            server: self.server.to_string(),
+            domain,
+            up: !self.health.is_down(),
+            srtt_us,
+            answers,
+            failures,
+            p50_us: latency.quantile(0.5),
+            p99_us: latency.quantile(0.99),
+            last_error,
+        }
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.server.transport {
+            UpstreamTransport::Plain => "plain upstream",
+            UpstreamTransport::Tls { .. } => "TLS upstream",
+            UpstreamTransport::Https { .. } => "HTTPS upstream",
+        })
+    }
+}

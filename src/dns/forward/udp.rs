@@ -1,0 +1,289 @@
+//! Questions by UDP. In: a question. Out: what the upstream said, from one of many sockets, each on a random port and in use
+//! for a short while only: id, port and the name's case are to be guessed by who wants to forge (RFC 5452 section 9.2), and a
+//! question does not pay for a socket of its own.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::net::UdpSocket;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::sleep;
+
+use super::wire;
+use crate::dns::answer::{self, Question, Verdict};
+use crate::dns::query::HEADER;
+
+/// When a datagram is sent again on the same socket, after the one before: lost packets are made good within the budget.
+const RESEND: [Duration; 3] =
+    [Duration::from_millis(300), Duration::from_millis(700), Duration::from_millis(1_400)];
+/// Sockets of an upstream that take new questions.
+const SOCKETS: usize = 64;
+/// A socket takes so many questions, for so long; then another port has its place.
+const USES: u32 = 64;
+const AGE: Duration = Duration::from_secs(10);
+/// Datagrams on a socket that are no answer to any question. After so many someone is guessing: go on by TCP.
+const FOREIGN: usize = 16;
+/// Positive answers before an upstream is tried with mixed case, on a name it has just answered.
+const CASE_TRIAL: u32 = 16;
+/// Answers in another case before it is no longer asked in mixed case.
+const CASE_LOST: u32 = 3;
+/// Longer datagrams than we say we take are cut, and then no answer.
+const LONGEST: usize = 4_096;
+
+/// Whether an upstream gives a name back in the case it was asked in.
+mod case {
+    pub(super) const UNKNOWN: u8 = 0;
+    pub(super) const KEPT: u8 = 1;
+    pub(super) const LOST: u8 = 2;
+}
+
+pub(super) struct Pool {
+    upstream: SocketAddr,
+    sockets: Mutex<Vec<Arc<Socket>>>,
+    case: AtomicU8,
+    positive: AtomicU32,
+    foreign: AtomicU32,
+}
+
+struct Socket {
+    udp: UdpSocket,
+    born: Instant,
+    uses: AtomicU32,
+    questions: Mutex<Questions>,
+    /// Somebody stopped waiting: the reader may be done.
+    left: Notify,
+    retired: AtomicBool,
+}
+
+/// The questions of a socket by id.
+#[derive(Default)]
+struct Questions {
+    waiting: HashMap<u16, Waiting>,
+    /// Answered, or given up on: what comes for them now is late or double, not forged.
+    settled: HashSet<u16>,
+}
+
+/// Who waits for an answer.
+struct Waiting {
+    question: Question,
+    /// The name as it was sent.
+    name: Box<[u8]>,
+    tell: oneshot::Sender<io::Result<Verdict>>,
+}
+
+impl Pool {
+    pub(super) fn new(upstream: SocketAddr) -> Self {
+        let (positive, foreign) = (AtomicU32::new(0), AtomicU32::new(0));
+        Self { upstream, sockets: Mutex::default(), case: AtomicU8::new(case::UNKNOWN), positive, foreign }
+    }
+
+    /// `Verdict::Foreign` when somebody seems to be guessing at answers.
+    pub(super) async fn ask(&self, question: &Question, edns: bool) -> io::Result<Verdict> {
+        let mixed = self.case.load(Relaxed) == case::KEPT;
+        let verdict = self.exchange(question, edns, mixed).await?;
+        if mixed && matches!(verdict, Verdict::Foreign) && self.foreign.fetch_add(1, Relaxed) >= CASE_LOST {
+            self.case.store(case::LOST, Relaxed);
+        }
+        if let Verdict::Answer(answer) = &verdict
+            && answer.is_positive()
+            && self.case.load(Relaxed) == case::UNKNOWN
+            && self.positive.fetch_add(1, Relaxed) == CASE_TRIAL
+        {
+            let kept = matches!(self.exchange(question, edns, true).await, Ok(Verdict::Answer(a)) if a.is_positive());
+            self.case.store(if kept { case::KEPT } else { case::LOST }, Relaxed);
+        }
+        Ok(verdict)
+    }
+
+    async fn exchange(&self, question: &Question, edns: bool, mixed: bool) -> io::Result<Verdict> {
+        let socket = self.socket().await?;
+        let (id, mut answer) = socket.wait(question);
+        let _leave = Leave { socket: &socket, id };
+        let mut message = wire::query(question, id, edns);
+        let name_len = question.name.as_wire().len();
+        if mixed {
+            let bits: [u64; 4] = std::array::from_fn(|_| rand::random());
+            wire::mix_case(&mut message, name_len, (0..256).map(|n| bits[n / 64] >> (n % 64) & 1 == 1));
+            socket.sent_as(id, &message[HEADER..HEADER + name_len]);
+        }
+        socket.udp.send(&message).await?;
+        for pause in RESEND {
+            tokio::select! {
+                told = &mut answer => return told.unwrap_or_else(|_| Err(closed())),
+                () = sleep(pause) => { socket.udp.send(&message).await?; }
+            }
+        }
+        answer.await.unwrap_or_else(|_| Err(closed()))
+    }
+
+    /// A socket to ask from: a new one as long as there are few, else any of them.
+    async fn socket(&self) -> io::Result<Arc<Socket>> {
+        {
+            let mut sockets = lock(&self.sockets);
+            sockets.retain(|socket| {
+                let fit = socket.is_fit();
+                if !fit {
+                    socket.retire();
+                }
+                fit
+            });
+            if sockets.len() >= SOCKETS {
+                let any = rand::random_range(0..sockets.len());
+                return Ok(sockets[any].clone());
+            }
+        }
+        let any: IpAddr =
+            if self.upstream.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        // The kernel picks a random free port; connected, the socket takes datagrams from the upstream only, and learns
+        // of a closed port at once.
+        let udp = UdpSocket::bind((any, 0)).await?;
+        udp.connect(self.upstream).await?;
+        let socket = Arc::new(Socket {
+            udp,
+            born: Instant::now(),
+            uses: AtomicU32::new(0),
+            questions: Mutex::default(),
+            left: Notify::new(),
+            retired: AtomicBool::new(false),
+        });
+        tokio::spawn(read(socket.clone()));
+        lock(&self.sockets).push(socket.clone());
+        Ok(socket)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for socket in lock(&self.sockets).drain(..) {
+            socket.retire();
+        }
+    }
+}
+
+impl Socket {
+    fn is_fit(&self) -> bool {
+        self.uses.load(Relaxed) < USES && self.born.elapsed() < AGE && !self.retired.load(Relaxed)
+    }
+
+    fn retire(&self) {
+        self.retired.store(true, Relaxed);
+        self.left.notify_one();
+    }
+
+    /// Waits for the answer to `question` under an id that nobody else waits under.
+    fn wait(&self, question: &Question) -> (u16, oneshot::Receiver<io::Result<Verdict>>) {
+        self.uses.fetch_add(1, Relaxed);
+        let (tell, told) = oneshot::channel();
+        let name = question.name.as_wire().into();
+        let mut questions = lock(&self.questions);
+        loop {
+            // Few of 65,536 are taken: a socket has few uses.
+            let id = rand::random();
+            if questions.settled.contains(&id) {
+                continue;
+            }
+            if let std::collections::hash_map::Entry::Vacant(free) = questions.waiting.entry(id) {
+                free.insert(Waiting { question: question.clone(), name, tell });
+                return (id, told);
+            }
+        }
+    }
+
+    fn sent_as(&self, id: u16, name: &[u8]) {
+        if let Some(waiting) = lock(&self.questions).waiting.get_mut(&id) {
+            waiting.name = name.into();
+        }
+    }
+
+    /// Gives a datagram to who waits for it; `false` if nobody does, or ever did.
+    fn deliver(&self, message: &[u8]) -> bool {
+        let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return false };
+        let mut questions = lock(&self.questions);
+        let Some(waiting) = questions.waiting.get(&id) else { return questions.settled.contains(&id) };
+        let mut verdict = answer::read(message, id, &waiting.question);
+        if matches!(verdict, Verdict::Foreign) {
+            return false;
+        }
+        if !is_as_sent(message, &waiting.name) {
+            // All but the case is right: the upstream does not keep it, or somebody has guessed the rest. TCP tells.
+            verdict = Verdict::Foreign;
+        }
+        if let Some(waiting) = questions.waiting.remove(&id) {
+            questions.settled.insert(id);
+            // An error means that it has just stopped waiting.
+            let _ = waiting.tell.send(Ok(verdict));
+        }
+        true
+    }
+
+    fn end(&self, outcome: impl Fn() -> io::Result<Verdict>) {
+        self.retire();
+        for (_, waiting) in lock(&self.questions).waiting.drain() {
+            let _ = waiting.tell.send(outcome());
+        }
+    }
+}
+
+/// An error message may come without the question; an answer has its name as it was sent.
+fn is_as_sent(message: &[u8], name: &[u8]) -> bool {
+    let count = message.get(4..6);
+    count == Some(&[0, 0]) || message.get(HEADER..HEADER + name.len()) == Some(name)
+}
+
+/// Reads what comes until the socket is retired and nobody waits.
+async fn read(socket: Arc<Socket>) {
+    let mut buffer = [0; LONGEST];
+    let mut foreign = 0;
+    loop {
+        if socket.retired.load(Relaxed) && lock(&socket.questions).waiting.is_empty() {
+            return;
+        }
+        let received = tokio::select! {
+            received = socket.udp.recv(&mut buffer) => received,
+            () = socket.left.notified() => continue,
+        };
+        match received {
+            Ok(length) if socket.deliver(&buffer[..length]) => {}
+            Ok(_) => {
+                foreign += 1;
+                if foreign > FOREIGN {
+                    return socket.end(|| Ok(Verdict::Foreign));
+                }
+            }
+            // The upstream's port is closed, or there is no way to it.
+            Err(error) => return socket.end(|| Err(io::Error::new(error.kind(), error.to_string()))),
+        }
+    }
+}
+
+/// Takes who waited off the list, however it ended.
+struct Leave<'a> {
+    socket: &'a Socket,
+    id: u16,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        let mut questions = lock(&self.socket.questions);
+        if questions.waiting.remove(&self.id).is_some() {
+            questions.settled.insert(self.id);
+        }
+        drop(questions);
+        if self.socket.retired.load(Relaxed) {
+            self.socket.left.notify_one();
+        }
+    }
+}
+
+fn closed() -> io::Error {
+    io::Error::other("the socket to it was closed")
+}
+
+// Tables are changed in one go, so a panic elsewhere leaves them whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

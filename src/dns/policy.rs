@@ -1,0 +1,207 @@
+//! What guests may look up. In: the network's rules, with their lists read from files; then a guest and a name. Out: what
+//! becomes of the question. Rules are switched as a whole, so no query sees half a list or none.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::guests::Guest;
+use super::name::Name;
+use super::suffixes::Suffixes;
+use crate::model::{DnsAction, DnsRule, VmId, WorkspaceId};
+
+#[derive(Debug, Default)]
+pub(super) struct Policy {
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    name: Arc<str>,
+    names: Suffixes,
+    action: DnsAction,
+    vms: Vec<VmId>,
+    workspaces: Vec<WorkspaceId>,
+    dry_run: bool,
+    hits: AtomicU64,
+}
+
+/// What a rule says of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Allow,
+    NxDomain,
+    NoData,
+    Refused,
+    Address(Vec<IpAddr>),
+}
+
+/// A rule and how often it matched, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleReport {
+    pub name: String,
+    pub action: &'static str,
+    pub names: u64,
+    pub hits: u64,
+    pub dry_run: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the list {} of rule {rule}: {source}", path.display())]
+pub struct PolicyError {
+    rule: String,
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+impl Policy {
+    /// Reads the rules' lists.
+    pub(super) fn load(rules: &[DnsRule]) -> Result<Self, PolicyError> {
+        rules.iter().map(Rule::load).collect::<Result<_, _>>().map(|rules| Self { rules })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The first rule for this guest that has the name decides, and is named; those that are only tried out are counted.
+    pub(super) fn decide(
+        &self,
+        guest: &Guest,
+        name: &Name,
+        mut tried: impl FnMut(&str),
+    ) -> Option<(&str, Verdict)> {
+        for rule in self.rules.iter().filter(|rule| rule.is_for(guest) && rule.names.covers(name)) {
+            rule.hits.fetch_add(1, Relaxed);
+            if rule.dry_run {
+                tried(&rule.name);
+                continue;
+            }
+            let verdict = match &rule.action {
+                DnsAction::Allow => Verdict::Allow,
+                DnsAction::NxDomain => Verdict::NxDomain,
+                DnsAction::NoData => Verdict::NoData,
+                DnsAction::Refused => Verdict::Refused,
+                DnsAction::Address(addresses) => Verdict::Address(addresses.clone()),
+            };
+            return Some((&rule.name, verdict));
+        }
+        None
+    }
+
+    pub(super) fn reports(&self) -> Vec<RuleReport> {
+        let report = |rule: &Rule| RuleReport {
+            name: rule.name.to_string(),
+            action: rule.action.as_str(),
+            names: rule.names.len() as u64,
+            hits: rule.hits.load(Relaxed),
+            dry_run: rule.dry_run,
+        };
+        self.rules.iter().map(report).collect()
+    }
+}
+
+impl Rule {
+    fn load(rule: &DnsRule) -> Result<Self, PolicyError> {
+        let mut names = Suffixes::default();
+        for name in rule.names.iter().filter_map(|name| Name::from_text(name.as_str())) {
+            names.add(&name);
+        }
+        if let Some(path) = &rule.file {
+            let strange = names.add_list(&read(path, &rule.name)?);
+            if strange > 0 {
+                tracing::warn!(rule = rule.name, file = %path.display(), strange, "a DNS list has words that are no names");
+            }
+        }
+        Ok(Self {
+            name: rule.name.as_str().into(),
+            names,
+            action: rule.action.clone(),
+            vms: rule.vms.clone(),
+            workspaces: rule.workspaces.clone(),
+            dry_run: rule.dry_run,
+            hits: AtomicU64::new(0),
+        })
+    }
+
+    fn is_for(&self, guest: &Guest) -> bool {
+        if self.vms.is_empty() && self.workspaces.is_empty() {
+            return true;
+        }
+        let named = guest.vm.as_ref().is_some_and(|vm| self.vms.contains(vm));
+        named || guest.workspace.as_ref().is_some_and(|workspace| self.workspaces.contains(workspace))
+    }
+}
+
+fn read(path: &Path, rule: &str) -> Result<String, PolicyError> {
+    let bytes = std::fs::read(path);
+    let bytes =
+        bytes.map_err(|source| PolicyError { rule: rule.to_owned(), path: path.to_owned(), source })?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
+        DnsRule {
+            name: action.as_str().into(),
+            names: names.iter().map(|name| name.parse().unwrap()).collect(),
+            file: None,
+            action,
+            vms: vec![],
+            workspaces: vec![],
+            dry_run: false,
+        }
+    }
+
+    fn guest(vm: &str, workspace: &str) -> Guest {
+        let mut guest = Guest::default();
+        (guest.vm, guest.workspace) = (vm.parse().ok(), workspace.parse().ok());
+        guest
+    }
+
+    fn decided(policy: &Policy, guest: &Guest, name: &str) -> Option<Verdict> {
+        policy.decide(guest, &Name::from_text(name).unwrap(), |_| {}).map(|(_, verdict)| verdict)
+    }
+
+    #[test]
+    fn the_first_rule_that_has_the_name_decides() {
+        let rules = [rule(DnsAction::Allow, &["good.example"]), rule(DnsAction::Refused, &["."])];
+        let policy = Policy::load(&rules).unwrap();
+        assert_eq!(decided(&policy, &Guest::default(), "www.good.example"), Some(Verdict::Allow));
+        assert_eq!(decided(&policy, &Guest::default(), "bad.example"), Some(Verdict::Refused));
+        assert_eq!(policy.reports()[1].hits, 1);
+    }
+
+    #[test]
+    fn a_rule_for_some_leaves_the_others_alone() {
+        let mut only = rule(DnsAction::NxDomain, &["ads.example"]);
+        only.vms = vec!["web".parse().unwrap()];
+        only.workspaces = vec!["acme".parse().unwrap()];
+        let policy = Policy::load(&[only]).unwrap();
+        assert!(decided(&policy, &guest("web", "other"), "ads.example").is_some());
+        assert!(decided(&policy, &guest("db", "acme"), "ads.example").is_some());
+        assert!(decided(&policy, &guest("db", "other"), "ads.example").is_none());
+        assert!(decided(&policy, &Guest::default(), "ads.example").is_none());
+    }
+
+    #[test]
+    fn a_rule_tried_out_counts_and_decides_nothing() {
+        let mut dry = rule(DnsAction::Refused, &["ads.example"]);
+        dry.dry_run = true;
+        let policy = Policy::load(&[dry, rule(DnsAction::NoData, &["ads.example"])]).unwrap();
+        assert_eq!(decided(&policy, &Guest::default(), "ads.example"), Some(Verdict::NoData));
+        assert_eq!(policy.reports()[0].hits, 1);
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_read_is_named() {
+        let mut missing = rule(DnsAction::NxDomain, &[]);
+        missing.file = Some("/nowhere/list.txt".into());
+        let error = Policy::load(&[missing]).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/list.txt") && error.contains("nxdomain"), "{error}");
+    }
+}

@@ -1,0 +1,69 @@
+//! What is not a plain question.
+
+use super::*;
+
+#[tokio::test]
+async fn odd_queries_get_the_code_their_rfc_names() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let rcode = async |message: Message| ask(&server, message).await.metadata.response_code;
+
+    let mut chaos = Message::query();
+    let mut version = Query::query(name("version.bind."), RecordType::TXT);
+    version.set_query_class(DNSClass::CH);
+    chaos.add_query(version);
+    assert_eq!(rcode(chaos).await, ResponseCode::Refused);
+
+    let mut status = question("www.example.com.", RecordType::A);
+    status.metadata.op_code = OpCode::Notify;
+    assert_eq!(rcode(status).await, ResponseCode::NotImp);
+
+    let mut two = question("www.example.com.", RecordType::A);
+    two.add_query(two.queries[0].clone());
+    assert_eq!(rcode(two).await, ResponseCode::FormErr);
+    assert_eq!(rcode(Message::query()).await, ResponseCode::FormErr);
+
+    assert_eq!(rcode(question("example.com.", RecordType::AXFR)).await, ResponseCode::Refused);
+
+    let mut cautious = question("www.example.com.", RecordType::A);
+    cautious.metadata.recursion_desired = false;
+    assert_eq!(rcode(cautious).await, ResponseCode::Refused);
+
+    let mut version_1 = with_edns(question("www.example.com.", RecordType::A), 1232, false);
+    version_1.edns.as_mut().unwrap().set_version(1);
+    let bytes = exchange(&server, &version_1.to_vec().unwrap()).await;
+    let answer = Message::from_vec(&bytes).unwrap();
+    // BADVERS is 16: its low bits in the header are 0, its high bits in an OPT record of version 0.
+    assert_eq!((bytes[3] & 0xf, answer.edns.as_ref().unwrap().rcode_high()), (0, 1));
+    assert_eq!(answer.edns.unwrap().version(), 0);
+
+    let any = ask(&server, question("www.example.com.", RecordType::ANY)).await;
+    assert_eq!(any.answers[0].record_type(), RecordType::HINFO);
+    assert_eq!(upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn a_response_is_not_answered_and_the_next_query_is() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.connect(server.local_addr()).await.unwrap();
+    let echo = question("web.vm.internal.", RecordType::A).into_response();
+    let query = question("gateway.vm.internal.", RecordType::A);
+    socket.send(&echo.to_vec().unwrap()).await.unwrap();
+    socket.send(&query.to_vec().unwrap()).await.unwrap();
+    let mut buffer = [0; 512];
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.unwrap().unwrap();
+    assert_eq!(Message::from_vec(&buffer[..length]).unwrap().metadata.id, query.metadata.id);
+    assert_eq!(server.counters().dropped, 1);
+}
+
+#[tokio::test]
+async fn who_is_no_guest_of_the_network_is_refused() {
+    let upstream = Upstream::prompt().await;
+    let endpoints = DnsEndpoints { guests_only: true, ..endpoints(&[upstream.address]) };
+    let server = start_with(network("default"), Registry::default(), &endpoints);
+    let answer = lookup(&server, "gateway.vm.internal.").await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+    assert!(answer.answers.is_empty());
+}

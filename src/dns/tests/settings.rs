@@ -1,0 +1,218 @@
+//! What an operator sets: records, hosts, zones, rules, suffixes with upstreams of their own, rebinding protection.
+
+use std::fs;
+
+use super::*;
+use crate::model::{DnsAction, DnsRecord, DnsRule, ForwardZone};
+
+fn record(name: &str, rtype: &str, value: &str) -> DnsRecord {
+    let name = DnsRecord::owner(name, "vm.internal").unwrap();
+    DnsRecord { name, rtype: rtype.into(), value: value.into(), ttl: 60 }
+}
+
+fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
+    DnsRule {
+        name: "test".into(),
+        names: names.iter().map(|name| name.parse().unwrap()).collect(),
+        file: None,
+        action,
+        vms: vec![],
+        workspaces: vec![],
+        dry_run: false,
+    }
+}
+
+#[tokio::test]
+async fn records_and_aliases_of_the_operator_are_answered() {
+    let upstream = Upstream::prompt().await;
+    let settings = ResolverSettings {
+        records: vec![
+            record("db", "A", "10.9.0.1"),
+            record("*.apps", "A", "10.9.0.2"),
+            record("www", "CNAME", "db.vm.internal"),
+            record("outside", "CNAME", "www.example.com"),
+            record("loop", "CNAME", "loop.vm.internal"),
+            record("mail.corp.", "MX", "10 mx.corp"),
+        ],
+        zones: vec!["corp".parse().unwrap()],
+        ..Default::default()
+    };
+    let server = resolver(settings, &[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "db.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 1)]);
+    assert_eq!(addresses(&lookup(&server, "any.apps.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 2)]);
+    let alias = lookup(&server, "www.vm.internal.").await;
+    assert_eq!((alias.answers.len(), addresses(&alias)), (2, vec![Ipv4Addr::new(10, 9, 0, 1)]));
+    let mail = ask(&server, question("mail.corp.", RecordType::MX)).await;
+    assert_eq!(mail.answers[0].data.to_string(), "10 mx.corp.");
+    assert_eq!(lookup(&server, "other.corp.").await.metadata.response_code, ResponseCode::NXDomain);
+    assert!(lookup(&server, "loop.vm.internal.").await.answers.len() < 16);
+    assert_eq!(upstream.seen(), 0);
+
+    let outside = lookup(&server, "outside.vm.internal.").await;
+    assert_eq!((outside.answers.len(), addresses(&outside)), (2, vec![ANSWER]));
+    assert_eq!(upstream.seen(), 1);
+}
+
+#[tokio::test]
+async fn records_come_and_go_while_it_runs() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let control = server.control();
+    assert_eq!(lookup(&server, "db.vm.internal.").await.metadata.response_code, ResponseCode::NXDomain);
+    control.set_records(&[record("db", "A", "10.9.0.1")]).unwrap();
+    assert_eq!(addresses(&lookup(&server, "db.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 1)]);
+    control.set_records(&[]).unwrap();
+    assert_eq!(lookup(&server, "db.vm.internal.").await.metadata.response_code, ResponseCode::NXDomain);
+}
+
+#[tokio::test]
+async fn a_hosts_file_is_answered_both_ways_and_read_again() {
+    let upstream = Upstream::prompt().await;
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    fs::write(&hosts, "10.9.0.7 build.corp\n").unwrap();
+    let settings = ResolverSettings { hosts_file: Some(hosts.clone()), ..Default::default() };
+    let server = resolver(settings, &[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "build.corp.").await), [Ipv4Addr::new(10, 9, 0, 7)]);
+    let reverse = ask(&server, question("7.0.9.10.in-addr.arpa.", RecordType::PTR)).await;
+    assert_eq!(reverse.answers[0].data.to_string(), "build.corp.");
+    fs::write(&hosts, "10.9.0.8 build.corp\n").unwrap();
+    server.control().set_records(&[]).unwrap();
+    assert_eq!(addresses(&lookup(&server, "build.corp.").await), [Ipv4Addr::new(10, 9, 0, 8)]);
+}
+
+#[tokio::test]
+async fn a_suffix_goes_to_its_own_upstreams_and_may_have_private_addresses() {
+    let (internet, corp) = (
+        Upstream::prompt().await,
+        Upstream::that(|asked| {
+            let private = RData::A(A(Ipv4Addr::new(10, 1, 2, 3)));
+            now(asked.with([Record::from_rdata(name(&asked.name()), 60, private)]))
+        })
+        .await,
+    );
+    let forward = ["corp.example", "168.192.in-addr.arpa"].map(|domain| ForwardZone {
+        domain: domain.parse().unwrap(),
+        servers: vec![super::server(corp.address)],
+    });
+    let server = resolver(ResolverSettings { forward: forward.into(), ..Default::default() }, &[&internet]);
+    assert_eq!(addresses(&lookup(&server, "db.corp.example.").await), [Ipv4Addr::new(10, 1, 2, 3)]);
+    assert_eq!(addresses(&lookup(&server, "xcorp.example.").await), [ANSWER]);
+    lookup(&server, "1.1.168.192.in-addr.arpa.").await;
+    assert_eq!((internet.seen(), corp.seen()), (1, 2));
+}
+
+#[tokio::test]
+async fn a_name_of_the_internet_does_not_lead_into_private_networks() {
+    let upstream = Upstream::that(|asked| {
+        let label = asked.name().split('.').next().unwrap().replace('-', ".");
+        let address = RData::A(A(label.parse().unwrap()));
+        now(asked.with([Record::from_rdata(name(&asked.name()), 60, address)]))
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    for private in ["192-168-1-1", "127-0-0-1", "169-254-169-254", "10-0-0-1", "100-64-0-1", "0-0-0-0"] {
+        let query = with_edns(question(&format!("{private}.evil.example."), RecordType::A), 1232, false);
+        let answer = ask(&server, query).await;
+        assert!(answer.answers.is_empty(), "{private}");
+        assert_eq!(extended_error(&answer), Some(17), "{private}");
+    }
+    for fine in ["10-100-0-7", "198-51-100-10", "100-128-0-1"] {
+        assert_eq!(lookup(&server, &format!("{fine}.example.")).await.answers.len(), 1, "{fine}");
+    }
+    assert_eq!(server.counters().rebind, 6);
+    let off = resolver(ResolverSettings { rebind_protection: false, ..Default::default() }, &[&upstream]);
+    assert_eq!(lookup(&off, "192-168-1-1.example.").await.answers.len(), 1);
+    let exempt = vec!["plex.example".parse().unwrap()];
+    let some = resolver(ResolverSettings { rebind_exempt: exempt, ..Default::default() }, &[&upstream]);
+    assert_eq!(lookup(&some, "192-168-1-1.plex.example.").await.answers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_rule_answers_in_its_way_and_says_so() {
+    let upstream = Upstream::prompt().await;
+    let settings = ResolverSettings {
+        rules: vec![
+            rule(DnsAction::Allow, &["good.ads.example"]),
+            rule(DnsAction::NxDomain, &["ads.example"]),
+            rule(DnsAction::NoData, &["quiet.example"]),
+            rule(DnsAction::Refused, &["never.example"]),
+            rule(DnsAction::Address(vec!["10.100.0.1".parse().unwrap()]), &["portal.example"]),
+        ],
+        ..Default::default()
+    };
+    let server = resolver(settings, &[&upstream]);
+    let asked = async |owner: &str| {
+        let answer = ask(&server, with_edns(question(owner, RecordType::A), 1232, false)).await;
+        (answer.metadata.response_code, answer.answers.len(), extended_error(&answer))
+    };
+    assert_eq!(asked("x.ads.example.").await, (ResponseCode::NXDomain, 0, Some(15)));
+    assert_eq!(asked("quiet.example.").await, (ResponseCode::NoError, 0, Some(15)));
+    assert_eq!(asked("never.example.").await, (ResponseCode::Refused, 0, Some(15)));
+    assert_eq!(asked("portal.example.").await, (ResponseCode::NoError, 1, Some(4)));
+    assert_eq!(upstream.seen(), 0);
+    assert_eq!(asked("good.ads.example.").await, (ResponseCode::NoError, 1, None));
+    assert_eq!(server.counters().policy, 4);
+    assert_eq!(server.control().rules()[1].hits, 1);
+}
+
+#[tokio::test]
+async fn a_list_is_reloaded_without_a_gap_and_one_that_is_gone_changes_nothing() {
+    let upstream = Upstream::prompt().await;
+    let directory = tempfile::tempdir().unwrap();
+    let list = directory.path().join("list");
+    fs::write(&list, "one.example\n").unwrap();
+    let rules = vec![DnsRule { file: Some(list.clone()), ..rule(DnsAction::NxDomain, &[]) }];
+    let server = resolver(ResolverSettings { rules, ..Default::default() }, &[&upstream]);
+    let denied =
+        async |owner: &str| lookup(&server, owner).await.metadata.response_code == ResponseCode::NXDomain;
+    assert!(denied("one.example.").await && !denied("two.example.").await);
+    fs::write(&list, "one.example\nthree.example\n").unwrap();
+    server.control().reload_rules().unwrap();
+    assert!(denied("one.example.").await && denied("three.example.").await);
+    fs::remove_file(&list).unwrap();
+    let error = server.control().reload_rules().unwrap_err().to_string();
+    assert!(error.contains(list.to_str().unwrap()), "{error}");
+    assert!(denied("one.example.").await);
+}
+
+#[tokio::test]
+async fn a_guest_sees_the_names_of_its_workspace_only() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    // The tests ask from 127.0.0.1, so that is where the guest has to be.
+    for (vm_id, workspace, address) in [
+        ("asker", Some("acme"), Ipv4Addr::LOCALHOST),
+        ("friend", Some("acme"), Ipv4Addr::new(10, 100, 0, 7)),
+        ("foe", Some("other"), Ipv4Addr::new(10, 100, 0, 8)),
+        ("loner", None, Ipv4Addr::new(10, 100, 0, 9)),
+    ] {
+        let vm = Vm {
+            workspace: workspace.map(|workspace| workspace.parse().unwrap()),
+            address,
+            ..vm(&network, vm_id, vm_id, address.octets()[3])
+        };
+        registry.bind(Arc::new(Binding::new(vm, network.clone())));
+    }
+    let server = start(registry, &[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "friend.vm.internal.").await).len(), 1);
+    for hidden in ["foe.vm.internal.", "loner.vm.internal.", "8.0.100.10.in-addr.arpa."] {
+        let answer = lookup(&server, hidden).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{hidden}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_over_its_rate_waits_and_others_do_not() {
+    let upstream = Upstream::prompt().await;
+    let settings = ResolverSettings { queries_per_second: 20, ..Default::default() };
+    let server = resolver(settings, &[&upstream]);
+    let flood = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    flood.connect(server.local_addr()).await.unwrap();
+    for _ in 0..200 {
+        flood.send(&question("gateway.vm.internal.", RecordType::A).to_vec().unwrap()).await.unwrap();
+    }
+    assert_eq!(addresses(&lookup(&server, "gateway.vm.internal.").await).len(), 1);
+    let limited = server.counters().limited;
+    assert!((100..200).contains(&limited), "{limited}");
+}

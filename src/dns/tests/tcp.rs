@@ -1,0 +1,38 @@
+//! Guests by TCP.
+
+use super::*;
+
+#[tokio::test]
+async fn queries_on_one_connection_are_answered_out_of_order() {
+    let upstream = Upstream::that(|asked| {
+        let wait = if asked.name().starts_with("slow") { 300 } else { 0 };
+        vec![(Duration::from_millis(wait), asked.a(300))]
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+    let (slow, fast) =
+        (question("slow.example.com.", RecordType::A), question("fast.example.com.", RecordType::A));
+    send_tcp(&mut stream, &slow).await;
+    send_tcp(&mut stream, &fast).await;
+    assert_eq!(receive_tcp(&mut stream).await.metadata.id, fast.metadata.id);
+    assert_eq!(receive_tcp(&mut stream).await.metadata.id, slow.metadata.id);
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_guest_do_not_keep_another_out() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let mut idle = vec![];
+    for _ in 0..40 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        idle.push(socket.connect(server.local_addr()).await.unwrap());
+    }
+    // The first 32 are held open, the others closed at once.
+    let closed = timeout(PATIENCE, idle[39].read_u8()).await.expect("closed in time");
+    assert!(closed.is_err());
+    let answer = ask_tcp(&server, question("www.example.com.", RecordType::A)).await;
+    assert_eq!(addresses(&answer), [ANSWER]);
+    assert_eq!(server.counters().tcp_refused, 8);
+}

@@ -1,0 +1,94 @@
+//! Names of VMs and of the host.
+
+use super::*;
+
+#[tokio::test]
+async fn a_vm_has_a_name_from_bind_to_unbind_and_nobody_upstream_hears_of_it() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    let server = start(registry.clone(), &[&upstream]);
+    let missing = lookup(&server, "web.vm.internal.").await;
+    assert_eq!(missing.metadata.response_code, ResponseCode::NXDomain);
+    assert_eq!(missing.authorities[0].record_type(), RecordType::SOA);
+
+    bind(&registry, &network, "i-1", "web", 7);
+    let found = lookup(&server, "WEB.vm.internal.").await;
+    assert_eq!(addresses(&found), [Ipv4Addr::new(10, 100, 0, 7)]);
+    assert!(found.metadata.authoritative && found.answers[0].ttl == 5);
+    assert_eq!(addresses(&lookup(&server, "i-1.vm.internal.").await), [Ipv4Addr::new(10, 100, 0, 7)]);
+    let reverse = ask(&server, question("7.0.100.10.in-addr.arpa.", RecordType::PTR)).await;
+    assert_eq!(reverse.answers[0].data.to_string(), "web.vm.internal.");
+
+    registry.unbind(&"i-1".parse().unwrap());
+    for gone in ["web.vm.internal.", "i-1.vm.internal.", "7.0.100.10.in-addr.arpa."] {
+        let answer = ask(&server, question(gone, RecordType::PTR)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{gone}");
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA, "{gone}");
+    }
+    assert_eq!(upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn a_name_without_the_type_asked_for_is_nodata_with_soa() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    bind(&registry, &network, "i-1", "web", 7);
+    let server = start(registry, &[&upstream]);
+    for (owner, rtype) in [
+        ("web.vm.internal.", RecordType::AAAA),
+        ("web.vm.internal.", RecordType::HTTPS),
+        ("vm.internal.", RecordType::A),
+        ("7.0.100.10.in-addr.arpa.", RecordType::A),
+        ("0.100.10.in-addr.arpa.", RecordType::PTR),
+    ] {
+        let answer = ask(&server, question(owner, rtype)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{owner}");
+        assert!(answer.answers.is_empty(), "{owner}");
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA, "{owner}");
+    }
+    assert_eq!(upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn the_gateway_has_a_name_both_ways() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "gateway.vm.internal.").await), [Ipv4Addr::new(10, 100, 0, 1)]);
+    let reverse = ask(&server, question("1.0.100.10.in-addr.arpa.", RecordType::PTR)).await;
+    assert_eq!(reverse.answers[0].data.to_string(), "gateway.vm.internal.");
+}
+
+#[tokio::test]
+async fn a_guest_sees_no_names_of_another_network() {
+    let upstream = Upstream::prompt().await;
+    let registry = Registry::default();
+    bind(&registry, &network("other"), "i-1", "web", 7);
+    let server = start(registry, &[&upstream]);
+    for hidden in ["web.vm.internal.", "i-1.vm.internal.", "7.0.100.10.in-addr.arpa."] {
+        let answer = ask(&server, question(hidden, RecordType::A)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{hidden}");
+    }
+}
+
+#[tokio::test]
+async fn vms_of_one_name_are_all_told() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    bind(&registry, &network, "a_1", "web", 7);
+    bind(&registry, &network, "a_2", "web", 8);
+    let server = start(registry, &[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "web.vm.internal.").await).len(), 2);
+    assert_eq!(addresses(&lookup(&server, "a_2.vm.internal.").await), [Ipv4Addr::new(10, 100, 0, 8)]);
+}
+
+#[tokio::test]
+async fn special_names_are_answered_here() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    assert_eq!(addresses(&lookup(&server, "localhost.").await), [Ipv4Addr::LOCALHOST]);
+    for owner in ["printer.local.", "x.onion.", "a.invalid.", "b.test.", "home.arpa.x.alt."] {
+        let answer = lookup(&server, owner).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{owner}");
+    }
+    assert_eq!(upstream.seen(), 0);
+}

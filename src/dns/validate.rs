@@ -1,0 +1,146 @@
+//! DNSSEC validation, for a network that asks for it: hickory walks the chain of trust, and asks for keys as guests' questions
+//! are asked for. In: a question. Out: the upstream's answer with AD as found, without signatures for who did not ask for
+//! them; or that it is bogus.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::stream::{Stream, StreamExt, once};
+use hickory_net::dnssec::DnssecDnsHandle;
+use hickory_net::runtime::TokioRuntimeProvider;
+use hickory_net::{DnsHandle, NetError};
+use hickory_proto::dnssec::{Proof, TrustAnchors};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query, ResponseCode};
+use hickory_proto::rr::{self, RecordType};
+use tokio::time::timeout;
+
+use super::answer::{self, Answer, Question, Verdict};
+use super::forward::{BUDGET, Failure, Forwarder};
+use super::name::Name;
+
+/// Chains longer than this are none: a name has that many zones above it at most in practice.
+const DEPTH: usize = 26;
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read trust_anchor {}: {detail}", path.display())]
+pub struct AnchorError {
+    path: PathBuf,
+    detail: String,
+}
+
+#[derive(Clone)]
+pub(super) struct Validator {
+    handle: DnssecDnsHandle<Upstreams>,
+}
+
+/// The forwarder as hickory's validator sees it.
+#[derive(Clone)]
+struct Upstreams(Arc<Forwarder>);
+
+impl Validator {
+    pub(super) fn new(forwarder: Arc<Forwarder>, anchor: Option<&Path>) -> Result<Self, AnchorError> {
+        let upstreams = Upstreams(forwarder);
+        let handle = match anchor {
+            None => DnssecDnsHandle::new(upstreams),
+            Some(path) => {
+                let anchors = TrustAnchors::from_file(path)
+                    .map_err(|error| AnchorError { path: path.to_owned(), detail: error.to_string() })?;
+                DnssecDnsHandle::with_trust_anchor(upstreams, Arc::new(anchors))
+            }
+        };
+        Ok(Self { handle })
+    }
+
+    pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
+        let name = rr::Name::from_labels(question.name.labels()).map_err(|_| Failure::Unable)?;
+        let mut options = DnsRequestOptions::default();
+        (options.use_edns, options.edns_set_dnssec_ok, options.max_request_depth) = (true, true, DEPTH);
+        let query = Query::query(name, question.qtype.into());
+        let mut responses = self.handle.lookup(query, options);
+        let response = timeout(BUDGET, responses.next()).await.map_err(|_| Failure::Silence)?;
+        let (message, secure) = match response {
+            Some(Ok(response)) => judge(response.into_message())?,
+            // Denials that hickory could not prove come as an error with the message in it.
+            Some(Err(NetError::Dns(hickory_net::DnsError::Nsec { response, proof, .. }))) => {
+                if proof == Proof::Bogus {
+                    return Err(Failure::Bogus);
+                }
+                (response.into_message(), false)
+            }
+            Some(Err(error)) => return Err(failure(&error)),
+            None => return Err(Failure::Silence),
+        };
+        write(message, question, secure).ok_or(Failure::Unable)
+    }
+}
+
+/// Whether all of it is proven. Bogus is none of it.
+fn judge(message: Message) -> Result<(Message, bool), Failure> {
+    let judged = message.answers.iter().chain(&message.authorities);
+    let mut proofs =
+        judged.filter(|record| record.record_type() != RecordType::RRSIG).map(|record| record.proof);
+    if proofs.clone().any(|proof| proof == Proof::Bogus) {
+        return Err(Failure::Bogus);
+    }
+    let some = !message.answers.is_empty() || !message.authorities.is_empty();
+    let secure = some && proofs.all(|proof| proof == Proof::Secure);
+    Ok((message, secure))
+}
+
+/// The message as the guests' cache keeps it.
+fn write(mut message: Message, question: &Question, secure: bool) -> Option<Answer> {
+    if !question.dnssec_ok {
+        // RFC 4035 section 3.2.1: signatures and proofs are for who set DO, unless they were asked for.
+        let asked = RecordType::from(question.qtype);
+        let proof = |rtype: RecordType| {
+            rtype != asked && matches!(rtype, RecordType::RRSIG | RecordType::NSEC | RecordType::NSEC3)
+        };
+        message.answers.retain(|record| !proof(record.record_type()));
+        message.authorities.retain(|record| !proof(record.record_type()));
+        message.additionals.retain(|record| !proof(record.record_type()));
+    }
+    message.edns = None;
+    let bytes = message.to_vec().ok()?;
+    match answer::read(&bytes, message.metadata.id, question) {
+        Verdict::Answer(answer) => Some(answer.authentic(secure)),
+        _ => None,
+    }
+}
+
+fn failure(error: &NetError) -> Failure {
+    match error {
+        NetError::Timeout => Failure::Silence,
+        NetError::Io(io) if io.kind() == io::ErrorKind::TimedOut => Failure::Silence,
+        NetError::Dns(_) => Failure::Bogus,
+        _ => Failure::Unable,
+    }
+}
+
+impl DnsHandle for Upstreams {
+    type Response = Pin<Box<dyn Stream<Item = Result<DnsResponse, NetError>> + Send>>;
+    type Runtime = TokioRuntimeProvider;
+
+    fn send(&self, request: DnsRequest) -> Self::Response {
+        let forwarder = self.0.clone();
+        Box::pin(once(async move {
+            let query =
+                request.queries.first().ok_or_else(|| NetError::from("a request without a question"))?;
+            let name = Name::from_labels(query.name().iter())
+                .ok_or_else(|| NetError::from("a name that does not fit"))?;
+            let question = Question {
+                name,
+                qtype: query.query_type().into(),
+                dnssec_ok: true,
+                // The upstream is not to withhold what we want to judge ourselves.
+                checking_disabled: true,
+            };
+            match forwarder.ask(&question).await {
+                Ok(answer) => DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from),
+                Err(Failure::Silence) => Err(NetError::Timeout),
+                Err(_) => Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),
+            }
+        }))
+    }
+}
