@@ -50,6 +50,8 @@ proptest! {
         match text.parse::<Hostname>() {
             Err(error) => prop_assert!(error.to_string().contains("host name"), "{error}"),
             Ok(hostname) => {
+                // Names are kept in lower case.
+                let text = text.to_ascii_lowercase();
                 let guest = GuestNet { hostname, ..guest() };
                 let line = cmdline(&guest, Dialect::Kernel, &Options::default()).unwrap();
                 let line = line.as_text().unwrap().trim_end();
