@@ -7,19 +7,22 @@ use std::time::SystemTime;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::api::{ApiServer, ApiSocket, Bounds, SocketError, Sources};
+use crate::bridges::{Bridges, BridgesError};
 use crate::config::{Config, ConfigError};
-use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, DhcpServer, Journal, JournalError, Leases};
+use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, Journal, JournalError, Leases};
 use crate::dns::{DnsEndpoints, DnsError, DnsServer};
 use crate::events::Events;
 use crate::host::{Host, HostError};
-use crate::kernel::{Kernel, KernelError};
-use crate::manager::{Manager, ManagerError};
+use crate::kernel::{For, Kernel, KernelError};
+use crate::manager::{Manager, ManagerError, Parts};
 use crate::metadata::{MetadataError, MetadataServer};
 use crate::model::{DnsMode, Network, Plumbing};
+use crate::plan;
 use crate::registry::Registry;
 use crate::reservations::Reservations;
 use crate::stats::Stats;
@@ -42,6 +45,8 @@ pub enum AppError {
     Dhcp(#[from] DhcpError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Bridges(#[from] BridgesError),
     #[error(transparent)]
     Dns(#[from] DnsError),
     #[error(transparent)]
@@ -72,13 +77,14 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
     Host::check_routes(&kernel, &managed).await?;
     let store = open_store(&config).await?;
     let socket = ApiSocket::bind(&config.api_socket)?;
-    let mut host = Host::check(kernel.clone(), store.clone(), &managed).await?;
+    let host = Host::check(kernel.clone(), store.clone(), &managed).await?;
+    let host = Arc::new(Mutex::new(host));
 
     let mut terminate = signal(SignalKind::terminate())
         .map_err(|source| AppError::Io { doing: "listening for SIGTERM", source })?;
     let mut interrupt = signal(SignalKind::interrupt())
         .map_err(|source| AppError::Io { doing: "listening for SIGINT", source })?;
-    match start(&config, kernel, store, &mut host, socket).await {
+    match start(&config, kernel, store, host.clone(), socket).await {
         Ok(running) => {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             info!(networks = config.networks.len(), "guestnet is ready");
@@ -93,7 +99,7 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
         }
         Err(error) => {
             // Each failure of it is logged; the error that tells is the first.
-            let _ = host.take_back().await;
+            let _ = host.lock().await.take_back().await;
             Err(error)
         }
     }
@@ -105,14 +111,23 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     let kernel = Kernel::open()?;
     kernel.check_host()?;
     let store = open_store(&config).await?;
-    let registry = Registry::default();
-    let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
     let host = Host::check(kernel.clone(), store.clone(), &managed(&config)).await?;
-    let manager =
-        Manager::new(&config.networks, kernel, store, registry, Leases::default(), stats, Events::default());
-    manager.readmit()?;
-    for binding in manager.list(None)? {
-        manager.delete(&binding.vm.vm_id).await?;
+    let vms = store.load()?;
+    for vm in &vms {
+        if matches!(kernel.hold_tap(vm.slot).await, Err(error) if error.is_busy()) {
+            return Err(ManagerError::TapInUse { vm_id: vm.vm_id.clone() }.into());
+        }
+    }
+    let indexes = store.index_range()?;
+    let observed = kernel.observe(indexes).await?;
+    let bridges = store.links()?.into_iter().map(|link| link.ifindex).collect();
+    let all = plan::strays(std::iter::empty(), &bridges, indexes, &observed);
+    if let Some(error) = kernel.undo(For::Caller, all).await.into_iter().next() {
+        return Err(error.into());
+    }
+    kernel.clear(observed.slots().into_iter().map(|slot| (slot, indexes.port(slot))).collect()).await?;
+    for vm in vms {
+        store.remove(vm.vm_id).await?;
     }
     Ok(host.uninstall().await?)
 }
@@ -144,7 +159,9 @@ fn raise_file_limit() {
 struct Running {
     api: ApiServer,
     dns: Vec<DnsServer>,
-    dhcp: Vec<DhcpServer>,
+    bridges: Bridges,
+    manager: Manager,
+    slots: JoinHandle<()>,
     metadata: Vec<MetadataServer>,
     stats: Stats,
     keeping: JoinHandle<()>,
@@ -156,31 +173,34 @@ async fn start(
     config: &Config,
     kernel: Kernel,
     store: Arc<Store>,
-    host: &mut Host,
+    host: Arc<Mutex<Host>>,
     socket: ApiSocket,
 ) -> Result<Running, AppError> {
     let (registry, events) = (Registry::default(), Events::default());
     let (leases, journal) = Leases::open(&config.state_directory, events.clone())?;
     let stats = Stats::new(kernel.clone(), store.clone(), registry.clone());
-    let manager = Manager::new(
-        &config.networks,
-        kernel.clone(),
-        store.clone(),
-        registry.clone(),
-        leases.clone(),
-        stats.clone(),
-        events.clone(),
-    );
-    // Before anything is touched: a stored VM that the configuration has no place for stops the start.
-    manager.readmit()?;
-    Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases.clone())?;
-    host.raise().await?;
     let alarms = Alarms::start(events.clone())
         .map_err(|source| AppError::Io { doing: "starting the thread of DHCP alarms", source })?;
     let counters = Arc::<Counters>::default();
-    let server = Dhcp { registry: registry.clone(), leases, counters: counters.clone(), alarms };
+    let dhcp =
+        Dhcp { registry: registry.clone(), leases: leases.clone(), counters: counters.clone(), alarms };
+    let bridges = Bridges::new(host.clone(), dhcp);
+    let parts = Parts {
+        kernel,
+        store: store.clone(),
+        bridges: bridges.clone(),
+        registry: registry.clone(),
+        leases: leases.clone(),
+        stats: stats.clone(),
+        events: events.clone(),
+    };
+    let manager = Manager::new(&config.networks, parts)?;
+    // Before anything is touched: a stored VM that the configuration has no place for stops the start.
+    manager.readmit()?;
+    Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases)?;
+    host.lock().await.raise().await?;
     let own_subnets: Vec<_> = config.networks.iter().map(|network| network.subnet).collect();
-    let (mut dhcp, mut dns, mut metadata) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut dns, mut metadata) = (Vec::new(), Vec::new());
     for network in &config.networks {
         if network.dns == DnsMode::On {
             let endpoints = DnsEndpoints {
@@ -194,23 +214,31 @@ async fn start(
             let (registry, manager) = (registry.clone(), manager.clone());
             metadata.push(MetadataServer::start(network.clone(), how, registry, manager).await?);
         }
-        dhcp.push(server.serve(network.clone(), network.bridge.as_if_name())?);
+        bridges.serve(network).await?;
     }
-    host.open_for_guests()?;
-    let observed = kernel.observe().await?;
-    manager.adopt(&observed).await;
+    host.lock().await.open_for_guests()?;
+    manager.adopt().await?;
     let dns_views = dns.iter().map(DnsServer::control).collect();
     let sources = Sources { started_at: SystemTime::now(), events, dhcp: counters, dns: dns_views };
-    let api = ApiServer::start(socket, manager, sources, Bounds::default())
+    let api = ApiServer::start(socket, manager.clone(), sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
+    // Last: a start that fails leaves no slots.
+    let slots = tokio::spawn({
+        let manager = manager.clone();
+        async move { manager.keep().await }
+    });
+    manager.ready().await;
     let keeping = tokio::spawn(stats.clone().keep());
-    Ok(Running { api, dns, dhcp, metadata, stats, keeping, _journal: journal })
+    Ok(Running { api, dns, bridges, metadata, manager, slots, stats, keeping, _journal: journal })
 }
 
 impl Running {
     /// No new calls first; then the servers of guests.
     async fn stop(self) {
         self.api.stop().await;
+        self.manager.stop();
+        // It ends by itself; an error means that it has panicked.
+        let _ = self.slots.await;
         self.keeping.abort();
         self.stats.count_and_write_down().await;
         for server in self.dns {
@@ -219,8 +247,6 @@ impl Running {
         for server in self.metadata {
             server.stop().await;
         }
-        for server in self.dhcp {
-            server.stop();
-        }
+        self.bridges.stop();
     }
 }

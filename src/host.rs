@@ -1,13 +1,14 @@
 //! What guestnet changes on the host once, whatever the number of VMs: bridges, the unreachable rest of each subnet,
 //! forwarding and the host-wide rules. Checked before anything is touched; a start that fails takes back what it made.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tracing::{info, warn};
 
-use crate::kernel::{Kernel, KernelError};
-use crate::model::{BridgeName, Network, NetworkName, Subnet};
-use crate::plan::{self, HostRules, Step};
+use crate::kernel::{Failed, For, Kernel, KernelError};
+use crate::model::{BridgeName, IfName, IndexRange, Network, NetworkName, Shard, Subnet};
+use crate::plan::{self, HostRules, Step, Undo};
 use crate::store::{ChangedSysctl, LinkKind, OwnedLink, Store, StoreError};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,17 +23,29 @@ pub enum HostError {
          another name or remove the device"
     )]
     ForeignBridge { name: NetworkName, bridge: BridgeName },
+    #[error(
+        "network {name} has as many bridges as its name leaves room for: make it shorter or add a network"
+    )]
+    NoMoreBridges { name: NetworkName },
     #[error(transparent)]
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
+impl From<Failed> for HostError {
+    fn from(failed: Failed) -> Self {
+        Self::Kernel(failed.error)
+    }
+}
+
 /// The host as guestnet has set it up.
 pub struct Host {
     kernel: Kernel,
     store: Arc<Store>,
-    networks: Vec<Arc<Network>>,
+    indexes: IndexRange,
+    /// Each network with its bridges, the first of which is the one named in the configuration.
+    networks: Vec<(Arc<Network>, Vec<Shard>)>,
     /// What this start made, to be taken back if it fails: in the order it was made.
     made: Vec<Made>,
 }
@@ -64,20 +77,62 @@ impl Host {
         store: Arc<Store>,
         networks: &[Arc<Network>],
     ) -> Result<Self, HostError> {
+        let mut host =
+            Self { kernel, indexes: store.index_range()?, store, networks: Vec::new(), made: Vec::new() };
         for network in networks {
-            let (name, bridge) = (&network.name, &network.bridge);
-            if let Some(index) = kernel.device_index(bridge.as_str()).await? {
-                let links = store.links()?;
-                if !links.iter().any(|link| link.ifindex == index && link.name == *bridge.as_if_name()) {
-                    return Err(HostError::ForeignBridge { name: name.clone(), bridge: bridge.clone() });
+            host.networks.push((network.clone(), Vec::new()));
+            let recorded = host.store.links()?;
+            for n in 0.. {
+                // A record is made before its bridge: with it there may be one, without it there is none of ours.
+                let name = network.bridge.shard(n);
+                let is_recorded = recorded.iter().any(|link| Some(&link.name) == name.as_ref());
+                if n > 0 && !is_recorded {
+                    break;
                 }
+                let shard = host.next_shard(network)?;
+                let standing = host.kernel.device_index(shard.bridge.as_str()).await?;
+                if standing.is_some_and(|index| index != shard.index) {
+                    let (name, bridge) = (network.name.clone(), network.bridge.clone());
+                    return Err(HostError::ForeignBridge { name, bridge });
+                }
+                host.shards_mut(&network.name).push(shard);
             }
         }
-        Ok(Self { kernel, store, networks: networks.to_vec(), made: Vec::new() })
+        Ok(host)
     }
 
-    /// Makes bridges, routes and forwarding, or brings those of an earlier start into shape.
+    /// A network's bridges.
+    pub fn shards(&self, name: &NetworkName) -> &[Shard] {
+        let found = self.networks.iter().find(|(network, _)| network.name == *name);
+        found.map(|(_, shards)| shards.as_slice()).unwrap_or_default()
+    }
+
+    fn shards_mut(&mut self, name: &NetworkName) -> &mut Vec<Shard> {
+        let found = self.networks.iter_mut().find(|(network, _)| network.name == *name);
+        // Every caller's network is one of these.
+        #[allow(clippy::expect_used)]
+        found.map(|(_, shards)| shards).expect("one of the configured networks")
+    }
+
+    /// The bridge that comes after those a network has: as recorded, else with the next index that is free.
+    fn next_shard(&self, network: &Network) -> Result<Shard, HostError> {
+        let no_more = || HostError::NoMoreBridges { name: network.name.clone() };
+        let bridge = network.bridge.shard(self.shards(&network.name).len()).ok_or_else(no_more)?;
+        let recorded = self.store.links()?;
+        if let Some(link) = recorded.iter().find(|link| link.name == bridge) {
+            return Ok(Shard { bridge, index: link.ifindex });
+        }
+        let given = self.networks.iter().flat_map(|(_, shards)| shards).map(|shard| shard.index);
+        let taken: BTreeSet<u32> = recorded.iter().map(|link| link.ifindex).chain(given).collect();
+        let index =
+            (0..IndexRange::SLOTS).map(|n| self.indexes.bridge(n)).find(|index| !taken.contains(index));
+        Ok(Shard { bridge, index: index.ok_or_else(no_more)? })
+    }
+
+    /// Makes bridges, routes and forwarding, or brings those of an earlier start into shape; what an earlier configuration had
+    /// and this one has not goes.
     pub async fn raise(&mut self) -> Result<(), HostError> {
+        self.remove_former().await?;
         if self.networks.is_empty() {
             return Ok(());
         }
@@ -92,17 +147,65 @@ impl Host {
                 self.kernel.set_sysctl(key, value)?;
             }
         }
-        for network in self.networks.clone() {
-            let bridge = network.bridge.as_str();
-            let stood = self.kernel.device_index(bridge).await?.is_some();
-            for step in plan::network(&network) {
-                if !stood {
-                    self.made.push(Made::Step(step.clone()));
-                }
-                self.kernel.apply(&step).await?;
+        for (network, shards) in self.networks.clone() {
+            self.store.record_subnet(network.subnet).await?;
+            let mut is_new = false;
+            for shard in shards {
+                is_new |= self.make_bridge(&network, &shard).await?;
             }
-            if let Some(index) = self.kernel.device_index(bridge).await? {
-                self.store.record_link(bridge_link(index, &network)).await?;
+            let unreachable = Step::UnreachableSubnet { subnet: network.subnet };
+            if is_new {
+                self.made.push(Made::Step(unreachable.clone()));
+            }
+            self.kernel.apply(For::Caller, vec![unreachable]).await?;
+        }
+        Ok(())
+    }
+
+    /// One more bridge for a network whose others are full, with the host-wide rules for it.
+    pub async fn open_shard(&mut self, network: &Network) -> Result<Shard, HostError> {
+        let shard = self.next_shard(network)?;
+        self.make_bridge(network, &shard).await?;
+        self.shards_mut(&network.name).push(shard.clone());
+        let (kernel, rules, metadata) = (self.kernel.clone(), self.rules(), self.with_metadata());
+        // It runs iptables, a constant few times.
+        let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &metadata));
+        let applied = opening.await;
+        // It does not panic; if it did, the next start would make them.
+        applied.unwrap_or(Ok(()))?;
+        info!(network = %network.name, bridge = %shard.bridge, "the network has one more bridge");
+        Ok(shard)
+    }
+
+    /// Whether there was none.
+    async fn make_bridge(&mut self, network: &Network, shard: &Shard) -> Result<bool, HostError> {
+        let step = plan::bridge(network, shard.clone());
+        let stood = self.kernel.device_index(shard.bridge.as_str()).await?.is_some();
+        // Recorded first: a bridge of that index and name is ours from here on.
+        self.store.record_link(bridge_link(shard, network)).await?;
+        if !stood {
+            self.made.push(Made::Step(step.clone()));
+        }
+        self.kernel.apply(For::Caller, vec![step]).await?;
+        Ok(!stood)
+    }
+
+    /// Bridges, routes and NAT of networks that are in the configuration no more.
+    async fn remove_former(&self) -> Result<(), HostError> {
+        let wanted: BTreeSet<u32> =
+            self.networks.iter().flat_map(|(_, shards)| shards).map(|shard| shard.index).collect();
+        for link in self.store.links()?.into_iter().filter(|link| !wanted.contains(&link.ifindex)) {
+            if self.kernel.device_index(link.name.as_str()).await? == Some(link.ifindex) {
+                info!(bridge = %link.name, "removing the bridge of a former configuration");
+                self.undo(Undo::Bridge { index: link.ifindex }).await?;
+            }
+            self.store.forget_link(link.ifindex).await?;
+        }
+        for subnet in self.store.subnets()? {
+            if !self.networks.iter().any(|(network, _)| network.subnet == subnet) {
+                self.undo(Undo::UnreachableSubnet { subnet }).await?;
+                self.kernel.remove_nat_rule(&plan::nat_rule(subnet))?;
+                self.store.forget_subnet(subnet).await?;
             }
         }
         Ok(())
@@ -117,20 +220,16 @@ impl Host {
         if !self.kernel.has_host_rules()? {
             self.made.push(Made::Rules(rules.clone()));
         }
-        self.kernel.apply_host_rules(&rules)?;
-        for network in &self.networks {
-            self.kernel.redirect_metadata(&network.bridge, network.metadata.is_some())?;
-        }
-        Ok(())
+        Ok(open_for_guests(&self.kernel, &rules, &self.with_metadata())?)
     }
 
     /// Takes back what this start made, in reverse; goes on past errors, logs each, and returns the first.
-    pub async fn take_back(mut self) -> Result<(), HostError> {
+    pub async fn take_back(&mut self) -> Result<(), HostError> {
         let mut result = Ok(());
         while let Some(made) = self.made.pop() {
             let done = match &made {
                 Made::Sysctl { key, before } => self.restore(key, before).await,
-                Made::Step(step) => self.undo(step).await,
+                Made::Step(step) => self.undo_step(step).await,
                 Made::Rules(rules) => self.close(rules),
             };
             if let Err(error) = done {
@@ -147,7 +246,10 @@ impl Host {
         for ChangedSysctl { path, old_value } in self.store.sysctls()? {
             made.push(Made::Sysctl { key: path, before: old_value });
         }
-        made.extend(self.networks.iter().flat_map(|network| plan::network(network)).map(Made::Step));
+        for (network, shards) in &self.networks {
+            made.extend(shards.iter().map(|shard| Made::Step(plan::bridge(network, shard.clone()))));
+            made.push(Made::Step(Step::UnreachableSubnet { subnet: network.subnet }));
+        }
         made.push(Made::Rules(self.rules()));
         self.made = made;
         self.take_back().await?;
@@ -158,14 +260,27 @@ impl Host {
     /// Goes on past an error; the first is returned.
     fn close(&self, rules: &HostRules) -> Result<(), HostError> {
         let mut done = self.kernel.remove_host_rules(rules);
-        for network in &self.networks {
-            done = done.and(self.kernel.redirect_metadata(&network.bridge, false));
+        for (bridge, _) in self.with_metadata() {
+            done = done.and(self.kernel.redirect_metadata(&bridge, false));
         }
         Ok(done?)
     }
 
+    /// Every bridge, and whether the metadata service is for its guests.
+    fn with_metadata(&self) -> Vec<(IfName, bool)> {
+        let of = |(network, shards): &(Arc<Network>, Vec<Shard>)| -> Vec<(IfName, bool)> {
+            shards.iter().map(|shard| (shard.bridge.clone(), network.metadata.is_some())).collect()
+        };
+        self.networks.iter().flat_map(of).collect()
+    }
+
     fn rules(&self) -> HostRules {
-        plan::host_rules(&self.networks.iter().map(AsRef::as_ref).collect::<Vec<_>>())
+        let bridges = |shards: &'_ [Shard]| shards.iter().map(|shard| shard.bridge.clone()).collect();
+        let bridges: Vec<Vec<IfName>> = self.networks.iter().map(|(_, shards)| bridges(shards)).collect();
+        let networks = self.networks.iter().zip(&bridges);
+        let networks: Vec<_> =
+            networks.map(|((network, _), names)| (&**network, names.iter().collect())).collect();
+        plan::host_rules(&networks)
     }
 
     async fn restore(&self, key: &str, before: &str) -> Result<(), HostError> {
@@ -174,23 +289,39 @@ impl Host {
         Ok(())
     }
 
-    async fn undo(&self, step: &Step) -> Result<(), HostError> {
-        if let Step::Bridge { bridge, .. } = step
-            && let Some(index) = self.kernel.device_index(bridge.as_str()).await?
-        {
-            self.store.forget_link(index).await?;
+    async fn undo_step(&self, step: &Step) -> Result<(), HostError> {
+        if let Some(undo) = step.undo() {
+            self.undo(undo).await?;
         }
-        match step.undo() {
-            Some(undo) => Ok(self.kernel.undo(&undo).await?),
+        match step {
+            Step::Bridge { shard, .. } => self.store.forget_link(shard.index).await.map(drop)?,
+            Step::UnreachableSubnet { subnet } => self.store.forget_subnet(*subnet).await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, undo: Undo) -> Result<(), HostError> {
+        match self.kernel.undo(For::Caller, vec![undo]).await.into_iter().next() {
+            Some(error) => Err(error.into()),
             None => Ok(()),
         }
     }
 }
 
-fn bridge_link(ifindex: u32, network: &Network) -> OwnedLink {
+fn open_for_guests(
+    kernel: &Kernel,
+    rules: &HostRules,
+    metadata: &[(IfName, bool)],
+) -> Result<(), KernelError> {
+    kernel.apply_host_rules(rules)?;
+    metadata.iter().try_for_each(|(bridge, wanted)| kernel.redirect_metadata(bridge, *wanted))
+}
+
+fn bridge_link(shard: &Shard, network: &Network) -> OwnedLink {
     OwnedLink {
-        ifindex,
-        name: network.bridge.as_if_name().clone(),
+        ifindex: shard.index,
+        name: shard.bridge.clone(),
         kind: LinkKind::Bridge,
         owner: network.name.to_string(),
     }

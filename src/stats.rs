@@ -71,6 +71,14 @@ impl Stats {
         self.0.accounts().insert(vm_id, Entry { account, changed: false });
     }
 
+    /// The VM's device is to be replaced by another of the same index.
+    pub fn device_is_gone(&self, vm_id: &VmId) {
+        if let Some(entry) = self.0.accounts().get_mut(vm_id) {
+            entry.account.device_is_gone();
+            entry.changed = true;
+        }
+    }
+
     /// Stops to count a VM.
     pub fn end(&self, vm_id: &VmId) {
         self.0.accounts().remove(vm_id);

@@ -73,6 +73,12 @@ fn facts(error: &ManagerError) -> Facts {
         ManagerError::External { .. } => {
             of(ErrorCode::FailedPrecondition, "EXTERNAL_PLUMBING", Some("network_id"), vec![])
         }
+        ManagerError::TapInUse { vm_id } => {
+            of(ErrorCode::FailedPrecondition, "TAP_IN_USE", None, vec![("vm_id", vm_id.to_string())])
+        }
+        ManagerError::Bridges(_) | ManagerError::Host(_) => {
+            of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![])
+        }
         ManagerError::Stopping => of(ErrorCode::Unavailable, "STOPPING", None, vec![]),
         ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
         ManagerError::Kernel { vm_id, .. } => {

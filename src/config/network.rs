@@ -66,6 +66,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
             "true needs plumbing = \"managed\": guestnet changes nothing on others' interfaces",
         );
     }
+    let pool_size = section.take("pool_size", 32, pool_size);
 
     let resolver = section.table("resolver", |section| resolver::read(section, domain.as_ref()));
 
@@ -97,6 +98,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         relays: relays?,
         dhcp_options: dhcp_options?,
         metadata: metadata.then_some(Metadata { hop_limit }),
+        pool_size: pool_size?,
     };
     Some(Read { network, reservations, named })
 }
@@ -207,6 +209,11 @@ fn lease_seconds(value: &Value) -> Result<u32, String> {
     seconds
         .filter(|s| (10..INFINITE).contains(s))
         .ok_or("a lease of 10 to 4294967294 seconds, or \"infinite\"".into())
+}
+
+fn pool_size(value: &Value) -> Result<u16, String> {
+    let size = value.as_integer().and_then(|size| u16::try_from(size).ok());
+    size.filter(|size| *size <= 4096).ok_or("a number of ready-made guest networks, 0 to 4096".into())
 }
 
 fn hop_limit(value: &Value) -> Result<u8, String> {

@@ -28,7 +28,10 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
     assert_eq!(network.rate_limit.unwrap().mbps(), 100);
     assert_eq!(network.dns, DnsMode::On);
     assert_eq!(network.domain.as_str(), "vm.internal");
-    assert_eq!((network.mtu, network.lease_seconds, network.metadata), (1500, 43200, None));
+    assert_eq!(
+        (network.mtu, network.lease_seconds, network.metadata, network.pool_size),
+        (1500, 43200, None, 32)
+    );
 }
 
 #[test]
@@ -204,6 +207,7 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
             &["network[0].metadata: true needs plumbing = \"managed\""],
         ),
         (network("metadata_hop_limit = 0"), &["network[0].metadata_hop_limit: 0", "1 to 64"]),
+        (network("pool_size = 5000"), &["network[0].pool_size: 5000 is not a number", "0 to 4096"]),
         (network("lease_seconds = 9"), &["network[0].lease_seconds: 9 is not a lease of 10"]),
         (network("lease_seconds = \"forever\""), &["network[0].lease_seconds: \"forever\"", "\"infinite\""]),
     ];

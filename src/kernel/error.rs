@@ -12,6 +12,21 @@ impl KernelError {
     pub(super) fn new(doing: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self { doing: doing.into(), source: source.into() }
     }
+
+    /// Whether somebody else has what it was about in use.
+    pub fn is_busy(&self) -> bool {
+        self.source.raw_os_error() == Some(libc::EBUSY)
+    }
+
+    /// Whether somebody else has the name it was about.
+    pub fn is_taken(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+
+    /// Whether the thing it was about is not there.
+    pub(super) fn is_gone(&self) -> bool {
+        is_gone(&self.source)
+    }
 }
 
 /// Says what was being done when an operation fails.
@@ -31,35 +46,15 @@ impl<T> Doing<T> for nix::Result<T> {
     }
 }
 
-impl<T> Doing<T> for Result<T, rtnetlink::Error> {
-    fn doing(self, what: impl FnOnce() -> String) -> Result<T, KernelError> {
-        self.map_err(|error| KernelError::new(what(), netlink_to_io(error)))
-    }
-}
-
-pub(super) fn netlink_to_io(error: rtnetlink::Error) -> io::Error {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    }
+fn is_gone(error: &io::Error) -> bool {
+    const GONE: [i32; 4] = [libc::ENODEV, libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|code| GONE.contains(&code))
 }
 
 /// Makes removing what is gone already a success.
-pub(super) fn gone_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+pub(super) fn gone_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
-        Err(rtnetlink::Error::NetlinkError(message)) if is_gone(message.raw_code()) => Ok(()),
+        Err(error) if is_gone(&error) => Ok(()),
         other => other,
     }
-}
-
-/// Makes adding what is there already a success.
-pub(super) fn there_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
-    match result {
-        Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -libc::EEXIST => Ok(()),
-        other => other,
-    }
-}
-
-fn is_gone(code: i32) -> bool {
-    [libc::ENODEV, libc::ESRCH, libc::ENOENT, libc::EADDRNOTAVAIL].contains(&-code)
 }

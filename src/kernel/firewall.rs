@@ -51,12 +51,37 @@ pub(super) fn apply(rules: &HostRules) -> Result<(), KernelError> {
     }
     for ((chain, hook), wanted) in CHAINS.iter().zip([&rules.forward, &rules.input]) {
         fill(&tables, chain, wanted)?;
-        let jump = format!("{COMMENT} -j {chain}");
-        let exists = tables.exists("filter", hook, &jump);
-        if !exists.map_err(|error| failed(format!("looking for {hook} {jump}"), error))? {
-            let added = tables.insert("filter", hook, &jump, 1);
-            added.map_err(|error| failed(format!("adding {hook} {jump}"), error))?;
-        }
+        jump_first(&tables, chain, hook)?;
+    }
+    Ok(())
+}
+
+/// The jump to our chain is the hook's first rule: behind somebody's DROP it would do nothing.
+fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<(), KernelError> {
+    let jump = format!("{COMMENT} -j {chain}");
+    let listed = tables.list("filter", hook).map_err(|error| failed(format!("listing {hook}"), error))?;
+    let rules: Vec<&String> = listed.iter().filter(|line| line.starts_with("-A")).collect();
+    let ours = |rule: &str| rule.ends_with(&format!("-j {chain}"));
+    if rules.first().is_some_and(|rule| ours(rule)) {
+        return Ok(());
+    }
+    let added = tables.insert("filter", hook, &jump, 1);
+    added.map_err(|error| failed(format!("adding {hook} {jump}"), error))?;
+    // Rules count from 1, and the new one has moved all down by one. The last goes first: numbers above it stay right.
+    let behind = rules.iter().enumerate().filter(|(_, rule)| ours(rule)).map(|(at, _)| at + 2);
+    for number in behind.collect::<Vec<_>>().into_iter().rev() {
+        let removed = tables.delete("filter", hook, &number.to_string());
+        removed.map_err(|error| failed(format!("removing the later {hook} {jump}"), error))?;
+    }
+    Ok(())
+}
+
+/// Takes away the NAT rule of a subnet that no network has any more.
+pub(super) fn remove_nat(rule: &str) -> Result<(), KernelError> {
+    let tables = open()?;
+    if tables.exists("nat", "POSTROUTING", rule).unwrap_or(false) {
+        let removed = tables.delete("nat", "POSTROUTING", rule);
+        removed.map_err(|error| failed(format!("removing nat POSTROUTING {rule}"), error))?;
     }
     Ok(())
 }

@@ -1,77 +1,111 @@
-//! Bridges, veth pairs and bridge ports by rtnetlink.
+//! Bridges, veth pairs and bridge ports, as messages and by them.
 
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
-use futures_util::TryStreamExt;
-use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::{BridgeStpState, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth,
+};
 
-use super::error::{Doing, KernelError, gone_is_fine, netlink_to_io, there_is_fine};
+use super::error::{Doing, KernelError, gone_is_fine};
+use super::rtnl::{Request, Rtnl};
 use super::sysctl;
-use crate::model::{Mac, Subnet};
+use super::{GUEST_SIDE, GUEST_SIDE_INDEX};
+use crate::model::{Mac, Shard, Slot, Subnet};
+
+/// The group ("gnet") that devices are put in to be removed together: one wait for the kernel's readers, not one each.
+const LEAVING: u32 = 0x676e_6574;
 
 /// Index of the device `name`; `None` when there is none.
-pub(super) async fn index(handle: &Handle, name: &str) -> Result<Option<u32>, KernelError> {
-    let mut answers = handle.link().get().match_name(name).execute();
-    match answers.try_next().await {
-        Ok(link) => Ok(link.map(|link| link.header.index)),
-        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENODEV => Ok(None),
-        Err(error) => Err(KernelError::new(format!("looking up device {name}"), netlink_to_io(error))),
-    }
-}
-
-/// Index of a device that has to be there.
-pub(super) async fn existing(handle: &Handle, name: &str) -> Result<u32, KernelError> {
-    let index = index(handle, name).await?;
-    index.ok_or_else(|| KernelError::new(format!("looking up device {name}"), missing()))
-}
-
-fn missing() -> std::io::Error {
-    std::io::Error::from_raw_os_error(libc::ENODEV)
+pub(super) fn index(rtnl: &mut Rtnl, name: &str) -> Result<Option<u32>, KernelError> {
+    let mut asked = LinkMessage::default();
+    asked.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    asked.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let found = rtnl.get(RouteNetlinkMessage::GetLink(asked));
+    Ok(match found.doing(|| format!("looking up device {name}"))? {
+        Some(RouteNetlinkMessage::NewLink(link)) => Some(link.header.index),
+        _ => None,
+    })
 }
 
 /// Removes a device; success if it is gone already.
-pub(super) async fn remove(handle: &Handle, name: &str) -> Result<(), KernelError> {
-    let Some(index) = index(handle, name).await? else { return Ok(()) };
-    gone_is_fine(handle.link().del(index).execute().await).doing(|| format!("removing device {name}"))
+pub(super) fn remove(index: u32) -> Request {
+    Request::new(
+        0,
+        RouteNetlinkMessage::DelLink(LinkMessageBuilder::<LinkUnspec>::new().index(index).build()),
+    )
 }
 
-pub(super) async fn set_up(handle: &Handle, name: &str, up: bool) -> Result<(), KernelError> {
-    let device = LinkMessageBuilder::<LinkUnspec>::new().name(name);
-    let device = if up { device.up() } else { device.down() };
-    let done = handle.link().set(device.build()).execute().await;
-    let done = if up { done } else { gone_is_fine(done) };
-    done.doing(|| format!("taking device {name} {}", if up { "up" } else { "down" }))
+/// Removes many devices at once.
+pub(super) fn remove_all(rtnl: &mut Rtnl, indexes: &[u32]) -> Result<(), KernelError> {
+    let leave = |index: &u32| {
+        let device = LinkMessageBuilder::<LinkUnspec>::new().index(*index).link_group(LEAVING).build();
+        Request::new(0, RouteNetlinkMessage::SetLink(device))
+    };
+    let leave: Vec<Request> = indexes.iter().map(leave).collect();
+    let doing = || format!("removing {} devices", indexes.len());
+    let outcomes = rtnl.execute(&leave).doing(doing)?;
+    let mut any = false;
+    for outcome in outcomes {
+        any |= outcome.is_ok();
+        gone_is_fine(outcome).doing(doing)?;
+    }
+    if !any {
+        return Ok(());
+    }
+    let group = LinkMessageBuilder::<LinkUnspec>::new().link_group(LEAVING).build();
+    gone_is_fine(rtnl.request(0, RouteNetlinkMessage::DelLink(group))).doing(doing)
 }
 
-/// The bridge `name`, made or brought into shape: fixed MAC, no STP, no snooping, the gateway's address, the sysctls of
+/// Takes a device up, with `mtu` if one is given.
+pub(super) fn up(index: u32, mtu: Option<u16>) -> Request {
+    let mut device = LinkMessageBuilder::<LinkUnspec>::new().index(index).up();
+    if let Some(mtu) = mtu {
+        device = device.mtu(mtu.into());
+    }
+    Request::new(0, RouteNetlinkMessage::SetLink(device.build()))
+}
+
+pub(super) fn alias(index: u32, text: &str) -> Request {
+    let device = LinkMessageBuilder::<LinkUnspec>::new().index(index).alias(text);
+    Request::new(0, RouteNetlinkMessage::SetLink(device.build()))
+}
+
+/// The shard's bridge, made or brought into shape: fixed MAC, no STP, no snooping, the gateway's address, the sysctls of
 /// a gateway that routes between isolated ports; up.
-pub(super) async fn bridge(
-    handle: &Handle,
-    name: &str,
+pub(super) fn bridge(
+    rtnl: &mut Rtnl,
+    shard: &Shard,
     gateway: Ipv4Addr,
     subnet: Subnet,
     mtu: u16,
 ) -> Result<(), KernelError> {
+    let (name, index) = (shard.bridge.as_str(), shard.index);
     let shape = || {
         LinkBridge::new(name)
+            .index(index)
             .mtu(mtu.into())
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false)
     };
     let doing = || format!("making bridge {name}");
-    if index(handle, name).await?.is_none() {
+    let (flags, device) = if self::index(rtnl, name)?.is_none() {
         let mac = Mac::for_address(gateway).octets().to_vec();
-        handle.link().add(shape().address(mac).build()).execute().await.doing(doing)?;
+        (NLM_F_CREATE | NLM_F_EXCL, shape().address(mac))
     } else {
         // Without the MAC: setting it, even to what it is, makes the kernel forget every neighbour on the bridge.
-        handle.link().change(shape().build()).execute().await.doing(doing)?;
-    }
-    let index = existing(handle, name).await?;
+        (0, shape())
+    };
+    rtnl.request(flags, RouteNetlinkMessage::NewLink(device.build())).doing(doing)?;
 
     // Guests reach each other and the world through us: ARP for any address behind another port is answered by the
     // bridge (Documentation/networking/ip-sysctl.rst, proxy_arp_pvlan), at once, and never corrected by a redirect.
@@ -86,79 +120,134 @@ pub(super) async fn bridge(
         sysctl::write(&key, value).doing(|| format!("setting net/{key} to {value}"))?;
     }
     sysctl::disable_ipv6(name).doing(|| format!("switching IPv6 off on {name}"))?;
-
-    // Without the prefix route: guests are reached by a /32 each, the rest of the subnet is unreachable.
-    let mut address = handle.address().add(index, gateway.into(), subnet.prefix_len());
-    address.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-    there_is_fine(address.execute().await)
-        .doing(|| format!("giving {name} the address {gateway}/{}", subnet.prefix_len()))?;
-    set_up(handle, name, true).await
+    address(rtnl, index, gateway, subnet).doing(|| format!("giving {name} the address of the gateway"))?;
+    rtnl.all(&[up(index, None)]).doing(|| format!("taking {name} up"))
 }
 
-/// The pair of `host` in our namespace, down, and `guest_side` made inside `namespace` (making it here and moving it
-/// takes twenty times as long), down too: a veth cannot go up before its pair exists.
-pub(super) async fn veth(
-    handle: &Handle,
-    host: &str,
-    guest_side: &str,
+/// The gateway's address, and none that another configuration gave the bridge. Without the prefix route: guests are reached by
+/// a /32 each, the rest of the subnet is unreachable.
+fn address(rtnl: &mut Rtnl, index: u32, gateway: Ipv4Addr, subnet: Subnet) -> std::io::Result<()> {
+    let mut wanted =
+        AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(gateway, subnet.prefix_len()).build();
+    wanted.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+    let mut all = AddressMessage::default();
+    all.header.family = netlink_packet_route::AddressFamily::Inet;
+    let standing = rtnl.dump(&RouteNetlinkMessage::GetAddress(all))?;
+    let mut stands = false;
+    for found in standing {
+        let RouteNetlinkMessage::NewAddress(found) = found else { continue };
+        if found.header.index != index {
+            continue;
+        }
+        let ours = found.header.prefix_len == subnet.prefix_len()
+            && found.attributes.contains(&AddressAttribute::Local(gateway.into()));
+        stands |= ours;
+        if !ours {
+            gone_is_fine(rtnl.request(0, RouteNetlinkMessage::DelAddress(found)))?;
+        }
+    }
+    if stands {
+        return Ok(());
+    }
+    rtnl.request(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewAddress(wanted))
+}
+
+/// The pair of `gv<slot>` in our namespace, down, and `in0` made inside `namespace` (making it here and moving it takes
+/// twenty times as long), down too: a veth cannot go up before its pair exists.
+pub(super) fn veth(
+    rtnl: &mut Rtnl,
+    slot: Slot,
+    port: u32,
     namespace: &File,
     mtu: u16,
 ) -> Result<(), KernelError> {
+    let host = slot.host_device();
     let peer = LinkMessageBuilder::<LinkUnspec>::new()
-        .name(guest_side)
+        .name(GUEST_SIDE)
+        .index(GUEST_SIDE_INDEX)
         .setns_by_fd(namespace.as_raw_fd())
         .mtu(mtu.into())
         .build();
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
-        .name(host)
+        .name(host.as_str())
+        .index(port)
         .mtu(mtu.into())
         .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
         .build();
-    handle.link().add(pair).execute().await.doing(|| format!("making veth {host}"))?;
-    sysctl::disable_ipv6(host).doing(|| format!("switching IPv6 off on {host}"))
+    let made = rtnl.request(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(pair));
+    made.doing(|| format!("making veth {host}"))?;
+    sysctl::disable_ipv6(host.as_str()).doing(|| format!("switching IPv6 off on {host}"))
 }
 
-/// `device` as a port of `bridge`: isolated from other ports, and open only to the MACs that are entered for it.
-pub(super) async fn port(handle: &Handle, device: &str, bridge: &str) -> Result<(), KernelError> {
-    let bridge_index = existing(handle, bridge).await?;
-    let device_index = existing(handle, device).await?;
-    let join = LinkMessageBuilder::<LinkUnspec>::new().index(device_index).controller(bridge_index).build();
-    handle.link().set(join).execute().await.doing(|| format!("making {device} a port of {bridge}"))?;
-    let flags = LinkBridgePort::new(device_index)
+/// The device as a port of the bridge, isolated from other ports and open only to the MACs that are entered for it; up when
+/// all of that stands.
+pub(super) fn port(port: u32, bridge: u32) -> [Request; 3] {
+    let join = LinkMessageBuilder::<LinkUnspec>::new().index(port).controller(bridge).build();
+    let flags = LinkBridgePort::new(port)
         .isolated(true)
         .locked(true)
         .learning(false)
         .flood(false)
         .mcast_flood(false)
         .build();
-    handle.link().set_port(flags).execute().await.doing(|| format!("isolating and locking port {device}"))
+    [
+        Request::new(0, RouteNetlinkMessage::SetLink(join)),
+        Request::new(0, RouteNetlinkMessage::NewLink(flags)),
+        up(port, None),
+    ]
 }
 
 /// What a dump of all devices says of one.
 pub(super) struct Link {
     pub index: u32,
     pub name: String,
+    pub alias: Option<String>,
     pub controller: Option<u32>,
     pub up: bool,
+    pub mtu: u32,
+    /// A bridge port with the flags that `port` sets.
+    pub closed: bool,
 }
 
-pub(super) async fn all(handle: &Handle) -> Result<Vec<Link>, KernelError> {
-    let links: Vec<LinkMessage> =
-        handle.link().get().execute().try_collect().await.doing(|| "listing devices".into())?;
-    Ok(links
-        .into_iter()
-        .map(|link| {
-            let mut name = String::new();
-            let mut controller = None;
-            for attribute in &link.attributes {
-                match attribute {
-                    LinkAttribute::IfName(text) => name.clone_from(text),
-                    LinkAttribute::Controller(index) => controller = Some(*index),
-                    _ => {}
-                }
-            }
-            let up = link.header.flags.contains(netlink_packet_route::link::LinkFlags::Up);
-            Link { index: link.header.index, name, controller, up }
-        })
-        .collect())
+pub(super) fn all(rtnl: &mut Rtnl) -> Result<Vec<Link>, KernelError> {
+    let mut asked = LinkMessage::default();
+    // The counters of a device are most of what there is to say of it.
+    asked.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let links = rtnl.dump(&RouteNetlinkMessage::GetLink(asked)).doing(|| "listing devices".into())?;
+    let read = |link| match link {
+        RouteNetlinkMessage::NewLink(link) => Some(read(link)),
+        _ => None,
+    };
+    Ok(links.into_iter().filter_map(read).collect())
+}
+
+fn read(link: LinkMessage) -> Link {
+    let up = link.header.flags.contains(LinkFlags::Up);
+    let index = link.header.index;
+    let mut read =
+        Link { index, name: String::new(), alias: None, controller: None, up, mtu: 0, closed: false };
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => read.name = name,
+            LinkAttribute::IfAlias(alias) => read.alias = Some(alias),
+            LinkAttribute::Controller(index) => read.controller = Some(index),
+            LinkAttribute::Mtu(mtu) => read.mtu = mtu,
+            LinkAttribute::LinkInfo(info) => read.closed = info.iter().any(is_closed),
+            _ => {}
+        }
+    }
+    read
+}
+
+fn is_closed(info: &LinkInfo) -> bool {
+    let LinkInfo::PortData(InfoPortData::BridgePort(flags)) = info else { return false };
+    [
+        InfoBridgePort::Isolated(true),
+        InfoBridgePort::Locked(true),
+        InfoBridgePort::Learning(false),
+        InfoBridgePort::UnicastFlood(false),
+        InfoBridgePort::MulticastFlood(false),
+    ]
+    .iter()
+    .all(|flag| flags.contains(flag))
 }

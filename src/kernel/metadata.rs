@@ -1,13 +1,13 @@
-//! The way of a guest's packet to 169.254.169.254: one rule a network, in nat PREROUTING, redirects it to the gateway. The
+//! The way of a guest's packet to 169.254.169.254: one rule a bridge, in nat PREROUTING, redirects it to the gateway. The
 //! address itself is on no interface of the host, which may ask its own cloud there.
 
 use iptables::IPTables;
 
 use super::error::KernelError;
 use super::firewall::{failed, open};
-use crate::model::{BridgeName, Metadata};
+use crate::model::{IfName, Metadata};
 
-fn rule(bridge: &BridgeName) -> String {
+fn rule(bridge: &IfName) -> String {
     format!(
         "-i {bridge} -d {}/32 -p tcp --dport 80 -m comment --comment guestnet:metadata -j REDIRECT --to-ports {}",
         Metadata::ADDRESS,
@@ -16,7 +16,7 @@ fn rule(bridge: &BridgeName) -> String {
 }
 
 /// Brings the rule of `bridge` to be there or not to be.
-pub(super) fn redirect(bridge: &BridgeName, wanted: bool) -> Result<(), KernelError> {
+pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
     let (tables, rule) = (open()?, rule(bridge));
     let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
     let stands = tables.exists("nat", "PREROUTING", &rule).map_err(|e| failed(doing("looking for"), e))?;

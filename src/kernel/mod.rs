@@ -3,12 +3,16 @@
 
 mod counters;
 mod error;
+mod fault;
 mod firewall;
+mod lane;
 mod links;
 mod metadata;
 mod netns;
 mod observe;
 mod routes;
+mod rtnl;
+mod steps;
 mod sysctl;
 mod tap;
 mod tc;
@@ -16,32 +20,55 @@ mod tc;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-
-use netlink_sys::{AsyncSocket, TokioSocket};
-use rtnetlink::Handle;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use error::KernelError;
+pub use steps::Failed;
+pub use tap::HeldTap;
 
-use crate::model::{BridgeName, IfName, Mac, RateMbps, Reading, Slot, Subnet, TapOwner, Vm, VmId};
+use crate::model::{IfName, IndexRange, Place, RateMbps, Reading, Slot, Subnet};
 use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
+use lane::Lane;
 
-/// The end of a VM's veth inside its netns.
+/// The end of a slot's veth inside its netns.
 const GUEST_SIDE: &str = "in0";
+/// Of the devices in every slot's netns; above what the kernel may give devices of its own there.
+const TAP_INDEX: u32 = 100;
+const GUEST_SIDE_INDEX: u32 = 101;
+
+/// How long a VMM that is just ending may take to let go of its TAP.
+const LETTING_GO: Duration = Duration::from_millis(500);
 
 /// The kernel network of the namespace the daemon runs in.
 #[derive(Clone)]
 pub struct Kernel {
-    handle: Handle,
+    /// What a caller waits for.
+    calls: Lane,
+    /// What takes long and nobody waits for: slots are built and taken away.
+    background: Lane,
+}
+
+/// Whether a caller waits for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    Caller,
+    Background,
 }
 
 impl Kernel {
-    /// A netlink connection in the current namespace. Needs a tokio runtime.
+    /// In the current namespace.
     pub fn open() -> Result<Self, KernelError> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().doing(|| "opening a netlink socket".into())?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        let lane = |name| Lane::start(name).doing(|| "opening a netlink socket".into());
+        Ok(Self { calls: lane("kernel")?, background: lane("kernel-slots")? })
+    }
+
+    fn lane(&self, whom: For) -> &Lane {
+        match whom {
+            For::Caller => &self.calls,
+            For::Background => &self.background,
+        }
     }
 
     /// Whether this host can do what the steps need; changes nothing.
@@ -57,12 +84,13 @@ impl Kernel {
 
     /// A route of the host's own that overlaps `subnet`, as text.
     pub async fn overlapping_route(&self, subnet: Subnet) -> Result<Option<String>, KernelError> {
-        routes::overlapping(&self.handle, subnet).await
+        self.calls.run(move |hands| routes::overlapping(&mut hands.rtnl, subnet)).await?
     }
 
     /// Index of a device; `None` when there is none of that name.
     pub async fn device_index(&self, name: &str) -> Result<Option<u32>, KernelError> {
-        links::index(&self.handle, name).await
+        let name = name.to_owned();
+        self.calls.run(move |hands| links::index(&mut hands.rtnl, &name)).await?
     }
 
     /// The value of a setting, a path below /proc/sys/net.
@@ -88,8 +116,13 @@ impl Kernel {
     }
 
     /// Whether guests of `bridge` reach the metadata service.
-    pub fn redirect_metadata(&self, bridge: &BridgeName, wanted: bool) -> Result<(), KernelError> {
+    pub fn redirect_metadata(&self, bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
         metadata::redirect(bridge, wanted)
+    }
+
+    /// Takes away the NAT rule of a subnet that no network has any more.
+    pub fn remove_nat_rule(&self, rule: &str) -> Result<(), KernelError> {
+        firewall::remove_nat(rule)
     }
 
     /// What every device has counted, by ifindex, in the view of a guest behind it.
@@ -106,139 +139,56 @@ impl Kernel {
         Ok(counted.map(|reading| (index, reading)))
     }
 
-    pub async fn observe(&self) -> Result<Observed, KernelError> {
-        observe::observe(&self.handle).await
+    /// What of the devices of these indexes, and of what goes with them, there is.
+    pub async fn observe(&self, indexes: IndexRange) -> Result<Observed, KernelError> {
+        self.calls.run(move |hands| observe::observe(hands, indexes)).await?
     }
 
-    /// Carries out one step, or leaves nothing of it.
-    pub async fn apply(&self, step: &Step) -> Result<(), KernelError> {
-        match step {
-            Step::Bridge { bridge, gateway, subnet, mtu } => {
-                links::bridge(&self.handle, bridge.as_str(), *gateway, *subnet, *mtu).await
-            }
-            Step::UnreachableSubnet { subnet } => routes::add_unreachable(&self.handle, *subnet).await,
-            Step::Namespace { vm_id } => netns::create(&vm_id.namespace()),
-            Step::Tap { vm_id, mtu } => make_tap(vm_id, *mtu),
-            Step::Veth { vm_id, slot, mtu, replace } => {
-                if *replace {
-                    links::remove(&self.handle, slot.host_device().as_str()).await?;
+    /// Carries the steps out in order, up to the first that fails.
+    pub async fn apply(&self, whom: For, steps: Vec<Step>) -> Result<(), Failed> {
+        let steps: Arc<[Step]> = steps.into();
+        let work = steps.clone();
+        let done = self.lane(whom).run(move |hands| steps::apply(hands, &work)).await;
+        match done {
+            Ok(done) => done,
+            // It panicked, so all of them may have been carried out.
+            Err(error) => Err(Failed { applied: steps.to_vec(), error }),
+        }
+    }
+
+    /// Takes every one of the undos back, past errors; all of them.
+    pub async fn undo(&self, whom: For, undos: Vec<Undo>) -> Vec<KernelError> {
+        let done = self.lane(whom).run(move |hands| steps::undo(hands, &undos)).await;
+        done.unwrap_or_else(|error| vec![error])
+    }
+
+    /// Holds the slot's TAP; it `is_busy` while a VMM has it open. `None` when it is gone.
+    /// One that is just ending is waited for.
+    pub async fn hold_tap(&self, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
+        let deadline = Instant::now() + LETTING_GO;
+        loop {
+            match self.calls.run(move |hands| steps::hold_tap(hands, slot)).await? {
+                Err(error) if error.is_busy() && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                self.make_veth(vm_id, *slot, *mtu).await
+                done => return done,
             }
-            Step::Port { slot, bridge } => {
-                links::port(&self.handle, slot.host_device().as_str(), bridge.as_str()).await
-            }
-            Step::RateLimit { vm_id, slot, rate } => self.limit(vm_id, *slot, *rate).await,
-            Step::ForwardingEntry { slot, mac } => self.enter_mac(*slot, *mac).await,
-            Step::Neighbour { bridge, address, mac } => {
-                let bridge = links::existing(&self.handle, bridge.as_str()).await?;
-                routes::add_neighbour(&self.handle, bridge, *address, *mac).await
-            }
-            Step::GuestRoute { bridge, address, gateway } => {
-                let bridge = links::existing(&self.handle, bridge.as_str()).await?;
-                routes::add_guest(&self.handle, bridge, *address, *gateway).await
-            }
-            Step::PortUp { slot } => links::set_up(&self.handle, slot.host_device().as_str(), true).await,
         }
     }
 
-    /// Takes one step back; success if there is nothing to take back.
-    pub async fn undo(&self, undo: &Undo) -> Result<(), KernelError> {
-        match undo {
-            Undo::Bridge { bridge } => links::remove(&self.handle, bridge.as_str()).await,
-            Undo::UnreachableSubnet { subnet } => routes::remove_unreachable(&self.handle, *subnet).await,
-            Undo::Namespace { vm_id } => netns::remove(&vm_id.namespace()),
-            Undo::Tap { vm_id } => self.remove_tap(vm_id).await,
-            Undo::Veth { slot } => links::remove(&self.handle, slot.host_device().as_str()).await,
-            Undo::Neighbour { bridge, address } => match self.device_index(bridge.as_str()).await? {
-                Some(bridge) => routes::remove_neighbour(&self.handle, bridge, *address).await,
-                None => Ok(()),
-            },
-            Undo::GuestRoute { bridge, address } => match self.device_index(bridge.as_str()).await? {
-                Some(bridge) => routes::remove_guest(&self.handle, bridge, *address).await,
-                None => Ok(()),
-            },
-            Undo::PortDown { slot } => links::set_up(&self.handle, slot.host_device().as_str(), false).await,
-        }
+    /// Takes from an unbound slot whatever its last guest may have left in it, so that it can be another's. False when it is
+    /// not whole any more, or not to be had. `tap` is its own, if it is held already.
+    pub async fn wipe(
+        &self,
+        place: Place,
+        rate: Option<RateMbps>,
+        tap: Option<HeldTap>,
+    ) -> Result<bool, KernelError> {
+        self.background.run(move |hands| steps::wipe(hands, &place, rate, tap)).await?
     }
 
-    async fn make_veth(&self, vm_id: &VmId, slot: Slot, mtu: u16) -> Result<(), KernelError> {
-        let namespace = namespace_of(vm_id)?;
-        let host = slot.host_device();
-        links::veth(&self.handle, host.as_str(), GUEST_SIDE, &namespace, mtu).await?;
-        let joined = self.join_tap(vm_id, &namespace).await;
-        if joined.is_err() {
-            // Half a step is not left behind; the first error is the one that tells.
-            let _ = links::remove(&self.handle, host.as_str()).await;
-        }
-        joined
+    /// Takes slots away, all at once.
+    pub async fn clear(&self, slots: Vec<(Slot, u32)>) -> Result<(), KernelError> {
+        self.background.run(move |hands| steps::clear(hands, &slots)).await?
     }
-
-    /// Redirects both ways between the VM's end of the veth and its TAP.
-    async fn join_tap(&self, vm_id: &VmId, namespace: &File) -> Result<(), KernelError> {
-        let doing = || format!("joining {} and {GUEST_SIDE} in {}", Vm::TAP, vm_id.namespace());
-        let inner = self.inside(namespace).doing(doing)?;
-        links::set_up(&inner, GUEST_SIDE, true).await?;
-        let veth = links::existing(&inner, GUEST_SIDE).await?;
-        let tap = links::existing(&inner, Vm::TAP).await?;
-        tc::redirect(&inner, tap, veth).await.doing(doing)?;
-        tc::redirect(&inner, veth, tap).await.doing(doing)
-    }
-
-    async fn remove_tap(&self, vm_id: &VmId) -> Result<(), KernelError> {
-        let Some(namespace) = netns::open(&vm_id.namespace())? else { return Ok(()) };
-        let inner =
-            self.inside(&namespace).doing(|| format!("opening a netlink socket in {}", vm_id.namespace()))?;
-        links::remove(&inner, Vm::TAP).await
-    }
-
-    async fn limit(&self, vm_id: &VmId, slot: Slot, rate: RateMbps) -> Result<(), KernelError> {
-        let doing = |device: &str| format!("limiting {device} to {} Mbit/s", rate.mbps());
-        let namespace = namespace_of(vm_id)?;
-        let inner =
-            self.inside(&namespace).doing(|| format!("opening a netlink socket in {}", vm_id.namespace()))?;
-        let upload = links::existing(&inner, GUEST_SIDE).await?;
-        tc::limit(&inner, upload, rate).await.doing(|| doing(GUEST_SIDE))?;
-        let host = slot.host_device();
-        let download = links::existing(&self.handle, host.as_str()).await?;
-        tc::limit(&self.handle, download, rate).await.doing(|| doing(host.as_str()))
-    }
-
-    async fn enter_mac(&self, slot: Slot, mac: Mac) -> Result<(), KernelError> {
-        let port = links::existing(&self.handle, slot.host_device().as_str()).await?;
-        routes::add_forwarding(&self.handle, port, mac).await
-    }
-
-    /// A netlink connection in `namespace`; a socket stays in the namespace it was made in.
-    fn inside(&self, namespace: &File) -> io::Result<Handle> {
-        let runtime = tokio::runtime::Handle::current();
-        let socket = netns::inside(namespace, || {
-            let _entered = runtime.enter();
-            TokioSocket::new(netlink_sys::protocols::NETLINK_ROUTE)
-        })?;
-        let (connection, handle, _) = rtnetlink::from_socket(socket);
-        tokio::spawn(connection);
-        Ok(handle)
-    }
-}
-
-fn namespace_of(vm_id: &VmId) -> Result<File, KernelError> {
-    let name = vm_id.namespace();
-    netns::open(&name)?.ok_or_else(|| {
-        KernelError::new(
-            format!("opening network namespace {name}"),
-            io::Error::from(io::ErrorKind::NotFound),
-        )
-    })
-}
-
-fn make_tap(vm_id: &VmId, mtu: u16) -> Result<(), KernelError> {
-    let namespace = namespace_of(vm_id)?;
-    netns::inside(&namespace, || {
-        if !tap::exists(Vm::TAP) {
-            tap::create(Vm::TAP, mtu, TapOwner::default())?;
-        }
-        tap::set_up("lo")
-    })
-    .doing(|| format!("making {} in {}", Vm::TAP, vm_id.namespace()))
 }

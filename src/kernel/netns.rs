@@ -1,18 +1,23 @@
-//! Network namespaces with a name under /run/netns, as `ip netns` keeps them. A namespace is made by a thread that
-//! unshares, so the daemon itself never leaves its own and nothing is forked.
+//! Network namespaces under /run/netns, as `ip netns` keeps them. A slot's is a mount, made by a thread that unshares, so
+//! nothing is forked; a VM's name for it is a link beside it, made and removed in microseconds at any number of VMs, which a
+//! mount is not.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::error::{Doing, KernelError};
-use super::sysctl;
+use super::lane::Hands;
+use super::rtnl::Rtnl;
+use super::{links, sysctl};
+use crate::model::Slot;
 
 const DIRECTORY: &str = "/run/netns";
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -21,14 +26,10 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Makes the namespace `name`, without IPv6; it is an error if the name is taken.
-pub(super) fn create(name: &str) -> Result<(), KernelError> {
-    // One at a time: two that both find no mount there would stack theirs.
-    static PREPARING: Mutex<()> = Mutex::new(());
-    let preparing = PREPARING.lock().unwrap_or_else(PoisonError::into_inner);
+/// Makes the namespace of `slot`, without IPv6, its `lo` marked; it is an error if the name is taken.
+pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), KernelError> {
     prepare_directory().doing(|| format!("preparing {DIRECTORY}"))?;
-    drop(preparing);
-    let path = path_of(name);
+    let path = path_of(&slot.namespace());
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -36,29 +37,36 @@ pub(super) fn create(name: &str) -> Result<(), KernelError> {
         .mode(0o444)
         .open(&path)
         .doing(|| format!("creating {}", path.display()))?;
-    let made = on_own_thread(|| {
+    let made = (|| {
         unshare(CloneFlags::CLONE_NEWNET)?;
         sysctl::disable_ipv6("all")?;
         sysctl::disable_ipv6("default")?;
+        // Before it has a name: a namespace of that name without the mark is somebody else's.
+        Rtnl::open()?.all(&[links::alias(1, mark)])?;
         mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok(())
-    });
+    })();
+    let home = hands.go_home();
     if made.is_err() {
         // The name must not stay behind without its namespace; the first error is the one that tells.
         let _ = fs::remove_file(&path);
     }
-    made.doing(|| format!("making network namespace {name}"))
+    made.and(home).doing(|| format!("making network namespace {}", slot.namespace()))
 }
 
-/// Removes the name; the kernel frees the namespace when its last process is gone.
-pub(super) fn remove(name: &str) -> Result<(), KernelError> {
-    let path = path_of(name);
+/// Removes the slot's namespace; the kernel frees it when its last process is gone.
+pub(super) fn remove(slot: Slot) -> Result<(), KernelError> {
+    let path = path_of(&slot.namespace());
     match umount2(&path, MntFlags::MNT_DETACH) {
         // EINVAL: the file is there and nothing is mounted on it.
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
         Err(errno) => return Err(errno).doing(|| format!("unmounting {}", path.display())),
     }
-    match fs::remove_file(&path) {
+    unlink(&path)
+}
+
+fn unlink(path: &Path) -> Result<(), KernelError> {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).doing(|| format!("removing {}", path.display()))
         }
@@ -66,9 +74,44 @@ pub(super) fn remove(name: &str) -> Result<(), KernelError> {
     }
 }
 
-/// A handle on the namespace `name`; `None` when there is none.
-pub(super) fn open(name: &str) -> Result<Option<File>, KernelError> {
+/// Gives the slot's namespace the name `name` as well. What is in the way is an error if it is somebody's namespace, or
+/// another slot's name; a file without one behind it, as an unmounted namespace leaves it, is replaced.
+pub(super) fn give_name(name: &str, slot: Slot) -> Result<(), KernelError> {
+    let (path, target) = (path_of(name), slot.namespace());
+    let doing = || format!("giving {target} the name {}", path.display());
+    match symlink(&target, &path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        done => return done.doing(doing),
+    }
+    if leads_to(&path) == Some(slot) {
+        return Ok(());
+    }
+    if is_namespace(&path) {
+        let taken = io::Error::new(io::ErrorKind::AlreadyExists, "a network namespace of that name exists");
+        return Err(taken).doing(doing);
+    }
+    fs::remove_file(&path).and_then(|()| symlink(&target, &path)).doing(doing)
+}
+
+/// Takes a name away from the slot's namespace; one that leads elsewhere is left alone.
+pub(super) fn take_name(name: &str, slot: Slot) -> Result<(), KernelError> {
     let path = path_of(name);
+    match fs::symlink_metadata(&path) {
+        Ok(found) if found.is_symlink() && leads_to(&path) != Some(slot) => Ok(()),
+        // What an admin who removed the name put there, a namespace with processes in it perhaps.
+        Ok(found) if !found.is_symlink() => Ok(()),
+        _ => unlink(&path),
+    }
+}
+
+/// The slot that a link under /run/netns leads to.
+fn leads_to(path: &Path) -> Option<Slot> {
+    Slot::of_namespace(fs::read_link(path).ok()?.to_str()?)
+}
+
+/// A handle on the slot's namespace; `None` when there is none.
+pub(super) fn open(slot: Slot) -> Result<Option<File>, KernelError> {
+    let path = path_of(&slot.namespace());
     match File::open(&path) {
         Ok(file) if is_namespace(&path) => Ok(Some(file)),
         Ok(_) => Ok(None),
@@ -77,53 +120,61 @@ pub(super) fn open(name: &str) -> Result<Option<File>, KernelError> {
     }
 }
 
-/// The names under /run/netns that are namespaces: a file that an admin unmounted is none.
-pub(super) fn names() -> Result<Vec<String>, KernelError> {
+/// The same of a slot that has to have one.
+pub(super) fn existing(slot: Slot) -> Result<File, KernelError> {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    open(slot)?
+        .ok_or_else(|| KernelError::new(format!("opening network namespace {}", slot.namespace()), missing()))
+}
+
+/// What is under /run/netns of ours.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Slots' own names, and whether each is a namespace: a file that an admin unmounted is none.
+    pub anchors: BTreeMap<Slot, bool>,
+    /// Names of VMs.
+    pub names: BTreeMap<String, Slot>,
+}
+
+pub(super) fn names() -> Result<Names, KernelError> {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Names::default()),
         Err(error) => return Err(error).doing(|| format!("reading {DIRECTORY}")),
     };
-    Ok(entries
-        .filter_map(Result::ok)
-        .filter(|entry| is_namespace(&entry.path()))
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect())
-}
-
-/// Runs `work` inside the namespace, on a thread of its own.
-pub(super) fn inside<T: Send>(
-    namespace: &File,
-    work: impl FnOnce() -> io::Result<T> + Send,
-) -> io::Result<T> {
-    on_own_thread(|| {
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        work()
-    })
-}
-
-fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, work)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the namespace's thread panicked")))
-    })
+    let mut found = Names::default();
+    for entry in entries.filter_map(Result::ok) {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if let Some(slot) = Slot::of_namespace(&name) {
+            found.anchors.insert(slot, is_namespace(&entry.path()));
+        } else if let Some(slot) = leads_to(&entry.path()) {
+            found.names.insert(name, slot);
+        }
+    }
+    Ok(found)
 }
 
 fn is_namespace(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == NSFS_MAGIC)
 }
 
-/// /run/netns as `ip netns add` prepares it: a shared mount, so that every mount namespace sees what is mounted there.
+/// /run/netns as `ip netns add` prepares it: a shared mount, so that every mount namespace sees what is mounted there. Once:
+/// sharing it again walks all that is mounted there.
 fn prepare_directory() -> io::Result<()> {
+    static PREPARED: Mutex<bool> = Mutex::new(false);
+    let mut prepared = PREPARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if *prepared && Path::new(DIRECTORY).is_dir() {
+        return Ok(());
+    }
     fs::create_dir_all(DIRECTORY)?;
     fs::set_permissions(DIRECTORY, Permissions::from_mode(0o755))?;
     let share =
         || mount(None::<&str>, DIRECTORY, None::<&str>, MsFlags::MS_SHARED | MsFlags::MS_REC, None::<&str>);
-    if share().is_ok() {
-        return Ok(());
+    if share().is_err() {
+        // EINVAL: not a mount point yet.
+        mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+        share()?;
     }
-    // EINVAL: not a mount point yet.
-    mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
-    share()?;
+    *prepared = true;
     Ok(())
 }

@@ -1,54 +1,87 @@
-//! What of ours is in the kernel: one dump of each kind, whatever the number of VMs.
+//! What of ours is in the kernel: one dump of each kind, whatever the number of VMs, and a look into each slot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::TryStreamExt;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
-use rtnetlink::Handle;
 
 use super::error::{Doing, KernelError};
-use super::{links, netns, routes};
-use crate::model::Slot;
-use crate::plan::{Observed, ObservedPort};
+use super::lane::Hands;
+use super::rtnl::Rtnl;
+use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes};
+use crate::model::{IndexRange, Slot, Vm};
+use crate::plan::{Anchor, Observed, ObservedPort};
 
-pub(super) async fn observe(handle: &Handle) -> Result<Observed, KernelError> {
-    let links = links::all(handle).await?;
-    let name_of: BTreeMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
+pub(super) fn observe(hands: &mut Hands, indexes: IndexRange) -> Result<Observed, KernelError> {
     let mut ports = BTreeMap::new();
-    let mut slot_of = BTreeMap::new();
-    for link in &links {
-        let Some(slot) = slot_from(&link.name) else { continue };
-        slot_of.insert(link.index, slot);
-        let bridge = link.controller.and_then(|index| name_of.get(&index)).map(ToString::to_string);
-        ports.insert(slot, ObservedPort { bridge, up: link.up, ..ObservedPort::default() });
+    let mut foreign = BTreeSet::new();
+    for link in links::all(&mut hands.rtnl)? {
+        match indexes.slot_of(link.index, &link.name) {
+            Some(slot) => {
+                let in_shape = link.up && link.closed;
+                let (bridge, mtu) = (link.controller, link.mtu);
+                ports.insert(slot, ObservedPort { bridge, mtu, in_shape, ..ObservedPort::default() });
+            }
+            None => foreign.extend(Slot::of_host_device(&link.name)),
+        }
     }
-    let port_at = |index: &u32| slot_of.get(index);
-    for (port, mac) in routes::forwarding(handle).await? {
-        if let Some(port) = port_at(&port).and_then(|slot| ports.get_mut(slot)) {
+    let port_of = |index: u32| indexes.slot_at(index);
+    for (port, mac) in routes::forwarding(&mut hands.rtnl)? {
+        if let Some(port) = port_of(port).and_then(|slot| ports.get_mut(&slot)) {
             port.forwarding.insert(mac);
         }
     }
-    let qdiscs: Vec<TcMessage> =
-        handle.qdisc().get().execute().try_collect().await.doing(|| "listing queueing disciplines".into())?;
-    for qdisc in qdiscs {
+    let qdiscs = hands.rtnl.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()));
+    for qdisc in qdiscs.doing(|| "listing queueing disciplines".into())? {
+        let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = qdisc else { continue };
         let token_bucket =
             qdisc.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "tbf"));
-        let port = u32::try_from(qdisc.header.index).ok().and_then(|index| slot_of.get(&index).copied());
-        if let Some(port) = port.and_then(|slot| ports.get_mut(&slot)) {
+        let slot = u32::try_from(qdisc.header.index).ok().and_then(port_of);
+        if let Some(port) = slot.and_then(|slot| ports.get_mut(&slot)) {
             port.rate_limited |= token_bucket;
         }
     }
-    let neighbours = routes::neighbours(handle).await?;
+    let mut names = netns::names()?;
+    let mut anchors = BTreeMap::new();
+    for (slot, is_namespace) in names.anchors {
+        let anchor = match is_namespace {
+            true => look_inside(hands, slot, indexes.port(slot))?,
+            false => Some(Anchor::File),
+        };
+        match anchor {
+            Some(anchor) => _ = anchors.insert(slot, anchor),
+            None => _ = foreign.insert(slot),
+        }
+    }
+    anchors.retain(|slot, _| !foreign.contains(slot));
+    names.names.retain(|_, slot| !foreign.contains(slot));
     Ok(Observed {
-        namespaces: netns::names()?.into_iter().collect(),
+        anchors,
+        names: names.names,
         ports,
-        neighbours: neighbours.into_iter().map(|(_, address, mac)| (address, mac)).collect(),
-        routes: routes::guests(handle).await?.into_iter().collect(),
+        foreign,
+        neighbours: routes::neighbours(&mut hands.rtnl)?.into_iter().collect(),
+        routes: routes::guests(&mut hands.rtnl)?.into_iter().collect(),
     })
 }
 
-/// The slot of a device named as ours are; whether it is ours the store knows.
-fn slot_from(name: &str) -> Option<Slot> {
-    let slot = Slot(name.strip_prefix("gv")?.parse().ok()?);
-    (slot.host_device().as_str() == name).then_some(slot)
+/// What `lo` in a slot's namespace is marked with.
+pub(super) fn mark(port: u32) -> String {
+    format!("guestnet {port}")
+}
+
+/// What there is of a slot in the namespace that has its name; `None` when it is somebody else's.
+pub(super) fn look_inside(hands: &mut Hands, slot: Slot, port: u32) -> Result<Option<Anchor>, KernelError> {
+    let Some(namespace) = netns::open(slot)? else { return Ok(Some(Anchor::File)) };
+    let doing = || format!("looking into {}", slot.namespace());
+    let mut inner = hands.inside(&namespace, Rtnl::open).doing(doing)?;
+    let links = links::all(&mut inner)?;
+    let has = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
+    let marked = links.iter().any(|link| link.index == 1 && link.alias == Some(mark(port)));
+    let (tap, guest_side) = (has(Vm::TAP, TAP_INDEX), has(GUEST_SIDE, GUEST_SIDE_INDEX));
+    Ok(marked.then_some(match (tap, guest_side) {
+        (true, true) => Anchor::Whole,
+        (true, false) => Anchor::Tap,
+        _ => Anchor::Bare,
+    }))
 }

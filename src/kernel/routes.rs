@@ -1,24 +1,26 @@
-//! Routes, permanent neighbours and static forwarding entries by rtnetlink. Our routes carry our own protocol number,
-//! so that what is ours can be told from what is the host's.
+//! Routes, permanent neighbours and static forwarding entries, as messages. Our routes carry our own protocol number, so that
+//! what is ours can be told from what is the host's.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 
-use futures_util::TryStreamExt;
 use ipnetwork::Ipv4Network;
-use netlink_packet_route::AddressFamily;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use rtnetlink::{Handle, RouteMessageBuilder};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::RouteMessageBuilder;
 
-use super::error::{Doing, KernelError, gone_is_fine};
+use super::error::{Doing, KernelError};
+use super::rtnl::{Request, Rtnl};
 use crate::model::{Mac, Subnet};
 
 /// Marks our routes; of the numbers that rtnetlink.h leaves to user space, one that no known daemon uses.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(103);
+const PUT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 fn unreachable(subnet: Subnet) -> RouteMessage {
     RouteMessageBuilder::<Ipv4Addr>::new()
@@ -37,113 +39,90 @@ fn to_guest(bridge: u32, address: Ipv4Addr) -> RouteMessageBuilder<Ipv4Addr> {
         .protocol(PROTOCOL)
 }
 
-pub(super) async fn add_unreachable(handle: &Handle, subnet: Subnet) -> Result<(), KernelError> {
-    let added = handle.route().add(unreachable(subnet)).replace().execute().await;
-    added.doing(|| format!("adding route unreachable {subnet}"))
+pub(super) fn add_unreachable(subnet: Subnet) -> Request {
+    Request::new(PUT, RouteNetlinkMessage::NewRoute(unreachable(subnet)))
 }
 
-pub(super) async fn remove_unreachable(handle: &Handle, subnet: Subnet) -> Result<(), KernelError> {
-    gone_is_fine(handle.route().del(unreachable(subnet)).execute().await)
-        .doing(|| format!("removing route unreachable {subnet}"))
+pub(super) fn remove_unreachable(subnet: Subnet) -> Request {
+    Request::new(0, RouteNetlinkMessage::DelRoute(unreachable(subnet)))
 }
 
-pub(super) async fn add_guest(
-    handle: &Handle,
-    bridge: u32,
-    address: Ipv4Addr,
-    gateway: Ipv4Addr,
-) -> Result<(), KernelError> {
+pub(super) fn add_guest(bridge: u32, address: Ipv4Addr, gateway: Ipv4Addr) -> Request {
     let route = to_guest(bridge, address).pref_source(gateway).build();
-    handle.route().add(route).replace().execute().await.doing(|| format!("adding route {address}/32"))
+    Request::new(PUT, RouteNetlinkMessage::NewRoute(route))
 }
 
-pub(super) async fn remove_guest(handle: &Handle, bridge: u32, address: Ipv4Addr) -> Result<(), KernelError> {
-    gone_is_fine(handle.route().del(to_guest(bridge, address).build()).execute().await)
-        .doing(|| format!("removing route {address}/32"))
+pub(super) fn remove_guest(bridge: u32, address: Ipv4Addr) -> Request {
+    Request::new(0, RouteNetlinkMessage::DelRoute(to_guest(bridge, address).build()))
 }
 
-pub(super) async fn add_neighbour(
-    handle: &Handle,
-    bridge: u32,
-    address: Ipv4Addr,
-    mac: Mac,
-) -> Result<(), KernelError> {
-    handle
-        .neighbours()
-        .add(bridge, IpAddr::V4(address))
-        .link_layer_address(&mac.octets())
-        .replace()
-        .execute()
-        .await
-        .doing(|| format!("adding neighbour {address} at {mac}"))
-}
-
-pub(super) async fn remove_neighbour(
-    handle: &Handle,
-    bridge: u32,
-    address: Ipv4Addr,
-) -> Result<(), KernelError> {
+fn neighbour(bridge: u32, address: Ipv4Addr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     message.header.family = AddressFamily::Inet;
     message.header.ifindex = bridge;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
-    gone_is_fine(handle.neighbours().del(message).execute().await)
-        .doing(|| format!("removing neighbour {address}"))
+    message
+}
+
+pub(super) fn add_neighbour(bridge: u32, address: Ipv4Addr, mac: Mac) -> Request {
+    let mut message = neighbour(bridge, address);
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unspec;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
+    Request::new(PUT, RouteNetlinkMessage::NewNeighbour(message))
+}
+
+pub(super) fn remove_neighbour(bridge: u32, address: Ipv4Addr) -> Request {
+    Request::new(0, RouteNetlinkMessage::DelNeighbour(neighbour(bridge, address)))
+}
+
+fn forwarding_entry(port: u32, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = port;
+    message.header.state = NeighbourState::Noarp;
+    message.header.flags = NeighbourFlags::Controller;
+    message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.octets().to_vec()));
+    message
 }
 
 /// `bridge fdb replace MAC dev PORT master static`: frames to the MAC leave by this port, frames from it are let in there.
-pub(super) async fn add_forwarding(handle: &Handle, port: u32, mac: Mac) -> Result<(), KernelError> {
-    handle
-        .neighbours()
-        .add_bridge(port, &mac.octets())
-        .state(NeighbourState::Noarp)
-        .flags(NeighbourFlags::Controller)
-        .replace()
-        .execute()
-        .await
-        .doing(|| format!("adding forwarding entry {mac}"))
+pub(super) fn add_forwarding(port: u32, mac: Mac) -> Request {
+    Request::new(PUT, RouteNetlinkMessage::NewNeighbour(forwarding_entry(port, mac)))
 }
 
-/// Our guest routes, by address.
-pub(super) async fn guests(handle: &Handle) -> Result<Vec<Ipv4Addr>, KernelError> {
-    let ours = ipv4(handle).await?.into_iter().filter(|r| r.header.protocol == PROTOCOL);
+pub(super) fn remove_forwarding(port: u32, mac: Mac) -> Request {
+    Request::new(0, RouteNetlinkMessage::DelNeighbour(forwarding_entry(port, mac)))
+}
+
+/// Our routes to guests: device and address.
+pub(super) fn guests(rtnl: &mut Rtnl) -> Result<Vec<(u32, Ipv4Addr)>, KernelError> {
+    let ours = ipv4(rtnl)?.into_iter().filter(|r| r.header.protocol == PROTOCOL);
     Ok(ours
         .filter(|r| r.header.kind == RouteType::Unicast)
-        .filter_map(|r| Some(destination(&r)?.ip()))
+        .filter_map(|r| Some((device(&r)?, destination(&r)?.ip())))
         .collect())
 }
 
 /// The first route of the host's own that overlaps `subnet`, as text; the default route overlaps nothing.
-pub(super) async fn overlapping(handle: &Handle, subnet: Subnet) -> Result<Option<String>, KernelError> {
-    let foreign = ipv4(handle)
-        .await?
+pub(super) fn overlapping(rtnl: &mut Rtnl, subnet: Subnet) -> Result<Option<String>, KernelError> {
+    let foreign = ipv4(rtnl)?
         .into_iter()
         .filter(|r| r.header.protocol != PROTOCOL && r.header.table == RouteHeader::RT_TABLE_MAIN);
     Ok(foreign
         .filter_map(|route| Some((destination(&route)?, route)))
         .find(|(network, _)| network.prefix() > 0 && subnet.overlaps(*network))
         .map(|(network, route)| {
-            let device = route.attributes.iter().find_map(|attribute| match attribute {
-                RouteAttribute::Oif(index) => Some(*index),
-                _ => None,
-            });
-            match device.and_then(|index| nix::net::if_::if_indextoname(index).ok()) {
+            match device(&route).and_then(|index| nix::net::if_::if_indextoname(index).ok()) {
                 Some(device) => format!("{network} dev {}", device.to_string_lossy()),
                 None => network.to_string(),
             }
         }))
 }
 
-/// The permanent neighbours and static forwarding entries of the kernel: (device, address, MAC) and (port, MAC).
-pub(super) async fn neighbours(handle: &Handle) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
-    let all: Vec<NeighbourMessage> = handle
-        .neighbours()
-        .get()
-        .set_address_family(AddressFamily::Inet)
-        .execute()
-        .try_collect()
-        .await
-        .doing(|| "listing neighbours".into())?;
+/// The permanent neighbours of the kernel: device, address, MAC.
+pub(super) fn neighbours(rtnl: &mut Rtnl) -> Result<Vec<(u32, Ipv4Addr, Mac)>, KernelError> {
+    let all = neighbour_table(rtnl, AddressFamily::Inet).doing(|| "listing neighbours".into())?;
     let permanent = all.into_iter().filter(|n| n.header.state == NeighbourState::Permanent);
     Ok(permanent
         .filter_map(|n| {
@@ -156,22 +135,43 @@ pub(super) async fn neighbours(handle: &Handle) -> Result<Vec<(u32, Ipv4Addr, Ma
         .collect())
 }
 
-pub(super) async fn forwarding(handle: &Handle) -> Result<Vec<(u32, Mac)>, KernelError> {
-    let all: Vec<NeighbourMessage> = handle
-        .neighbours()
-        .get()
-        .set_address_family(AddressFamily::Bridge)
-        .execute()
-        .try_collect()
-        .await
-        .doing(|| "listing forwarding entries".into())?;
+/// The static forwarding entries: port and MAC.
+pub(super) fn forwarding(rtnl: &mut Rtnl) -> Result<Vec<(u32, Mac)>, KernelError> {
+    let all = neighbour_table(rtnl, AddressFamily::Bridge).doing(|| "listing forwarding entries".into())?;
     let fixed = all.into_iter().filter(|n| n.header.state == NeighbourState::Noarp);
     Ok(fixed.filter_map(|n| Some((n.header.ifindex, mac_of(&n)?))).collect())
 }
 
-async fn ipv4(handle: &Handle) -> Result<Vec<RouteMessage>, KernelError> {
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    handle.route().get(all).execute().try_collect().await.doing(|| "listing routes".into())
+fn neighbour_table(rtnl: &mut Rtnl, family: AddressFamily) -> std::io::Result<Vec<NeighbourMessage>> {
+    let mut asked = NeighbourMessage::default();
+    asked.header.family = family;
+    let found = rtnl.dump(&RouteNetlinkMessage::GetNeighbour(asked))?.into_iter();
+    Ok(found
+        .filter_map(|found| match found {
+            RouteNetlinkMessage::NewNeighbour(neighbour) => Some(neighbour),
+            _ => None,
+        })
+        .collect())
+}
+
+fn ipv4(rtnl: &mut Rtnl) -> Result<Vec<RouteMessage>, KernelError> {
+    let mut asked = RouteMessage::default();
+    asked.header.address_family = AddressFamily::Inet;
+    let found = rtnl.dump(&RouteNetlinkMessage::GetRoute(asked)).doing(|| "listing routes".into())?;
+    Ok(found
+        .into_iter()
+        .filter_map(|found| match found {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        })
+        .collect())
+}
+
+fn device(route: &RouteMessage) -> Option<u32> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
 }
 
 fn destination(route: &RouteMessage) -> Option<Ipv4Network> {

@@ -4,81 +4,135 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 
+use netlink_packet_core::Nla;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo};
 use nix::net::if_::if_nametoindex;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
-use crate::model::TapOwner;
+use super::rtnl::Rtnl;
 
 mod ioctl {
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
-    nix::ioctl_write_int!(tunsetowner, b'T', 204);
-    nix::ioctl_write_int!(tunsetgroup, b'T', 206);
-    // TUNSETIFF is declared as _IOW('T', 202, int) and takes a struct ifreq.
+    nix::ioctl_write_int!(tunsetoffload, b'T', 208);
+    // These are declared as _IOW('T', n, int) and take a pointer.
     nix::ioctl_write_ptr_bad!(
         tunsetiff,
         nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
         libc::ifreq
     );
-    nix::ioctl_read_bad!(siocgifflags, libc::SIOCGIFFLAGS, libc::ifreq);
-    nix::ioctl_write_ptr_bad!(siocsifflags, libc::SIOCSIFFLAGS, libc::ifreq);
-    nix::ioctl_write_ptr_bad!(siocsifmtu, libc::SIOCSIFMTU, libc::ifreq);
+    nix::ioctl_write_ptr!(tunsettxfilter, b'T', 209, u32);
+    nix::ioctl_write_ptr!(tunsetsndbuf, b'T', 212, libc::c_int);
+    nix::ioctl_write_ptr!(tunsetvnethdrsz, b'T', 216, libc::c_int);
+    nix::ioctl_write_ptr!(tunsetifindex, b'T', 218, libc::c_uint);
+    nix::ioctl_write_ptr!(tunsetvnetle, b'T', 220, libc::c_int);
+    nix::ioctl_write_ptr!(tundetachfilter, b'T', 214, libc::sock_fprog);
+    // Declared as _IOR, though the kernel reads.
+    nix::ioctl_write_ptr_bad!(
+        tunsetsteeringebpf,
+        nix::request_code_read!(b'T', 224, size_of::<libc::c_int>()),
+        libc::c_int
+    );
+    nix::ioctl_write_ptr_bad!(
+        tunsetfilterebpf,
+        nix::request_code_read!(b'T', 225, size_of::<libc::c_int>()),
+        libc::c_int
+    );
 }
 
-/// Makes a persistent TAP with virtio-net headers in the calling thread's namespace and takes it up.
-pub(super) fn create(name: &str, mtu: u16, owner: TapOwner) -> io::Result<()> {
-    let tun = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")
-        .map_err(|error| io::Error::new(error.kind(), format!("/dev/net/tun: {error}")))?;
+// include/uapi/linux/if_link.h
+const IFLA_TUN_OWNER: u16 = 1;
+const IFLA_TUN_GROUP: u16 = 2;
+
+/// The virtio-net header that a TAP starts with: struct virtio_net_hdr.
+const HEADER: libc::c_int = 10;
+
+/// A TAP that this process has open, so nobody else has: its queue takes one at a time.
+#[derive(Debug)]
+pub struct HeldTap(File);
+
+fn open() -> io::Result<File> {
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    tun.map_err(|error| io::Error::new(error.kind(), format!("/dev/net/tun: {error}")))
+}
+
+fn attach(tun: &File, name: &str) -> io::Result<()> {
     let mut request = request_for(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
     // SAFETY: `tun` is open and `request` is a whole ifreq with a terminated name; the kernel only reads it.
     unsafe { ioctl::tunsetiff(tun.as_raw_fd(), &request)? };
-    if let Some(uid) = owner.uid {
-        // SAFETY: takes an integer, no memory.
-        unsafe { ioctl::tunsetowner(tun.as_raw_fd(), uid.into())? };
-    }
-    if let Some(gid) = owner.gid {
-        // SAFETY: takes an integer, no memory.
-        unsafe { ioctl::tunsetgroup(tun.as_raw_fd(), gid.into())? };
-    }
+    Ok(())
+}
+
+/// Makes a persistent TAP of that index, with virtio-net headers, in the calling thread's namespace.
+pub(super) fn create(name: &str, index: u32) -> io::Result<()> {
+    let tun = open()?;
+    // SAFETY: the kernel reads one unsigned integer, which outlives the call.
+    unsafe { ioctl::tunsetifindex(tun.as_raw_fd(), &index)? };
+    attach(&tun, name)?;
     // SAFETY: takes an integer, no memory.
     unsafe { ioctl::tunsetpersist(tun.as_raw_fd(), 1)? };
-    set_mtu(name, mtu)?;
-    set_up(name)
-}
-
-fn set_mtu(name: &str, mtu: u16) -> io::Result<()> {
-    let mut request = request_for(name);
-    request.ifr_ifru.ifru_mtu = mtu.into();
-    // SAFETY: the socket is open and `request` is a whole ifreq with a terminated name; the kernel only reads it.
-    unsafe { ioctl::siocsifmtu(control_socket()?.as_raw_fd(), &request)? };
     Ok(())
 }
 
-/// Takes a device of the calling thread's namespace up.
-pub(super) fn set_up(name: &str) -> io::Result<()> {
-    let socket = control_socket()?;
-    let mut request = request_for(name);
-    // SAFETY: the socket is open and `request` is a whole ifreq with a terminated name; the kernel writes the flags
-    // into the union's `ifru_flags`.
-    unsafe { ioctl::siocgifflags(socket.as_raw_fd(), &mut request)? };
-    // SAFETY: SIOCGIFFLAGS has just written this member.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
-    // SAFETY: as above; the kernel only reads it.
-    unsafe { ioctl::siocsifflags(socket.as_raw_fd(), &request)? };
-    Ok(())
+/// Opens the TAP `name` of the calling thread's namespace, as a VMM does: EBUSY says that one has it open. `None` when there is
+/// no such TAP.
+pub(super) fn hold(name: &str, index: u32) -> io::Result<Option<HeldTap>> {
+    if !is(name, index) {
+        return Ok(None);
+    }
+    let tun = open()?;
+    attach(&tun, name)?;
+    // One that its last user did not leave persistent may have gone in between; this is then a new one, which goes with `tun`.
+    Ok(is(name, index).then_some(HeldTap(tun)))
 }
 
-/// Whether the calling thread's namespace has a device of that name.
-pub(super) fn exists(name: &str) -> bool {
-    if_nametoindex(name).is_ok()
+impl HeldTap {
+    /// Takes back whatever the last one who had it open may have set, which needs no privilege then. Only an owner or a group
+    /// cannot be taken back: see `has_owner`.
+    pub(super) fn wipe(&self) -> io::Result<()> {
+        let tun = self.0.as_raw_fd();
+        let no_program = -1_i32;
+        let (everything, off) = (libc::c_int::MAX, 0_i32);
+        let no_filter = libc::sock_fprog { len: 0, filter: std::ptr::null_mut() };
+        // struct tun_filter without addresses: everything passes.
+        let no_addresses = 0_u32;
+        // SAFETY: each takes an integer or reads one value of the type it is declared with, which outlives the call. Detaching
+        // reads nothing.
+        unsafe {
+            ioctl::tunsetpersist(tun, 1)?;
+            ioctl::tunsetoffload(tun, 0)?;
+            ioctl::tunsettxfilter(tun, &no_addresses)?;
+            ioctl::tunsetsndbuf(tun, &everything)?;
+            ioctl::tunsetvnethdrsz(tun, &HEADER)?;
+            ioctl::tunsetvnetle(tun, &off)?;
+            ioctl::tundetachfilter(tun, &no_filter)?;
+            ioctl::tunsetsteeringebpf(tun, &no_program)?;
+            ioctl::tunsetfilterebpf(tun, &no_program)?;
+        }
+        Ok(())
+    }
 }
 
-fn control_socket() -> io::Result<File> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    Ok(File::from(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
+/// Whether only some user or group may open the TAP: such a one cannot be made anybody's again.
+pub(super) fn has_owner(rtnl: &mut Rtnl, index: u32) -> io::Result<bool> {
+    let asked = LinkMessageBuilder::<LinkUnspec>::new().index(index).build();
+    let Some(RouteNetlinkMessage::NewLink(link)) = rtnl.get(RouteNetlinkMessage::GetLink(asked))? else {
+        return Ok(false);
+    };
+    let is_owner = |info: &InfoTun| matches!(info.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP);
+    let of_tun =
+        |info: &LinkInfo| matches!(info, LinkInfo::Data(InfoData::Tun(of)) if of.iter().any(is_owner));
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    Ok(infos.flatten().any(of_tun))
+}
+
+/// Whether the calling thread's namespace has a device of that name and index.
+pub(super) fn is(name: &str, index: u32) -> bool {
+    if_nametoindex(name).is_ok_and(|found| found == index)
 }
 
 fn request_for(name: &str) -> libc::ifreq {

@@ -1,64 +1,84 @@
-//! Queueing disciplines: the two-way redirect between a VM's veth and its TAP, and the token buckets that limit it.
+//! Queueing disciplines: the two-way redirect between a slot's veth and its TAP, and the token buckets that limit it.
 
-use netlink_packet_core::DefaultNla;
+use std::io;
+
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage, TcOption};
-use rtnetlink::Handle;
-use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+use netlink_packet_route::tc::{
+    TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption, TcActionOption,
+    TcActionType, TcAttribute, TcFilterU32, TcFilterU32Option, TcHandle, TcMessage, TcMirror,
+    TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
-use futures_util::StreamExt;
-
+use super::error::gone_is_fine;
+use super::rtnl::{Request, Rtnl};
 use crate::model::RateMbps;
 
 /// ETH_P_ALL in network byte order, as the filter's protocol wants it.
 const ALL_PROTOCOLS: u16 = (libc::ETH_P_ALL as u16).to_be();
+/// The ingress qdisc's handle, ffff:.
+const INGRESS: TcHandle = TcHandle { major: 0xffff, minor: 0 };
+
+/// Takes the redirect of what comes in on `from` away, if there is one.
+pub(super) fn remove_redirect(rtnl: &mut Rtnl, from: u32) -> io::Result<()> {
+    let mut ingress = TcMessage::with_index(from as i32);
+    ingress.header.parent = TcHandle::INGRESS;
+    match rtnl.request(0, RouteNetlinkMessage::DelQueueDiscipline(ingress)) {
+        // A device that never had one: EINVAL.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        other => gone_is_fine(other),
+    }
+}
 
 /// Sends every frame that comes in on `from` out on `to`: what a guest writes to its TAP leaves by the veth and the
 /// other way round. matchall would be simpler; u32 with an empty match is what every kernel has.
-pub(super) async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), rtnetlink::Error> {
-    let ingress = || handle.qdisc().add(from as i32).ingress().execute();
-    match ingress().await {
-        // A TAP that outlived its veth still has the redirect to the old one.
-        Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => {
-            let mut old = TcMessage::with_index(from as i32);
-            old.header.parent = TcHandle::INGRESS;
-            let mut delete = handle.qdisc().del(from as i32);
-            *delete.message_mut() = old;
-            delete.execute().await?;
-            ingress().await?;
-        }
-        other => other?,
-    }
-    handle
-        .traffic_filter(from as i32)
-        .add()
-        .parent(u32::from(TcHandle { major: 0xffff, minor: 0 }))
-        .priority(1)
-        .protocol(ALL_PROTOCOLS)
-        .redirect(to)?
-        .execute()
-        .await
+pub(super) fn redirect(from: u32, to: u32) -> [Request; 2] {
+    let mut ingress = TcMessage::with_index(from as i32);
+    ingress.header.parent = TcHandle::INGRESS;
+    ingress.header.handle = INGRESS;
+    ingress.attributes.push(TcAttribute::Kind("ingress".into()));
+
+    let mut selector = TcU32Selector::default();
+    selector.flags = TcU32SelectorFlags::Terminal;
+    selector.nkeys = 1;
+    selector.keys = vec![TcU32Key::default()];
+    let mut mirror = TcMirror::default();
+    mirror.generic = TcActionGeneric::default();
+    mirror.generic.action = TcActionType::Stolen;
+    mirror.eaction = TcMirrorActionType::EgressRedir;
+    mirror.ifindex = to;
+    let mut action = TcAction::default();
+    action.attributes = vec![
+        TcActionAttribute::Kind(TcActionMirror::KIND.to_owned()),
+        TcActionAttribute::Options(vec![TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror))]),
+    ];
+    let mut filter = TcMessage::with_index(from as i32);
+    filter.header.parent = INGRESS;
+    filter.header.info = u32::from(TcHandle { major: 1, minor: ALL_PROTOCOLS });
+    filter.attributes.push(TcAttribute::Kind(TcFilterU32::KIND.to_owned()));
+    filter.attributes.push(TcAttribute::Options(vec![
+        TcOption::U32(TcFilterU32Option::Selector(selector)),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
+    ]));
+    let new = NLM_F_CREATE | NLM_F_EXCL;
+    [
+        Request::new(new, RouteNetlinkMessage::NewQueueDiscipline(ingress)),
+        Request::new(new, RouteNetlinkMessage::NewTrafficFilter(filter)),
+    ]
 }
 
-/// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); replaces the one that is there, without a gap.
-pub(super) async fn limit(handle: &Handle, device: u32, rate: RateMbps) -> Result<(), rtnetlink::Error> {
+/// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); replaces the one that is there, without a gap. Without a rate,
+/// what is there goes.
+pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, rate: Option<RateMbps>) -> io::Result<()> {
     let mut message = TcMessage::with_index(device as i32);
     message.header.parent = TcHandle::ROOT;
+    let Some(rate) = rate else {
+        // ENOENT, of a device that has a qdisc of the kernel's own making: there was no limit.
+        return gone_is_fine(rtnl.request(0, RouteNetlinkMessage::DelQueueDiscipline(message)));
+    };
     message.attributes.push(TcAttribute::Kind("tbf".into()));
     message.attributes.push(TcAttribute::Options(token_bucket(rate)));
-    let mut request = NetlinkMessage::from(RouteNetlinkMessage::NewQueueDiscipline(message));
-    request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
-    let mut answers = handle.clone().request(request)?;
-    while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::Error(error) = answer.payload
-            && error.code.is_some()
-        {
-            return Err(rtnetlink::Error::NetlinkError(error));
-        }
-    }
-    Ok(())
+    rtnl.request(NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewQueueDiscipline(message))
 }
 
 // include/uapi/linux/pkt_sched.h

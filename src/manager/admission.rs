@@ -1,8 +1,8 @@
-//! Who gets what: a request becomes a VM with an address, a MAC and a slot of its own, or is refused by name. Pure: the
+//! Who gets what: a request becomes a VM with an address and a MAC of its own, or is refused by name. Pure: the
 //! clocks are arguments.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,20 @@ use crate::model::{Hostname, Mac, Network, NetworkName, Plumbing, Slot, Vm, VmId
 pub(super) struct Admission {
     networks: Vec<Pool>,
     macs: HashMap<Mac, VmId>,
-    slots: Slots,
+}
+
+/// A VM that lacks nothing but its slot.
+#[derive(Debug)]
+pub(super) struct Admitted(Vm);
+
+impl Admitted {
+    pub(super) fn network(&self) -> &NetworkName {
+        &self.0.network
+    }
+
+    pub(super) fn on(self, slot: Slot) -> Vm {
+        Vm { slot, ..self.0 }
+    }
 }
 
 #[derive(Debug)]
@@ -34,7 +47,7 @@ impl Admission {
             addresses: Ipam::new(network.subnet, network.gateway, &[], QUARANTINE),
             holders: HashMap::new(),
         });
-        Self { networks: pools.collect(), macs: HashMap::new(), slots: Slots::default() }
+        Self { networks: pools.collect(), macs: HashMap::new() }
     }
 
     pub(super) fn network(&self, name: &NetworkName) -> Result<Arc<Network>, ManagerError> {
@@ -50,7 +63,7 @@ impl Admission {
         request: CreateVm,
         now: Instant,
         created_at_us: i64,
-    ) -> Result<Vm, ManagerError> {
+    ) -> Result<Admitted, ManagerError> {
         let index = match &request.network {
             Some(name) => self.index(name)?,
             None => 0,
@@ -80,7 +93,7 @@ impl Admission {
             vm_id: request.vm_id,
             network: pool.network.name.clone(),
             workspace: request.workspace,
-            slot: self.slots.take(),
+            slot: Slot(0),
             mac,
             address,
             rate_limit: request.rate_limit.or(pool.network.rate_limit),
@@ -88,7 +101,7 @@ impl Admission {
             dhcp_options: request.dhcp_options.unwrap_or_default(),
         };
         self.hold(index, &vm);
-        Ok(vm)
+        Ok(Admitted(vm))
     }
 
     /// Takes what a stored VM has; it was admitted before.
@@ -96,7 +109,6 @@ impl Admission {
         let index = self.index(&vm.network)?;
         let pool = &mut self.networks[index];
         pool.take(vm.address)?;
-        self.slots.take_this(vm.slot);
         self.hold(index, vm);
         Ok(self.networks[index].network.clone())
     }
@@ -114,7 +126,6 @@ impl Admission {
     /// Gives back what a VM had; its address rests in quarantine.
     pub(super) fn release(&mut self, vm: &Vm, now: Instant) {
         self.macs.remove(&vm.mac);
-        self.slots.give_back(vm.slot);
         if let Some(pool) = self.networks.iter_mut().find(|pool| pool.network.name == vm.network) {
             pool.holders.remove(&vm.address);
             pool.addresses.free(vm.address, now);
@@ -189,35 +200,6 @@ impl Pool {
     }
 }
 
-/// Numbers of bridge ports: the lowest free one, so that device names stay short and are used again.
-#[derive(Debug, Default)]
-struct Slots {
-    next: u32,
-    freed: BTreeSet<u32>,
-}
-
-impl Slots {
-    fn take(&mut self) -> Slot {
-        Slot(self.freed.pop_first().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        }))
-    }
-
-    fn take_this(&mut self, Slot(slot): Slot) {
-        if slot >= self.next {
-            self.freed.extend(self.next..slot);
-            self.next = slot + 1;
-        } else {
-            self.freed.remove(&slot);
-        }
-    }
-
-    fn give_back(&mut self, Slot(slot): Slot) {
-        self.freed.insert(slot);
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
@@ -242,19 +224,18 @@ mod tests {
     }
 
     #[test]
-    fn vms_get_addresses_macs_and_slots_of_their_own() {
+    fn vms_get_addresses_and_macs_of_their_own() {
         let (mut admission, now) = (admission(), Instant::now());
-        let a = admission.admit(request("a"), now, 0).unwrap();
-        let b = admission.admit(request("b"), now, 0).unwrap();
+        let a = admission.admit(request("a"), now, 0).unwrap().0;
+        let b = admission.admit(request("b"), now, 0).unwrap().0;
         assert_eq!((a.address, b.address), ([10, 100, 0, 2].into(), [10, 100, 0, 3].into()));
         assert_eq!(b.mac, Mac::for_address(b.address));
-        assert_ne!(a.slot, b.slot);
     }
 
     #[test]
     fn what_is_taken_is_refused_with_its_holder() {
         let (mut admission, now) = (admission(), Instant::now());
-        let a = admission.admit(request("a"), now, 0).unwrap();
+        let a = admission.admit(request("a"), now, 0).unwrap().0;
         let refusal = |admission: &mut Admission, change: fn(&mut CreateVm, &Vm), vm: &Vm| {
             let mut request = request("b");
             change(&mut request, vm);
@@ -269,7 +250,7 @@ mod tests {
         let unusable = refusal(&mut admission, |r, _| r.address = Some([10, 101, 0, 9].into()), &a);
         assert!(unusable.contains("10.100.0.0/16"), "{unusable}");
         // None of the refusals took anything.
-        assert_eq!(admission.admit(request("b"), now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 3]));
+        assert_eq!(admission.admit(request("b"), now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 3]));
     }
 
     #[test]
@@ -279,22 +260,22 @@ mod tests {
         a.address = Some([10, 100, 0, 9].into());
         a.mac = Some(Mac::for_address([10, 100, 0, 2].into()));
         admission.admit(a, now, 0).unwrap();
-        assert_eq!(admission.admit(request("b"), now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 3]));
+        assert_eq!(admission.admit(request("b"), now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 3]));
         let mut c = request("c");
         c.address = Some([10, 100, 0, 2].into());
         assert!(matches!(admission.admit(c.clone(), now, 0), Err(ManagerError::MacTaken { .. })));
         c.mac = Some("02:00:00:00:00:01".parse().unwrap());
-        assert_eq!(admission.admit(c, now, 0).unwrap().address, Ipv4Addr::from([10, 100, 0, 2]));
+        assert_eq!(admission.admit(c, now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 2]));
     }
 
     #[test]
     fn a_restart_takes_the_same_again() {
         let (mut before, mut after, now) = (admission(), admission(), Instant::now());
-        let a = before.admit(request("a"), now, 0).unwrap();
-        let b = before.admit(request("b"), now, 0).unwrap();
+        let a = before.admit(request("a"), now, 0).unwrap().0;
+        let b = before.admit(request("b"), now, 0).unwrap().0;
         after.readmit(&b).unwrap();
         after.readmit(&a).unwrap();
-        let c = after.admit(request("c"), now, 0).unwrap();
-        assert_eq!((c.address, c.slot), ([10, 100, 0, 4].into(), Slot(2)));
+        let c = after.admit(request("c"), now, 0).unwrap().0;
+        assert_eq!(c.address, Ipv4Addr::from([10, 100, 0, 4]));
     }
 }

@@ -2,6 +2,8 @@
 //! asks for. Out: the binding it has, or why it has none, with nothing half done left behind.
 
 mod admission;
+mod pool;
+mod stock;
 mod user_data;
 
 use std::collections::HashMap;
@@ -9,19 +11,22 @@ use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
+use crate::bridges::{Bridges, BridgesError};
 use crate::dhcp::Leases;
 use crate::events::{EventKind, Events};
-use crate::kernel::Kernel;
+use crate::kernel::{Failed, For, HeldTap, Kernel};
 use crate::model::{
-    DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, RateMbps, Subnet, Vm, VmId, WorkspaceId,
+    Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, RateMbps, Slot,
+    Subnet, Vm, VmId, WorkspaceId,
 };
-use crate::plan::{self, Observed, Step, Undo};
+use crate::plan::{self, Mend, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 use admission::Admission;
+use pool::Pool;
 
 /// What a caller asks for; unset fields ask for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,10 +71,18 @@ pub enum ManagerError {
          another network"
     )]
     External { network: NetworkName },
+    #[error(
+        "VM {vm_id} is still running: tap0 of its network is open; end the VM first, then delete its network"
+    )]
+    TapInUse { vm_id: VmId },
+    #[error(transparent)]
+    Bridges(BridgesError),
     #[error("guestnet is stopping: repeat the call when it is back")]
     Stopping,
     #[error("the state could not be saved: {0}")]
     Store(String),
+    #[error("looking for what an earlier run left: {0}")]
+    Host(String),
     #[error("the network of VM {vm_id}: {what}")]
     Kernel { vm_id: VmId, what: String },
 }
@@ -93,38 +106,60 @@ pub struct NetworkStatus {
 pub struct Manager(Arc<Inner>);
 
 struct Inner {
-    kernel: Kernel,
-    store: Arc<Store>,
-    registry: Registry,
-    leases: Leases,
-    stats: Stats,
-    events: Events,
+    with: Parts,
     admission: Mutex<Admission>,
+    pool: Pool,
     /// One call at a time for a VM: the lock of each VM that a call is about.
     in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
+/// What the manager works with.
+pub struct Parts {
+    pub kernel: Kernel,
+    pub store: Arc<Store>,
+    pub bridges: Bridges,
+    pub registry: Registry,
+    pub leases: Leases,
+    pub stats: Stats,
+    pub events: Events,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.with
+    }
+}
+
 impl Manager {
-    pub fn new(
-        networks: &[Arc<Network>],
-        kernel: Kernel,
-        store: Arc<Store>,
-        registry: Registry,
-        leases: Leases,
-        stats: Stats,
-        events: Events,
-    ) -> Self {
+    pub fn new(networks: &[Arc<Network>], with: Parts) -> Result<Self, StoreError> {
         let admission = Mutex::new(Admission::new(networks));
-        let in_hand = Mutex::default();
-        Self(Arc::new(Inner { kernel, store, registry, leases, stats, events, admission, in_hand }))
+        let managed = networks.iter().filter(|network| network.plumbing == Plumbing::Managed).cloned();
+        let (kernel, bridges) = (with.kernel.clone(), with.bridges.clone());
+        let pool = Pool::new(managed.collect(), kernel, bridges, with.store.index_range()?);
+        Ok(Self(Arc::new(Inner { with, admission, pool, in_hand: Mutex::default() })))
     }
 
-    /// Takes over the VMs that were readmitted: what of each is missing in the kernel is made, what stands is left alone.
-    pub async fn adopt(&self, observed: &Observed) {
+    /// Takes over what an earlier run left: of the VMs that were readmitted what is missing in the kernel is made and what
+    /// stands is left alone; what is no VM's goes.
+    pub async fn adopt(&self) -> Result<(), ManagerError> {
+        let indexes = self.0.store.index_range()?;
+        let observed = self.0.kernel.observe(indexes).await;
+        let observed = observed.map_err(|error| ManagerError::Host(error.to_string()))?;
         let bindings = self.0.registry.all();
+        let slots = bindings.iter().map(|binding| (binding.vm.slot, binding.network.clone()));
+        self.0.pool.adopt(&observed, slots).await?;
+        let placed = |binding: &Arc<Binding>| Some((binding.clone(), self.0.pool.place(binding.vm.slot)?));
+        let bindings: Vec<(Arc<Binding>, Place)> = bindings.iter().filter_map(placed).collect();
+
+        let bridges = self.0.pool.shards().await.into_iter().map(|(_, shard)| shard.index).collect();
+        let vms = bindings.iter().map(|(binding, place)| (&binding.vm, place));
+        for error in self.0.take_back(plan::strays(vms, &bridges, indexes, &observed)).await {
+            warn!(error, "what is no VM's could not be removed");
+        }
         let (mut mended, mut broken) = (0, 0);
-        for binding in &bindings {
-            match self.mend(binding, observed).await {
+        for (binding, place) in &bindings {
+            match self.mend(binding, place, &observed).await {
                 Ok(steps) => mended += usize::from(steps > 0),
                 // One VM that cannot be mended is no reason to leave all others without DHCP and DNS.
                 Err(error) => {
@@ -134,17 +169,48 @@ impl Manager {
             }
         }
         info!(vms = bindings.len(), mended, broken, "took over the stored VMs");
+        Ok(())
     }
 
     /// Makes what of a VM is missing; how many steps that took.
-    async fn mend(&self, binding: &Binding, observed: &Observed) -> Result<usize, ManagerError> {
-        let steps = plan::vm(&binding.vm, &binding.network, observed);
-        for step in &steps {
-            debug!(?step, "mending");
-            let applied = self.0.kernel.apply(step).await;
-            applied.map_err(|error| failed(&binding.vm, &[error.to_string()]))?;
+    async fn mend(
+        &self,
+        binding: &Binding,
+        place: &Place,
+        observed: &Observed,
+    ) -> Result<usize, ManagerError> {
+        let Mend { undo, steps } = plan::mend(&binding.vm, place, &binding.network, observed);
+        if undo.is_empty() && steps.is_empty() {
+            return Ok(0);
         }
-        Ok(steps.len())
+        debug!(?undo, ?steps, "mending");
+        if steps.iter().any(|step| matches!(step, Step::Veth { .. })) {
+            // Another device, with the index of the one that was counted before.
+            self.0.stats.device_is_gone(&binding.vm.vm_id);
+        }
+        let errors = self.0.take_back(undo).await;
+        if !errors.is_empty() {
+            return Err(failed(&binding.vm, &errors));
+        }
+        let count = steps.len();
+        let applied = self.0.kernel.apply(For::Caller, steps).await;
+        applied.map_err(|failure| failed(&binding.vm, &[failure.to_string()]))?;
+        Ok(count)
+    }
+
+    /// Keeps slots ready in the background, until `stop`.
+    pub async fn keep(&self) {
+        self.0.pool.clone().keep().await;
+    }
+
+    /// Waits until the first slots are ready, but not for long.
+    pub async fn ready(&self) {
+        self.0.pool.filled().await;
+    }
+
+    /// Ends `keep`, when what it does is done.
+    pub fn stop(&self) {
+        self.0.pool.stop();
     }
 
     /// Binds the stored VMs to what they had, without a look at the kernel.
@@ -224,24 +290,33 @@ impl Inner {
         if let Some(binding) = self.registry.by_vm(&request.vm_id) {
             return same(&request, binding);
         }
-        let vm = self.admission().admit(request, Instant::now(), microseconds_now())?;
-        let network = self.admission().network(&vm.network)?;
-        let account = match self.stats.open_account(&vm.slot.host_device()) {
+        let admitted = self.admission().admit(request, Instant::now(), microseconds_now())?;
+        let network = self.admission().network(admitted.network())?;
+        let place = match self.pool.take(&network.name).await {
+            Ok(place) => place,
+            Err(error) => {
+                let vm = admitted.on(Slot(0));
+                self.admission().release(&vm, Instant::now());
+                return Err(failed(&vm, &[error]));
+            }
+        };
+        let vm = admitted.on(place.slot);
+        // What the kernel remembers of the address's last guest is about that one.
+        self.pool.cleaned(&vm).await;
+        let account = match self.remember(&vm).await {
             Ok(account) => account,
             Err(error) => {
                 self.admission().release(&vm, Instant::now());
-                return Err(failed(&vm, &[error.to_string()]));
+                self.pool.put_back(&network.name, place.slot);
+                return Err(error);
             }
         };
-        if let Err(error) = self.store.insert(vm.clone(), account.clone()).await {
-            self.admission().release(&vm, Instant::now());
-            return Err(error.into());
-        }
-        if let Err(mut errors) = self.build(&plan::vm(&vm, &network, &Observed::default())).await {
+        if let Err(mut errors) = self.bind(&vm, &place, &network).await {
             if let Err(error) = self.store.remove(vm.vm_id.clone()).await {
                 errors.push(error.to_string());
             }
             self.admission().release(&vm, Instant::now());
+            self.pool.leave(&vm, network, None);
             return Err(failed(&vm, &errors));
         }
         self.stats.begin(vm.vm_id.clone(), account);
@@ -251,46 +326,41 @@ impl Inner {
         Ok(binding)
     }
 
-    /// Carries out the steps, or leaves nothing of them: a step that fails has left nothing, the earlier ones are taken back.
-    async fn build(&self, steps: &[Step]) -> Result<(), Vec<String>> {
-        for (done, step) in steps.iter().enumerate() {
-            if let Err(error) = self.kernel.apply(step).await {
-                let undos: Vec<Undo> = steps[..done].iter().rev().filter_map(Step::undo).collect();
-                let mut errors = vec![error.to_string()];
-                errors.extend(self.take_back(&undos).await);
-                return Err(errors);
-            }
-        }
-        Ok(())
+    /// Makes the VM durable, with what it begins to be counted from.
+    async fn remember(&self, vm: &Vm) -> Result<Account, ManagerError> {
+        let account = self.stats.open_account(&vm.slot.host_device());
+        let account = account.map_err(|error| failed(vm, &[error.to_string()]))?;
+        self.store.insert(vm.clone(), account.clone()).await?;
+        Ok(account)
+    }
+
+    /// Binds the VM to its slot, or leaves nothing of it: a step that fails has left nothing, the earlier ones are taken back.
+    async fn bind(&self, vm: &Vm, place: &Place, network: &Network) -> Result<(), Vec<String>> {
+        let bound = self.kernel.apply(For::Caller, plan::bind(vm, place, network)).await;
+        let Err(Failed { applied, error }) = bound else { return Ok(()) };
+        let mut errors = vec![error.to_string()];
+        errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
+        Err(errors)
     }
 
     /// Goes on past errors; all of them.
-    async fn take_back(&self, undos: &[Undo]) -> Vec<String> {
-        let mut errors = Vec::new();
-        for undo in undos {
-            if let Err(error) = self.kernel.undo(undo).await {
-                errors.push(error.to_string());
-            }
-        }
-        errors
+    async fn take_back(&self, undos: Vec<Undo>) -> Vec<String> {
+        self.kernel.undo(For::Caller, undos).await.iter().map(ToString::to_string).collect()
     }
 
     async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
         let _turn = self.turn(vm_id).await;
+        let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
+        let tap = self.end_of(&binding.vm).await?;
         // No more leases and names from here on.
-        let Some(binding) = self.registry.unbind(vm_id) else { return Ok(()) };
-        let errors = self.take_back(&plan::remove_vm(&binding.vm, &binding.network)).await;
-        if !errors.is_empty() {
-            let error = failed(&binding.vm, &errors);
+        self.registry.unbind(vm_id);
+        if let Err(error) = self.unbind(&binding).await {
             self.registry.bind(binding);
             return Err(error);
         }
-        if let Err(error) = self.store.remove(vm_id.clone()).await {
-            self.registry.bind(binding);
-            return Err(error.into());
-        }
         self.stats.end(vm_id);
         self.leases.forget(&binding.network.name, binding.vm.mac);
+        self.pool.leave(&binding.vm, binding.network.clone(), tap);
         self.admission().release(&binding.vm, Instant::now());
         self.tell(EventKind::Unbound, &binding);
         Ok(())
@@ -299,6 +369,34 @@ impl Inner {
     fn tell(&self, kind: EventKind, binding: &Binding) {
         let Vm { vm_id, network, address, mac, .. } = &binding.vm;
         self.events.send(kind, Some(vm_id), Some(network), format!("{address}, {mac}"));
+    }
+
+    /// Makes sure that no VMM uses the VM's TAP, or will: it is held by us until it is wiped. `None` when it is gone.
+    async fn end_of(&self, vm: &Vm) -> Result<Option<HeldTap>, ManagerError> {
+        self.kernel.hold_tap(vm.slot).await.map_err(|error| match error.is_busy() {
+            true => ManagerError::TapInUse { vm_id: vm.vm_id.clone() },
+            false => failed(vm, &[error.to_string()]),
+        })
+    }
+
+    /// Unbinds the VM and forgets it, or leaves all as it was.
+    async fn unbind(&self, binding: &Binding) -> Result<(), ManagerError> {
+        let Binding { vm, network, .. } = binding;
+        let place = self.pool.place(vm.slot);
+        let undos = place.as_ref().map(|place| plan::unbind(vm, place, network)).unwrap_or_default();
+        let errors = self.take_back(undos).await;
+        let undone = if errors.is_empty() {
+            self.store.remove(vm.vm_id.clone()).await.map(drop).map_err(ManagerError::from)
+        } else {
+            Err(failed(vm, &errors))
+        };
+        if let (Err(_), Some(place)) = (&undone, place)
+            && let Err(Failed { error, .. }) =
+                self.kernel.apply(For::Caller, plan::bind(vm, &place, network)).await
+        {
+            error!(%error, "a VM that could not be deleted could not be bound again: delete it again");
+        }
+        undone
     }
 
     /// Waits until no other call is about this VM.

@@ -57,6 +57,11 @@ impl BridgeName {
     pub fn of_interface(interface: IfName) -> Self {
         Self(interface)
     }
+
+    /// The name of a network's n-th bridge: its own for the first, then `<name>-<n>`.
+    pub fn shard(&self, n: usize) -> Option<IfName> {
+        if n == 0 { Some(self.0.clone()) } else { format!("{self}-{n}").parse().ok() }
+    }
 }
 
 impl FromStr for BridgeName {

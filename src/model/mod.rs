@@ -11,6 +11,7 @@ mod if_name;
 mod lease;
 mod mac;
 mod network;
+mod place;
 mod reservation;
 mod resolver;
 mod subnet;
@@ -30,11 +31,12 @@ pub use if_name::{BridgeName, IfName};
 pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
 pub use network::{DnsMode, Metadata, Network, NetworkName, Plumbing, RateMbps, Relays};
+pub use place::{IndexRange, Place, Shard, Slot};
 pub use reservation::Reservation;
 pub use resolver::{DnsAction, DnsName, DnsRecord, DnsRule, ForwardZone, ResolverSettings};
 pub use subnet::Subnet;
 pub use upstream::{Upstream, UpstreamTransport};
-pub use vm::{Slot, TapOwner, Vm};
+pub use vm::{TapOwner, Vm};
 pub use vm_id::{VmId, WorkspaceId};
 
 /// A value that is not what its type promises: which value, and what would fit.

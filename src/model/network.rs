@@ -126,6 +126,8 @@ pub struct Network {
     pub dhcp_options: DhcpOptions,
     /// Off unless asked for.
     pub metadata: Option<Metadata>,
+    /// Slots kept ready for VMs to come.
+    pub pool_size: u16,
 }
 
 impl Network {

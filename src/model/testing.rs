@@ -21,6 +21,7 @@ pub(crate) fn network() -> Network {
         relays: Relays::These(Vec::new()),
         dhcp_options: DhcpOptions::default(),
         metadata: None,
+        pool_size: 32,
     }
 }
 
@@ -40,4 +41,11 @@ pub(crate) fn vm(n: u8) -> Vm {
         created_at_us: 1_700_000_000_000_000,
         dhcp_options: DhcpOptions::default(),
     }
+}
+
+/// The n-th VM's slot, on the network's first bridge.
+pub(crate) fn place(n: u8) -> Place {
+    let (range, slot) = (IndexRange::try_from(1 << 28).unwrap(), Slot(u32::from(n)));
+    let shard = Shard { bridge: "br-vms".parse().unwrap(), index: range.bridge(0) };
+    Place { slot, port: range.port(slot), shard }
 }

@@ -1,19 +1,6 @@
 use std::net::Ipv4Addr;
 
-use super::{DhcpOptions, Hostname, IfName, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
-
-/// Number of a bridge port on this host; its host device is `gv<slot>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Slot(pub u32);
-
-impl Slot {
-    /// The bridge port on the host.
-    pub fn host_device(self) -> IfName {
-        // At most "gv4294967295", 12 characters of the alphabet a device name allows.
-        #[allow(clippy::expect_used)]
-        format!("gv{}", self.0).parse().expect("gv and ten digits are a device name")
-    }
-}
+use super::{DhcpOptions, Hostname, Mac, NetworkName, RateMbps, Slot, VmId, WorkspaceId};
 
 /// Who may open the TAP without privileges: the jailed VMM's user and group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,227 +1,182 @@
 //! What has to be done to the kernel, as data: desired state and what was observed go in, ordered steps come out. Each
-//! step is one kernel object, knows how it is undone and whether it is there already; `kernel` carries steps out. Pure.
+//! step is one kernel object and knows how it is undone; `kernel` carries steps out. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod firewall;
+mod observed;
+mod slot;
+mod vm;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::Ipv4Addr;
 
-pub use firewall::{CHAINS, COMMENT, HostRules, host_rules};
+pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
+pub use observed::{Anchor, Observed, ObservedPort};
+pub use slot::{build_slot, clear_slot, wire_slot};
+pub use vm::{Mend, bind, mend, strays, unbind};
 
-use crate::model::{BridgeName, Mac, Network, RateMbps, Slot, Subnet, Vm, VmId};
+use crate::model::{Mac, Network, RateMbps, Shard, Slot, Subnet, VmId};
 
-/// One kernel object of ours, made by a step and removed by its undo.
+/// One kernel object of ours, made by a step and removed by its undo. Devices are named by the index that was chosen for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// The bridge with its fixed MAC, address, sysctls: up, empty.
-    Bridge { bridge: BridgeName, gateway: Ipv4Addr, subnet: Subnet, mtu: u16 },
+    Bridge { shard: Shard, gateway: Ipv4Addr, subnet: Subnet, mtu: u16 },
     /// `unreachable SUBNET`: addresses no guest has must not leak upstream.
     UnreachableSubnet { subnet: Subnet },
 
-    /// netns `vm-<vm_id>`, made first and removed last: the anchor for finding what was left behind.
-    Namespace { vm_id: VmId },
+    /// netns `guestnet-<slot>`, made first and removed last: the anchor for finding what was left behind. Marked as ours with
+    /// the index of its port.
+    Namespace { slot: Slot, port: u32 },
     /// `tap0`, persistent, with virtio-net headers, up.
-    Tap { vm_id: VmId, mtu: u16 },
-    /// `gv<slot>` on the host, down, and its peer `in0` in the netns, up; both ways redirected between `in0` and `tap0`.
-    /// `replace` takes away the `gv<slot>` that leads into a netns that was lost; otherwise a device of that name is not
-    /// ours, and an error.
-    Veth { vm_id: VmId, slot: Slot, mtu: u16, replace: bool },
-    /// `gv<slot>` as an isolated, locked port that neither learns nor floods.
-    Port { slot: Slot, bridge: BridgeName },
-    /// A token bucket on each end of the veth: the guest's upload on `in0`, its download on `gv<slot>`.
-    RateLimit { vm_id: VmId, slot: Slot, rate: RateMbps },
-    /// The MAC is this port's and no other's.
-    ForwardingEntry { slot: Slot, mac: Mac },
+    Tap { slot: Slot, mtu: u16 },
+    /// `gv<slot>` on the host, down, and its peer `in0` in the netns.
+    Veth { slot: Slot, port: u32, mtu: u16 },
+    /// Both ways between `in0` and `tap0`; both up.
+    Redirect { slot: Slot },
+    /// A token bucket on each end of the veth: the guest's upload on `in0`, its download on `gv<slot>`. None takes them away.
+    RateLimit { slot: Slot, port: u32, rate: Option<RateMbps> },
+    /// `gv<slot>` as an isolated, locked port that neither learns nor floods; up. Last: a port of a bridge is a whole slot.
+    Port { slot: Slot, port: u32, bridge: u32 },
+
+    /// The slot's netns under the VM's name, `vm-<vm_id>`.
+    Name { vm_id: VmId, slot: Slot },
     /// The host never asks who has the address.
-    Neighbour { bridge: BridgeName, address: Ipv4Addr, mac: Mac },
+    Neighbour { bridge: u32, address: Ipv4Addr, mac: Mac },
     /// `ADDRESS/32 dev BRIDGE`.
-    GuestRoute { bridge: BridgeName, address: Ipv4Addr, gateway: Ipv4Addr },
-    /// The port goes up, last: nothing passes before all else stands.
-    PortUp { slot: Slot },
+    GuestRoute { bridge: u32, address: Ipv4Addr, gateway: Ipv4Addr },
+    /// The MAC is this port's and no other's. Last: a locked port lets nobody in until it has an entry.
+    ForwardingEntry { port: u32, mac: Mac },
 }
 
 /// How a step is taken back. Removing a thing that is gone already is not an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Undo {
     Bridge {
-        bridge: BridgeName,
+        index: u32,
     },
     UnreachableSubnet {
         subnet: Subnet,
     },
     Namespace {
-        vm_id: VmId,
-    },
-    Tap {
-        vm_id: VmId,
+        slot: Slot,
     },
     /// Removing one end removes the other, the port, its queues and its forwarding entries.
     Veth {
+        port: u32,
+    },
+    Name {
+        vm_id: VmId,
         slot: Slot,
     },
     Neighbour {
-        bridge: BridgeName,
+        bridge: u32,
         address: Ipv4Addr,
     },
     GuestRoute {
-        bridge: BridgeName,
+        bridge: u32,
         address: Ipv4Addr,
     },
-    PortDown {
-        slot: Slot,
+    ForwardingEntry {
+        port: u32,
+        mac: Mac,
     },
-}
-
-/// What of ours is in the kernel now.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Observed {
-    pub namespaces: BTreeSet<String>,
-    /// Bridge ports by slot, with the bridge they are on.
-    pub ports: BTreeMap<Slot, ObservedPort>,
-    pub neighbours: BTreeSet<(Ipv4Addr, Mac)>,
-    pub routes: BTreeSet<Ipv4Addr>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ObservedPort {
-    pub bridge: Option<String>,
-    pub up: bool,
-    pub forwarding: BTreeSet<Mac>,
-    pub rate_limited: bool,
 }
 
 impl Step {
     pub fn undo(&self) -> Option<Undo> {
         Some(match self {
-            Self::Bridge { bridge, .. } => Undo::Bridge { bridge: bridge.clone() },
+            Self::Bridge { shard, .. } => Undo::Bridge { index: shard.index },
             Self::UnreachableSubnet { subnet } => Undo::UnreachableSubnet { subnet: *subnet },
-            Self::Namespace { vm_id } => Undo::Namespace { vm_id: vm_id.clone() },
-            Self::Tap { vm_id, .. } => Undo::Tap { vm_id: vm_id.clone() },
-            Self::Veth { slot, .. } => Undo::Veth { slot: *slot },
-            Self::Neighbour { bridge, address, .. } => {
-                Undo::Neighbour { bridge: bridge.clone(), address: *address }
-            }
+            Self::Namespace { slot, .. } => Undo::Namespace { slot: *slot },
+            Self::Veth { port, .. } => Undo::Veth { port: *port },
+            Self::Name { vm_id, slot } => Undo::Name { vm_id: vm_id.clone(), slot: *slot },
+            Self::Neighbour { bridge, address, .. } => Undo::Neighbour { bridge: *bridge, address: *address },
             Self::GuestRoute { bridge, address, .. } => {
-                Undo::GuestRoute { bridge: bridge.clone(), address: *address }
+                Undo::GuestRoute { bridge: *bridge, address: *address }
             }
-            Self::PortUp { slot } => Undo::PortDown { slot: *slot },
-            // These live on the veth and go with it.
-            Self::Port { .. } | Self::RateLimit { .. } | Self::ForwardingEntry { .. } => return None,
+            Self::ForwardingEntry { port, mac } => Undo::ForwardingEntry { port: *port, mac: *mac },
+            // These live in the netns or on the veth and go with it; a limit is reset when the slot is wiped.
+            Self::Tap { .. } | Self::Redirect { .. } | Self::RateLimit { .. } | Self::Port { .. } => {
+                return None;
+            }
         })
     }
 
-    fn is_in(&self, observed: &Observed) -> bool {
-        let port = |slot: &Slot| observed.ports.get(slot);
+    /// For faults that tests inject, and logs.
+    pub fn name(&self) -> &'static str {
         match self {
-            // Made or checked once at the start, not per VM.
-            Self::Bridge { .. } | Self::UnreachableSubnet { .. } => false,
-            // Neither the TAP nor the port's flags can be seen in the dumps: both are done again, at no cost to a guest.
-            Self::Tap { .. } | Self::Port { .. } => false,
-            Self::Namespace { vm_id } => observed.namespaces.contains(&vm_id.namespace()),
-            Self::Veth { vm_id, slot, .. } => {
-                port(slot).is_some() && observed.namespaces.contains(&vm_id.namespace())
-            }
-            Self::RateLimit { slot, .. } => port(slot).is_some_and(|p| p.rate_limited),
-            Self::ForwardingEntry { slot, mac } => port(slot).is_some_and(|p| p.forwarding.contains(mac)),
-            Self::Neighbour { address, mac, .. } => observed.neighbours.contains(&(*address, *mac)),
-            Self::GuestRoute { address, .. } => observed.routes.contains(address),
-            Self::PortUp { slot } => port(slot).is_some_and(|p| p.up),
+            Self::Bridge { .. } => "bridge",
+            Self::UnreachableSubnet { .. } => "unreachable",
+            Self::Namespace { .. } => "namespace",
+            Self::Tap { .. } => "tap",
+            Self::Veth { .. } => "veth",
+            Self::Redirect { .. } => "redirect",
+            Self::RateLimit { .. } => "rate",
+            Self::Port { .. } => "port",
+            Self::Name { .. } => "name",
+            Self::Neighbour { .. } => "neighbour",
+            Self::GuestRoute { .. } => "route",
+            Self::ForwardingEntry { .. } => "forwarding",
         }
     }
 }
 
+impl Undo {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Bridge { .. } => "undo-bridge",
+            Self::UnreachableSubnet { .. } => "undo-unreachable",
+            Self::Namespace { .. } => "undo-namespace",
+            Self::Veth { .. } => "undo-veth",
+            Self::Name { .. } => "undo-name",
+            Self::Neighbour { .. } => "undo-neighbour",
+            Self::GuestRoute { .. } => "undo-route",
+            Self::ForwardingEntry { .. } => "undo-forwarding",
+        }
+    }
+}
+
+/// One of a network's bridges.
+pub fn bridge(network: &Network, shard: Shard) -> Step {
+    Step::Bridge { shard, gateway: network.gateway, subnet: network.subnet, mtu: network.mtu }
+}
+
 /// What a network needs before its first VM.
-pub fn network(network: &Network) -> Vec<Step> {
-    vec![
-        Step::Bridge {
-            bridge: network.bridge.clone(),
-            gateway: network.gateway,
-            subnet: network.subnet,
-            mtu: network.mtu,
-        },
-        Step::UnreachableSubnet { subnet: network.subnet },
-    ]
+pub fn network(network: &Network, first: Shard) -> Vec<Step> {
+    vec![bridge(network, first), Step::UnreachableSubnet { subnet: network.subnet }]
 }
 
-/// What a VM needs that is not there yet, in order; all of it for a new one.
-pub fn vm(vm: &Vm, network: &Network, observed: &Observed) -> Vec<Step> {
-    let lost_its_netns = observed.ports.contains_key(&vm.slot);
-    vm_steps(vm, network, lost_its_netns).into_iter().filter(|step| !step.is_in(observed)).collect()
-}
-
-/// What takes a VM away: its port first, its netns last.
-pub fn remove_vm(vm: &Vm, network: &Network) -> Vec<Undo> {
-    undo_of(vm_steps(vm, network, false))
-}
-
-fn undo_of(steps: Vec<Step>) -> Vec<Undo> {
-    steps.iter().rev().filter_map(Step::undo).collect()
-}
-
-fn vm_steps(vm: &Vm, network: &Network, replace: bool) -> Vec<Step> {
-    let (vm_id, slot, mtu, bridge) = (&vm.vm_id, vm.slot, network.mtu, &network.bridge);
-    let rate_limit = vm.rate_limit.map(|rate| Step::RateLimit { vm_id: vm_id.clone(), slot, rate });
-    [
-        Step::Namespace { vm_id: vm_id.clone() },
-        Step::Tap { vm_id: vm_id.clone(), mtu },
-        Step::Veth { vm_id: vm_id.clone(), slot, mtu, replace },
-        Step::Port { slot, bridge: bridge.clone() },
-    ]
-    .into_iter()
-    .chain(rate_limit)
-    .chain([
-        Step::ForwardingEntry { slot, mac: vm.mac },
-        Step::Neighbour { bridge: bridge.clone(), address: vm.address, mac: vm.mac },
-        Step::GuestRoute { bridge: bridge.clone(), address: vm.address, gateway: network.gateway },
-        Step::PortUp { slot },
-    ])
-    .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::testing;
-
-    #[test]
-    fn a_new_vm_is_built_from_its_netns_to_its_port_and_removed_the_other_way() {
-        let (network, vm) = (testing::network(), testing::vm(1));
-        let steps = self::vm(&vm, &network, &Observed::default());
-        assert!(matches!(steps.first(), Some(Step::Namespace { .. })));
-        assert!(matches!(steps.last(), Some(Step::PortUp { .. })));
-        assert_eq!(steps.len(), 9);
-        let undone = remove_vm(&vm, &network);
-        assert!(matches!(undone.first(), Some(Undo::PortDown { .. })));
-        assert!(matches!(undone.last(), Some(Undo::Namespace { .. })));
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge { shard, .. } => write!(f, "bridge {}", shard.bridge),
+            Self::UnreachableSubnet { subnet } => write!(f, "route unreachable {subnet}"),
+            Self::Namespace { slot, .. } => write!(f, "network namespace {}", slot.namespace()),
+            Self::Tap { slot, .. } => write!(f, "tap0 of {}", slot.namespace()),
+            Self::Veth { slot, .. } => write!(f, "veth {}", slot.host_device()),
+            Self::Redirect { slot } => write!(f, "the redirect between tap0 and in0 of {}", slot.namespace()),
+            Self::RateLimit { slot, .. } => write!(f, "the rate limit of {}", slot.host_device()),
+            Self::Port { slot, .. } => write!(f, "port {}", slot.host_device()),
+            Self::Name { vm_id, .. } => write!(f, "the name {}", vm_id.namespace()),
+            Self::Neighbour { address, .. } => write!(f, "neighbour {address}"),
+            Self::GuestRoute { address, .. } => write!(f, "route {address}/32"),
+            Self::ForwardingEntry { mac, .. } => write!(f, "forwarding entry {mac}"),
+        }
     }
+}
 
-    #[test]
-    fn of_a_vm_that_stands_only_what_cannot_be_seen_is_done_again_and_a_lost_route_is_made() {
-        let (network, vm) = (testing::network(), testing::vm(1));
-        let port = ObservedPort {
-            bridge: Some("br-vms".into()),
-            up: true,
-            forwarding: [vm.mac].into(),
-            rate_limited: true,
-        };
-        let mut observed = Observed {
-            namespaces: [vm.vm_id.namespace()].into(),
-            ports: [(vm.slot, port)].into(),
-            neighbours: [(vm.address, vm.mac)].into(),
-            routes: [vm.address].into(),
-        };
-        assert!(matches!(self::vm(&vm, &network, &observed)[..], [Step::Tap { .. }, Step::Port { .. }]));
-        observed.routes.clear();
-        let steps = self::vm(&vm, &network, &observed);
-        assert!(matches!(steps[..], [Step::Tap { .. }, Step::Port { .. }, Step::GuestRoute { .. }]));
-    }
-
-    #[test]
-    fn a_vm_whose_netns_is_gone_gets_a_new_veth_into_the_new_one() {
-        let (network, vm) = (testing::network(), testing::vm(1));
-        let observed = Observed { ports: [(vm.slot, ObservedPort::default())].into(), ..Observed::default() };
-        let steps = self::vm(&vm, &network, &observed);
-        assert!(steps.iter().any(|step| matches!(step, Step::Veth { replace: true, .. })));
+impl fmt::Display for Undo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge { index } => write!(f, "the bridge of index {index}"),
+            Self::UnreachableSubnet { subnet } => write!(f, "route unreachable {subnet}"),
+            Self::Namespace { slot } => write!(f, "network namespace {}", slot.namespace()),
+            Self::Veth { port } => write!(f, "the veth of index {port}"),
+            Self::Name { vm_id, .. } => write!(f, "the name {}", vm_id.namespace()),
+            Self::Neighbour { address, .. } => write!(f, "neighbour {address}"),
+            Self::GuestRoute { address, .. } => write!(f, "route {address}/32"),
+            Self::ForwardingEntry { mac, .. } => write!(f, "forwarding entry {mac}"),
+        }
     }
 }

@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::model::{Account, Mac, NetworkName, Reservation, Vm, VmId};
+use crate::model::{Account, IndexRange, Mac, NetworkName, Reservation, Subnet, Vm, VmId};
 pub use error::{StoreError, Taken};
 pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
 use writer::{Change, Effect, Writer};
@@ -166,6 +166,25 @@ impl Store {
         self.read(|connection| {
             connection.query_row("SELECT value FROM meta WHERE key = 'generation'", [], |row| row.get(0))
         })
+    }
+
+    /// The interface indexes that this store's guestnet gives its devices: drawn once, the same for good.
+    pub fn index_range(&self) -> Result<IndexRange, StoreError> {
+        self.read(owned::index_range)
+    }
+
+    /// Remembers that the host has a route and a NAT rule of ours for `subnet`.
+    pub async fn record_subnet(&self, subnet: Subnet) -> Result<(), StoreError> {
+        self.writer.write(Change::RecordSubnet(subnet)).await.map(drop)
+    }
+
+    /// Forgets a subnet that the host has nothing for any more.
+    pub async fn forget_subnet(&self, subnet: Subnet) -> Result<(), StoreError> {
+        self.writer.write(Change::ForgetSubnet(subnet)).await.map(drop)
+    }
+
+    pub fn subnets(&self) -> Result<Vec<Subnet>, StoreError> {
+        self.read(owned::subnets)
     }
 
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {

@@ -1,12 +1,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::accounts;
 use super::vms::parsed;
 use super::writer::Effect;
-use crate::model::{IfName, Invalid};
+use crate::model::{IfName, IndexRange, Invalid, Subnet};
 
 /// A network device of this host that we made. Ours by its ifindex: the name alone proves nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +15,7 @@ pub struct OwnedLink {
     pub ifindex: u32,
     pub name: IfName,
     pub kind: LinkKind,
-    /// The network a bridge is for, the VM a port is for.
+    /// The network that it is for.
     pub owner: String,
 }
 
@@ -94,6 +95,26 @@ pub(super) fn sysctls(connection: &Connection) -> rusqlite::Result<Vec<ChangedSy
     select.query_map([], read)?.collect()
 }
 
+pub(super) fn index_range(connection: &Connection) -> rusqlite::Result<IndexRange> {
+    let read = |row: &Row<'_>| row.get::<_, u32>(0);
+    let first = connection.query_row("SELECT value FROM meta WHERE key = 'first_ifindex'", [], read)?;
+    let unreadable = |invalid| rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, Box::new(invalid));
+    IndexRange::try_from(first).map_err(unreadable)
+}
+
+pub(super) fn record_subnet(connection: &Connection, subnet: Subnet) -> rusqlite::Result<bool> {
+    let mut insert = connection.prepare_cached("INSERT OR IGNORE INTO subnet (subnet) VALUES (?1)")?;
+    Ok(insert.execute([subnet.to_string()])? > 0)
+}
+
+pub(super) fn forget_subnet(connection: &Connection, subnet: Subnet) -> rusqlite::Result<bool> {
+    Ok(connection.prepare_cached("DELETE FROM subnet WHERE subnet = ?1")?.execute([subnet.to_string()])? > 0)
+}
+
+pub(super) fn subnets(connection: &Connection) -> rusqlite::Result<Vec<Subnet>> {
+    connection.prepare("SELECT subnet FROM subnet")?.query_map([], |row| parsed(row, 0))?.collect()
+}
+
 /// Another boot has other devices, under numbers that were ours, and its own kernel settings.
 pub(super) fn record_boot(connection: &Connection, boot_id: &str) -> rusqlite::Result<Effect> {
     let mut select = connection.prepare_cached("SELECT value FROM meta WHERE key = 'boot_id'")?;
@@ -104,7 +125,7 @@ pub(super) fn record_boot(connection: &Connection, boot_id: &str) -> rusqlite::R
         Some(_) => Effect::Rebooted,
     };
     connection.execute("INSERT OR REPLACE INTO meta (key, value) VALUES ('boot_id', ?1)", [boot_id])?;
-    connection.execute_batch("DELETE FROM link; DELETE FROM sysctl;")?;
+    connection.execute_batch("DELETE FROM link; DELETE FROM sysctl; DELETE FROM subnet;")?;
     accounts::forget_devices(connection)?;
     Ok(effect)
 }

@@ -61,6 +61,11 @@ const MIGRATIONS: &[&str] = &[
         UNIQUE (network, address)
     ) STRICT, WITHOUT ROWID;
 ",
+    // Of the positive numbers of 32 bits, the upper ones: no other guestnet of this host is likely to have drawn the same.
+    "
+    INSERT INTO meta (key, value) VALUES ('first_ifindex', 268435456 + abs(random() % 28000) * 65536);
+    CREATE TABLE subnet (subnet TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+",
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
 use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, reservations, user_data, vms};
-use crate::model::{Account, Mac, NetworkName, Reservation, Vm, VmId};
+use crate::model::{Account, Mac, NetworkName, Reservation, Subnet, Vm, VmId};
 
 /// More wait in their callers.
 const QUEUE: usize = 1024;
@@ -29,6 +29,8 @@ pub(super) enum Change {
     ForgetLink(u32),
     RecordSysctl(ChangedSysctl),
     ForgetSysctl(String),
+    RecordSubnet(Subnet),
+    ForgetSubnet(Subnet),
     RecordBoot(String),
     SetUserData { vm_id: VmId, content: Option<Vec<u8>> },
 }
@@ -159,6 +161,8 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
         Change::RemoveReservation { network, mac } => reservations::remove(connection, network, *mac)?.into(),
         Change::RecordLink(link) => owned::record_link(connection, link).map(|()| Effect::Changed)?,
         Change::ForgetLink(ifindex) => owned::forget_link(connection, *ifindex)?.into(),
+        Change::RecordSubnet(subnet) => owned::record_subnet(connection, *subnet)?.into(),
+        Change::ForgetSubnet(subnet) => owned::forget_subnet(connection, *subnet)?.into(),
         Change::RecordSysctl(changed) => owned::record_sysctl(connection, changed)?.into(),
         Change::ForgetSysctl(path) => owned::forget_sysctl(connection, path)?.into(),
         Change::SetUserData { vm_id, content } => {

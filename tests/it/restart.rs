@@ -111,9 +111,9 @@ fn a_vm_that_cannot_be_mended_does_not_keep_the_others_offline() {
     daemon.guestnet(&["vm", "create", "vm1"]);
     let vm2 = daemon.json(&["vm", "create", "vm2"]);
     assert!(daemon.stop().success());
-    // A file that is no namespace stands where vm1's has to be.
+    // Somebody's namespace stands where vm1's has to be.
     lab.on_host("ip", &["netns", "del", "vm-vm1"]);
-    lab.on_host("touch", &["/run/netns/vm-vm1"]);
+    lab.on_host("ip", &["netns", "add", "vm-vm1"]);
     let daemon = Daemon::start(&lab);
     assert!(
         daemon.log().contains("could not be mended") && daemon.log().contains("vm-vm1"),
@@ -124,6 +124,7 @@ fn a_vm_that_cannot_be_mended_does_not_keep_the_others_offline() {
         Guest::boot(&lab, &Boot { machine: Machine::default(), network: &vm2, kernel_arguments: "" });
     assert_eq!(guest.event("lease").get("ip"), vm2["ip_address"]);
     drop(guest);
+    lab.on_host("ip", &["netns", "del", "vm-vm1"]);
     daemon.guestnet(&["vm", "delete", "vm1", "vm2"]);
     assert_same(&before, &lab.host_state());
 }

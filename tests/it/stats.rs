@@ -173,6 +173,7 @@ fn a_watch_counts_again_and_again_and_ends_with_the_service() {
     while counter(&next()[0], "rx_packets") == 0 {
         assert!(Instant::now() < deadline, "the watch does not see what was received");
     }
+    drop(guest);
     daemon.guestnet(&["vm", "delete", "vm1"]);
     while next() != serde_json::json!([]) {
         assert!(Instant::now() < deadline, "the watch still counts a VM that is gone");

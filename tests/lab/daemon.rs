@@ -40,9 +40,11 @@ impl Paths {
     }
 }
 
-/// A configuration with the lab's paths, `networks` (TOML) after them.
+/// A configuration with the lab's paths, `networks` (TOML) after them; without any, the default network with a small pool: many
+/// labs run side by side.
 pub fn config(lab: &Lab, networks: &str) -> String {
     let paths = Paths::of(lab);
+    let networks = if networks.is_empty() { "[[network]]\npool_size = 8\n" } else { networks };
     format!("[api]\nsocket = {:?}\n\n[state]\ndirectory = {:?}\n\n{networks}\n", paths.socket, paths.state)
 }
 

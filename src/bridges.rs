@@ -1,0 +1,79 @@
+//! The bridges of each network and the DHCP server on each. In: which network needs a port. Out: a bridge with room for it,
+//! one more if all are full.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::dhcp::{Dhcp, DhcpError, DhcpServer};
+use crate::host::{Host, HostError};
+use crate::model::{IfName, Network, NetworkName, Plumbing, Shard};
+
+#[derive(Debug, thiserror::Error)]
+pub enum BridgesError {
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Dhcp(#[from] DhcpError),
+}
+
+/// Clones share one state.
+#[derive(Clone)]
+pub struct Bridges(Arc<Inner>);
+
+struct Inner {
+    host: Arc<tokio::sync::Mutex<Host>>,
+    dhcp: Dhcp,
+    servers: Mutex<Vec<DhcpServer>>,
+}
+
+impl Bridges {
+    pub fn new(host: Arc<tokio::sync::Mutex<Host>>, dhcp: Dhcp) -> Self {
+        Self(Arc::new(Inner { host, dhcp, servers: Mutex::default() }))
+    }
+
+    /// Serves DHCP on every bridge that the network has, or on the interface that it was given.
+    pub async fn serve(&self, network: &Arc<Network>) -> Result<(), BridgesError> {
+        if network.plumbing == Plumbing::External {
+            return self.serve_on(network, network.bridge.as_if_name());
+        }
+        let shards = self.of(&network.name).await;
+        shards.iter().try_for_each(|shard| self.serve_on(network, &shard.bridge))
+    }
+
+    /// The network's bridges.
+    pub async fn of(&self, network: &NetworkName) -> Vec<Shard> {
+        self.0.host.lock().await.shards(network).to_vec()
+    }
+
+    /// A bridge of the network on which `ports` says that there is room.
+    pub async fn with_room(
+        &self,
+        network: &Arc<Network>,
+        ports: impl Fn(&Shard) -> usize,
+    ) -> Result<Shard, BridgesError> {
+        let mut host = self.0.host.lock().await;
+        if let Some(shard) = host.shards(&network.name).iter().find(|shard| ports(shard) < Shard::PORTS) {
+            return Ok(shard.clone());
+        }
+        let shard = host.open_shard(network).await?;
+        self.serve_on(network, &shard.bridge)?;
+        Ok(shard)
+    }
+
+    fn serve_on(&self, network: &Arc<Network>, device: &IfName) -> Result<(), BridgesError> {
+        let server = self.0.dhcp.serve(network.clone(), device)?;
+        self.servers().push(server);
+        Ok(())
+    }
+
+    /// Ends the DHCP servers.
+    pub fn stop(&self) {
+        for server in self.servers().drain(..) {
+            server.stop();
+        }
+    }
+
+    // A panic while it was held cannot leave it half changed.
+    fn servers(&self) -> std::sync::MutexGuard<'_, Vec<DhcpServer>> {
+        self.0.servers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

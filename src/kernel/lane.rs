@@ -1,0 +1,78 @@
+//! A thread that does one thing after the other to the kernel: its calls block, and a namespace is entered by a thread. In:
+//! work from any task. Out: its results. There are few lanes, whatever the number of VMs.
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::sync::oneshot;
+
+use super::error::KernelError;
+use super::rtnl::Rtnl;
+
+/// What work on a lane has at hand.
+pub(super) struct Hands {
+    /// In the host's namespace, wherever the thread is.
+    pub rtnl: Rtnl,
+    home: File,
+}
+
+type Work = Box<dyn FnOnce(&mut Hands) + Send>;
+
+/// Clones share one thread, which ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Lane(mpsc::Sender<Work>);
+
+impl Lane {
+    /// A thread in the calling thread's network namespace.
+    pub(super) fn start(name: &str) -> io::Result<Self> {
+        let mut hands = Hands { rtnl: Rtnl::open()?, home: File::open("/proc/thread-self/ns/net")? };
+        let (lane, queue) = mpsc::channel::<Work>();
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            while let Ok(work) = queue.recv() {
+                // The panic is reported by who waits for the result; others go on.
+                let done = catch_unwind(AssertUnwindSafe(|| work(&mut hands)));
+                if done.is_err() && setns(&hands.home, CloneFlags::CLONE_NEWNET).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self(lane))
+    }
+
+    /// Runs `work` when its turn comes. Work that has been handed in is done even when nobody waits for it any more.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Hands) -> T + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let ended = || KernelError::new("waiting for the kernel", io::Error::other("its thread has ended"));
+        let (done, result) = oneshot::channel();
+        let work = move |hands: &mut Hands| {
+            // Who does not wait needs no result.
+            let _ = done.send(work(hands));
+        };
+        self.0.send(Box::new(work)).map_err(|_| ended())?;
+        result.await.map_err(|_| ended())
+    }
+}
+
+impl Hands {
+    /// Does `work` inside the namespace.
+    pub(super) fn inside<T>(
+        &mut self,
+        namespace: &File,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let done = work();
+        self.go_home()?;
+        done
+    }
+
+    /// Back into the host's namespace.
+    pub(super) fn go_home(&self) -> io::Result<()> {
+        Ok(setns(&self.home, CloneFlags::CLONE_NEWNET)?)
+    }
+}

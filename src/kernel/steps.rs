@@ -1,0 +1,223 @@
+//! How each step and undo is carried out: those that are one netlink request go to the kernel together, in one system call.
+
+use super::error::{Doing, KernelError};
+use super::fault::{self, When};
+use super::lane::Hands;
+use super::observe::mark;
+use super::rtnl::{Request, Rtnl};
+use super::tap::{self, HeldTap};
+use super::{GUEST_SIDE_INDEX, TAP_INDEX, links, netns, observe, routes, tc};
+use crate::model::{Place, RateMbps, Slot, Vm};
+use crate::plan::{Anchor, Step, Undo};
+
+/// A step that failed. It has left nothing; what is to be taken back are the others.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Failed {
+    /// The steps that were carried out, in order.
+    pub applied: Vec<Step>,
+    pub error: KernelError,
+}
+
+pub(super) fn apply(hands: &mut Hands, steps: &[Step]) -> Result<(), Failed> {
+    let mut applied: Vec<Step> = Vec::new();
+    for run in runs(steps, |step| request(step).is_some()) {
+        let outcomes = match run {
+            [step] => vec![
+                fault::point(When::Before, step.name())
+                    .doing(|| format!("making {step}"))
+                    .and_then(|()| one(hands, step)),
+            ],
+            _ => together(&mut hands.rtnl, run, request, |step| format!("making {step}")),
+        };
+        let mut error = None;
+        for (step, outcome) in run.iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => applied.push(step.clone()),
+                Err(failed) => error = error.or(Some(failed)),
+            }
+        }
+        if let (None, [step]) = (&error, run) {
+            error = fault::point(When::After, step.name()).doing(|| format!("making {step}")).err();
+        }
+        if let Some(error) = error {
+            return Err(Failed { applied, error });
+        }
+    }
+    Ok(())
+}
+
+/// Goes on past errors; all of them.
+pub(super) fn undo(hands: &mut Hands, undos: &[Undo]) -> Vec<KernelError> {
+    let mut errors = Vec::new();
+    for run in runs(undos, |undo| undo_request(undo).is_some()) {
+        let outcomes = match run {
+            [undo] => vec![
+                fault::point(When::Before, undo.name())
+                    .doing(|| format!("removing {undo}"))
+                    .and_then(|()| one_undo(hands, undo))
+                    .and_then(|()| {
+                        fault::point(When::After, undo.name()).doing(|| format!("removing {undo}"))
+                    }),
+            ],
+            _ => together(&mut hands.rtnl, run, undo_request, |undo| format!("removing {undo}")),
+        };
+        for outcome in outcomes {
+            errors.extend(outcome.err().filter(|error| !error.is_gone()));
+        }
+    }
+    errors
+}
+
+/// `items` in runs: neighbours that are requests together, each other one alone. One by one where a test may want a fault in
+/// between.
+fn runs<T>(items: &[T], is_request: impl Fn(&T) -> bool) -> impl Iterator<Item = &[T]> {
+    items.chunk_by(move |a, b| !fault::possible() && is_request(a) && is_request(b))
+}
+
+/// One system call for all of them.
+fn together<T>(
+    rtnl: &mut Rtnl,
+    run: &[T],
+    request: impl Fn(&T) -> Option<Request>,
+    doing: impl Fn(&T) -> String,
+) -> Vec<Result<(), KernelError>> {
+    let requests: Vec<Request> = run.iter().filter_map(request).collect();
+    match rtnl.execute(&requests) {
+        Ok(outcomes) => {
+            run.iter().zip(outcomes).map(|(item, outcome)| outcome.doing(|| doing(item))).collect()
+        }
+        Err(error) => run.iter().map(|item| Err(KernelError::new(doing(item), error.kind()))).collect(),
+    }
+}
+
+/// The request that is the whole of a step.
+fn request(step: &Step) -> Option<Request> {
+    Some(match step {
+        Step::UnreachableSubnet { subnet } => routes::add_unreachable(*subnet),
+        Step::Neighbour { bridge, address, mac } => routes::add_neighbour(*bridge, *address, *mac),
+        Step::GuestRoute { bridge, address, gateway } => routes::add_guest(*bridge, *address, *gateway),
+        Step::ForwardingEntry { port, mac } => routes::add_forwarding(*port, *mac),
+        _ => return None,
+    })
+}
+
+fn undo_request(undo: &Undo) -> Option<Request> {
+    Some(match undo {
+        Undo::Bridge { index } | Undo::Veth { port: index } => links::remove(*index),
+        Undo::UnreachableSubnet { subnet } => routes::remove_unreachable(*subnet),
+        Undo::Neighbour { bridge, address } => routes::remove_neighbour(*bridge, *address),
+        Undo::GuestRoute { bridge, address } => routes::remove_guest(*bridge, *address),
+        Undo::ForwardingEntry { port, mac } => routes::remove_forwarding(*port, *mac),
+        Undo::Namespace { .. } | Undo::Name { .. } => return None,
+    })
+}
+
+/// Carries out one step, or leaves nothing of it.
+fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
+    match step {
+        Step::Bridge { shard, gateway, subnet, mtu } => {
+            links::bridge(&mut hands.rtnl, shard, *gateway, *subnet, *mtu)
+        }
+        Step::Namespace { slot, port } => netns::create(hands, *slot, &mark(*port)),
+        Step::Tap { slot, mtu } => {
+            let namespace = netns::existing(*slot)?;
+            let make = || {
+                tap::create(Vm::TAP, TAP_INDEX)?;
+                Rtnl::open()?.all(&[links::up(TAP_INDEX, Some(*mtu))])
+            };
+            hands.inside(&namespace, make).doing(|| format!("making {step}"))
+        }
+        Step::Veth { slot, port, mtu } => {
+            links::veth(&mut hands.rtnl, *slot, *port, &netns::existing(*slot)?, *mtu)
+        }
+        Step::Redirect { slot } => {
+            let namespace = netns::existing(*slot)?;
+            let mut requests = vec![links::up(GUEST_SIDE_INDEX, None)];
+            requests.extend(tc::redirect(TAP_INDEX, GUEST_SIDE_INDEX));
+            requests.extend(tc::redirect(GUEST_SIDE_INDEX, TAP_INDEX));
+            let join = || {
+                let mut rtnl = Rtnl::open()?;
+                // A TAP that has outlived its veth still has the redirect to that one.
+                tc::remove_redirect(&mut rtnl, TAP_INDEX)?;
+                rtnl.all(&requests)
+            };
+            hands.inside(&namespace, join).doing(|| format!("making {step}"))
+        }
+        Step::RateLimit { slot, port, rate } => limit(hands, *slot, *port, *rate),
+        Step::Port { port, bridge, .. } => {
+            hands.rtnl.all(&links::port(*port, *bridge)).doing(|| format!("making {step}"))
+        }
+        Step::Name { vm_id, slot } => netns::give_name(&vm_id.namespace(), *slot),
+        Step::UnreachableSubnet { .. }
+        | Step::Neighbour { .. }
+        | Step::GuestRoute { .. }
+        | Step::ForwardingEntry { .. } => {
+            hands.rtnl.all(request(step).as_slice()).doing(|| format!("making {step}"))
+        }
+    }
+}
+
+fn one_undo(hands: &mut Hands, undo: &Undo) -> Result<(), KernelError> {
+    match undo {
+        Undo::Namespace { slot } => netns::remove(*slot),
+        Undo::Name { vm_id, slot } => netns::take_name(&vm_id.namespace(), *slot),
+        _ => hands.rtnl.all(undo_request(undo).as_slice()).doing(|| format!("removing {undo}")),
+    }
+}
+
+/// A token bucket on both ends of the slot's veth, or none.
+fn limit(hands: &mut Hands, slot: Slot, port: u32, rate: Option<RateMbps>) -> Result<(), KernelError> {
+    let doing = || match rate {
+        Some(rate) => format!("limiting {} to {} Mbit/s", slot.host_device(), rate.mbps()),
+        None => format!("taking the limit of {} away", slot.host_device()),
+    };
+    let namespace = netns::existing(slot)?;
+    let upload = || tc::set_limit(&mut Rtnl::open()?, GUEST_SIDE_INDEX, rate);
+    hands.inside(&namespace, upload).doing(doing)?;
+    tc::set_limit(&mut hands.rtnl, port, rate).doing(doing)
+}
+
+pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
+    let Some(namespace) = netns::open(slot)? else { return Ok(None) };
+    let held = hands.inside(&namespace, || tap::hold(Vm::TAP, TAP_INDEX));
+    held.doing(|| format!("opening {} of {}", Vm::TAP, slot.namespace()))
+}
+
+pub(super) fn wipe(
+    hands: &mut Hands,
+    place: &Place,
+    rate: Option<RateMbps>,
+    tap: Option<HeldTap>,
+) -> Result<bool, KernelError> {
+    let slot = place.slot;
+    let held = match tap {
+        Some(tap) => Some(tap),
+        None => hold_tap(hands, slot)?,
+    };
+    let Some(tap) = held else { return Ok(false) };
+    tap.wipe().doing(|| format!("wiping {} of {}", Vm::TAP, slot.namespace()))?;
+    drop(tap);
+    let owned = |hands: &mut Hands| {
+        let namespace = netns::existing(slot)?;
+        let look = || tap::has_owner(&mut Rtnl::open()?, TAP_INDEX);
+        hands.inside(&namespace, look).doing(|| format!("looking at {} of {}", Vm::TAP, slot.namespace()))
+    };
+    if owned(hands)? {
+        return Ok(false);
+    }
+    // A new queue instead of a changed one: what the last guest left waiting goes with the old.
+    limit(hands, slot, place.port, None)?;
+    limit(hands, slot, place.port, rate)?;
+    Ok(observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole))
+}
+
+/// Takes slots away, whatever there is of each.
+pub(super) fn clear(hands: &mut Hands, slots: &[(Slot, u32)]) -> Result<(), KernelError> {
+    let ports: Vec<u32> = slots.iter().map(|(_, port)| *port).collect();
+    let mut result = links::remove_all(&mut hands.rtnl, &ports);
+    for (slot, _) in slots {
+        result = result.and(netns::remove(*slot));
+    }
+    result
+}

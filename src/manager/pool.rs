@@ -1,0 +1,358 @@
+//! Keeps slots ready: builds them, wipes those that VMs leave and takes surplus ones away, in the background. In: who needs a
+//! slot, and slots that VMs have left. Out: slots with nothing of any tenant in them.
+
+use std::collections::HashSet;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tracing::{debug, warn};
+
+use super::ManagerError;
+use super::stock::{Need, Stock};
+use crate::bridges::Bridges;
+use crate::kernel::{Failed, For, HeldTap, Kernel};
+use crate::model::{IndexRange, Network, NetworkName, Place, Shard, Slot, Vm};
+use crate::plan::{self, Observed, Step, Undo};
+
+/// Slots wiped before something else gets a turn.
+const WIPED_AT_ONCE: usize = 32;
+/// How long a start waits until slots are ready. It goes on without.
+const FIRST_FILL: Duration = Duration::from_secs(5);
+
+type Waiter = oneshot::Sender<Result<Place, String>>;
+
+/// Clones share one state.
+#[derive(Clone)]
+pub(super) struct Pool(Arc<Inner>);
+
+struct Inner {
+    kernel: Kernel,
+    bridges: Bridges,
+    indexes: IndexRange,
+    networks: Vec<Arc<Network>>,
+    state: Mutex<State>,
+    /// Told when there is something to do.
+    work: Notify,
+    /// Told when something has been done.
+    done: Notify,
+}
+
+struct State {
+    stock: Stock<Waiter>,
+    left: Vec<Left>,
+    /// Addresses that something of the kernel's may still know their last guest by.
+    unclean: HashSet<(NetworkName, Ipv4Addr)>,
+    stopping: bool,
+}
+
+/// A slot that a VM has left.
+struct Left {
+    slot: Slot,
+    network: Arc<Network>,
+    address: Option<Ipv4Addr>,
+    /// `None` when it could not be held: it is not whole, or not known yet.
+    tap: Option<HeldTap>,
+}
+
+impl Pool {
+    pub(super) fn new(
+        networks: Vec<Arc<Network>>,
+        kernel: Kernel,
+        bridges: Bridges,
+        indexes: IndexRange,
+    ) -> Self {
+        let state = State {
+            stock: Stock::new(&networks),
+            left: Vec::new(),
+            unclean: HashSet::new(),
+            stopping: false,
+        };
+        Self(Arc::new(Inner {
+            kernel,
+            bridges,
+            indexes,
+            networks,
+            state: Mutex::new(state),
+            work: Notify::new(),
+            done: Notify::new(),
+        }))
+    }
+
+    /// Where a slot is plugged in.
+    pub(super) fn place(&self, slot: Slot) -> Option<Place> {
+        self.state().stock.place(slot).cloned()
+    }
+
+    /// A slot with nothing in it: a ready one, else the next that is built.
+    pub(super) async fn take(&self, network: &NetworkName) -> Result<Place, String> {
+        let built = {
+            let mut state = self.state();
+            if let Some(place) = state.stock.take(network) {
+                drop(state);
+                self.0.work.notify_one();
+                return Ok(place);
+            }
+            let (waiter, built) = oneshot::channel();
+            state.stock.wait(network, waiter);
+            built
+        };
+        self.0.work.notify_one();
+        built.await.unwrap_or_else(|_| Err("guestnet is stopping".into()))
+    }
+
+    /// Puts back a slot that no guest has had.
+    pub(super) fn put_back(&self, network: &NetworkName, slot: Slot) {
+        self.state().stock.give(network, slot, hand_over);
+        self.0.work.notify_one();
+    }
+
+    /// Takes back the slot of a VM that is unbound. Its address is not clean until what the kernel remembers is gone.
+    pub(super) fn leave(&self, vm: &Vm, network: Arc<Network>, tap: Option<HeldTap>) {
+        let mut state = self.state();
+        state.unclean.insert((vm.network.clone(), vm.address));
+        state.left.push(Left { slot: vm.slot, network, address: Some(vm.address), tap });
+        drop(state);
+        self.0.work.notify_one();
+    }
+
+    /// Waits until nothing knows the last guest by this address any more.
+    pub(super) async fn cleaned(&self, vm: &Vm) {
+        let key = (vm.network.clone(), vm.address);
+        loop {
+            let done = self.0.done.notified();
+            if !self.state().unclean.contains(&key) {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Takes over what an earlier run left: a place for each of `vms`, its slot whole or to be built; slots of no VM are to be
+    /// wiped, or taken away when they are not whole or not as this configuration has them.
+    pub(super) async fn adopt(
+        &self,
+        observed: &Observed,
+        vms: impl Iterator<Item = (Slot, Arc<Network>)>,
+    ) -> Result<(), ManagerError> {
+        let mut surplus = observed.slots();
+        let mut homeless = Vec::new();
+        let shards = self.shards().await;
+        {
+            let mut state = self.state();
+            for slot in observed.slots().iter().chain(&observed.foreign) {
+                state.stock.number_is_taken(*slot);
+            }
+            for (slot, network) in vms {
+                surplus.remove(&slot);
+                state.stock.number_is_taken(slot);
+                let bridge = observed.standing(slot);
+                match shards.iter().find(|(of, shard)| *of == network.name && Some(shard.index) == bridge) {
+                    Some((_, shard)) => state.stock.add(self.0.place_on(slot, shard)),
+                    None => homeless.push((slot, network)),
+                }
+            }
+        }
+        for (slot, network) in homeless {
+            let shard = self.0.room(&network).await.map_err(ManagerError::Bridges)?;
+            self.state().stock.add(self.0.place_on(slot, &shard));
+        }
+        let mut broken = Vec::new();
+        for slot in surplus {
+            let bridge = observed.standing(slot);
+            let shard = shards.iter().find(|(_, shard)| Some(shard.index) == bridge);
+            let network = shard.and_then(|(of, _)| self.0.networks.iter().find(|n| n.name == *of));
+            let mtu = observed.ports.get(&slot).map(|port| port.mtu);
+            match (shard, network) {
+                (Some((_, shard)), Some(network)) if mtu == Some(network.mtu.into()) => {
+                    let mut state = self.state();
+                    state.stock.add(self.0.place_on(slot, shard));
+                    state.left.push(Left { slot, network: network.clone(), address: None, tap: None });
+                }
+                _ => broken.push(slot),
+            }
+        }
+        debug!(slots = ?broken, "taking away what is left of slots");
+        self.0.clear(&broken).await;
+        Ok(())
+    }
+
+    /// Every bridge with its network's name.
+    pub(super) async fn shards(&self) -> Vec<(NetworkName, Shard)> {
+        let mut all = Vec::new();
+        for network in &self.0.networks {
+            let shards = self.0.bridges.of(&network.name).await;
+            all.extend(shards.into_iter().map(|shard| (network.name.clone(), shard)));
+        }
+        all
+    }
+
+    /// Does what is needed, until `stop`.
+    pub(super) async fn keep(self) {
+        loop {
+            let work = self.0.work.notified();
+            if self.state().stopping {
+                return;
+            }
+            if !self.0.do_next().await {
+                self.0.done.notify_waiters();
+                work.await;
+            }
+            self.0.done.notify_waiters();
+        }
+    }
+
+    /// Waits until the first slots are ready, but not for long.
+    pub(super) async fn filled(&self) {
+        let filled = async {
+            loop {
+                let done = self.0.done.notified();
+                let ready = {
+                    let state = self.state();
+                    state.left.is_empty() && !state.stock.is_filling()
+                };
+                if ready {
+                    return;
+                }
+                done.await;
+            }
+        };
+        if tokio::time::timeout(FIRST_FILL, filled).await.is_err() {
+            warn!("guest networks are still being made ready: a create may have to wait for one");
+        }
+    }
+
+    /// Nothing is begun any more; `keep` ends when what it does is done.
+    pub(super) fn stop(&self) {
+        self.state().stopping = true;
+        self.0.work.notify_one();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state()
+    }
+}
+
+/// `Err` when who waited has gone away.
+fn hand_over(waiter: Waiter, place: Place) -> Result<(), ()> {
+    waiter.send(Ok(place)).map_err(drop)
+}
+
+impl Inner {
+    // A panic while it was held cannot leave it half changed: what can fail is done without it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One thing that is needed; false when nothing is.
+    async fn do_next(&self) -> bool {
+        let left: Vec<Left> = {
+            let mut state = self.state();
+            let count = state.left.len().min(WIPED_AT_ONCE);
+            state.left.drain(..count).collect()
+        };
+        if !left.is_empty() {
+            self.wipe(left).await;
+            return true;
+        }
+        let need = self.state().stock.need();
+        match need {
+            Some(Need::Build(network)) => self.build(&network).await,
+            Some(Need::Clear(places)) => {
+                let slots: Vec<Slot> = places.iter().map(|place| place.slot).collect();
+                self.clear(&slots).await;
+            }
+            None => return false,
+        }
+        true
+    }
+
+    /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
+    async fn wipe(&self, left: Vec<Left>) {
+        let mut broken = Vec::new();
+        for Left { slot, network, address, tap } in left {
+            let place = self.state().stock.place(slot).cloned();
+            let wiped = match place {
+                Some(place) => self.kernel.wipe(place, network.rate_limit, tap).await,
+                None => Ok(false),
+            };
+            let whole = wiped.unwrap_or_else(|error| {
+                warn!(%error, "a slot could not be wiped: it is taken away");
+                false
+            });
+            let mut state = self.state();
+            if let Some(address) = address {
+                state.unclean.remove(&(network.name.clone(), address));
+            }
+            if whole {
+                state.stock.give(&network.name, slot, hand_over);
+            } else {
+                broken.push(slot);
+            }
+        }
+        self.clear(&broken).await;
+    }
+
+    async fn clear(&self, slots: &[Slot]) {
+        if slots.is_empty() {
+            return;
+        }
+        let devices = slots.iter().map(|slot| (*slot, self.indexes.port(*slot))).collect();
+        if let Err(error) = self.kernel.clear(devices).await {
+            // The next start finds what is left. Until then these numbers are not used again.
+            warn!(%error, "slots could not be taken away");
+            return;
+        }
+        let mut state = self.state();
+        slots.iter().for_each(|slot| state.stock.remove(*slot));
+    }
+
+    async fn build(&self, network: &Arc<Network>) {
+        let built = self.try_build(network).await;
+        let mut state = self.state();
+        match built {
+            Ok(slot) => state.stock.give(&network.name, slot, hand_over),
+            Err(error) => match state.stock.building_failed(&network.name) {
+                // Who has gone away needs no word of it.
+                Some(waiter) => _ = waiter.send(Err(error)),
+                None => warn!(error, network = %network.name, "no guest network could be made ready"),
+            },
+        }
+    }
+
+    /// Builds a slot, or leaves nothing of it.
+    async fn try_build(&self, network: &Arc<Network>) -> Result<Slot, String> {
+        let shard = self.room(network).await.map_err(|error| error.to_string())?;
+        loop {
+            let slot = self.state().stock.number().ok_or("this host has as many slots as it can")?;
+            let place = self.place_on(slot, &shard);
+            let Err(Failed { applied, error }) =
+                self.kernel.apply(For::Background, plan::build_slot(&place, network)).await
+            else {
+                self.state().stock.add(place);
+                return Ok(slot);
+            };
+            let undos: Vec<Undo> = applied.iter().rev().filter_map(Step::undo).collect();
+            let mut errors = vec![error.to_string()];
+            errors.extend(self.kernel.undo(For::Background, undos).await.iter().map(ToString::to_string));
+            // Somebody else has that name: its number is left out for good.
+            if error.is_taken() && errors.len() == 1 {
+                warn!(%error, "a name that a slot would have is somebody else's: left out");
+                continue;
+            }
+            if errors.len() == 1 {
+                self.state().stock.put_number_back(slot);
+            }
+            return Err(errors.join("; then "));
+        }
+    }
+
+    async fn room(&self, network: &Arc<Network>) -> Result<Shard, crate::bridges::BridgesError> {
+        self.bridges.with_room(network, |shard| self.state().stock.ports_on(shard.index)).await
+    }
+
+    fn place_on(&self, slot: Slot, shard: &Shard) -> Place {
+        Place { slot, port: self.indexes.port(slot), shard: shard.clone() }
+    }
+}

@@ -1,0 +1,294 @@
+//! Which slots are ready, taken, to be wiped, built or taken away, over all networks of the host. Pure: what it says is to be
+//! done, `pool` does.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::model::{IndexRange, Network, NetworkName, Place, Slot};
+
+/// What waits for a slot of one network; `W` is whom to tell.
+#[derive(Debug)]
+struct Shelf<W> {
+    network: Arc<Network>,
+    free: BTreeSet<Slot>,
+    waiting: VecDeque<W>,
+    /// Being filled up to its size: begun when a quarter is gone, so that one VM that comes and goes changes nothing.
+    filling: bool,
+    /// None could be built: not tried again until somebody takes one.
+    given_up: bool,
+}
+
+impl<W> Shelf<W> {
+    fn wants(&self) -> bool {
+        let (free, kept) = (self.free.len(), usize::from(self.network.pool_size));
+        let low = free * 4 < kept * 3;
+        !self.given_up && free < kept && (self.filling || low)
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Stock<W> {
+    shelves: Vec<Shelf<W>>,
+    numbers: Numbers,
+    /// Every slot that is whole, free or not.
+    places: HashMap<Slot, Place>,
+    /// Ports on each bridge, by its index.
+    ports: HashMap<u32, usize>,
+}
+
+/// What is to be done for the stock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Need {
+    /// A slot of this network.
+    Build(Arc<Network>),
+    /// These are more than are kept; they are not free any more.
+    Clear(Vec<Place>),
+}
+
+impl<W> Stock<W> {
+    pub(super) fn new(networks: &[Arc<Network>]) -> Self {
+        let shelf = |network: &Arc<Network>| Shelf {
+            network: network.clone(),
+            free: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            filling: false,
+            given_up: false,
+        };
+        Self {
+            shelves: networks.iter().map(shelf).collect(),
+            numbers: Numbers::default(),
+            places: HashMap::new(),
+            ports: HashMap::new(),
+        }
+    }
+
+    pub(super) fn place(&self, slot: Slot) -> Option<&Place> {
+        self.places.get(&slot)
+    }
+
+    pub(super) fn ports_on(&self, bridge: u32) -> usize {
+        self.ports.get(&bridge).copied().unwrap_or_default()
+    }
+
+    /// A number for a slot that is yet to be built; `None` when the host has as many as it can.
+    pub(super) fn number(&mut self) -> Option<Slot> {
+        self.numbers.take()
+    }
+
+    /// A number that is somebody's already.
+    pub(super) fn number_is_taken(&mut self, slot: Slot) {
+        self.numbers.take_this(slot);
+    }
+
+    pub(super) fn put_number_back(&mut self, slot: Slot) {
+        self.numbers.give_back(slot);
+    }
+
+    /// A slot has come to be, or is to be. It is nobody's to take until it is `give`n.
+    pub(super) fn add(&mut self, place: Place) {
+        *self.ports.entry(place.shard.index).or_default() += 1;
+        self.places.insert(place.slot, place);
+    }
+
+    /// A slot is no more; its number can be another's.
+    pub(super) fn remove(&mut self, slot: Slot) {
+        if let Some(place) = self.places.remove(&slot)
+            && let Some(ports) = self.ports.get_mut(&place.shard.index)
+        {
+            *ports -= 1;
+        }
+        self.numbers.give_back(slot);
+    }
+
+    /// A ready slot, the lowest.
+    pub(super) fn take(&mut self, network: &NetworkName) -> Option<Place> {
+        let shelf = self.shelf(network)?;
+        let slot = shelf.free.pop_first();
+        shelf.given_up = false;
+        self.places.get(&slot?).cloned()
+    }
+
+    /// The next slot of the network is for `who`.
+    pub(super) fn wait(&mut self, network: &NetworkName, who: W) {
+        if let Some(shelf) = self.shelf(network) {
+            shelf.waiting.push_back(who);
+        }
+    }
+
+    /// A slot is ready: whose it is, if somebody waits. `Err` when that one has gone away meanwhile.
+    pub(super) fn give(
+        &mut self,
+        network: &NetworkName,
+        slot: Slot,
+        mut hand_over: impl FnMut(W, Place) -> Result<(), ()>,
+    ) {
+        let Some(place) = self.places.get(&slot).cloned() else { return };
+        let Some(shelf) = self.shelf(network) else { return };
+        while let Some(who) = shelf.waiting.pop_front() {
+            if hand_over(who, place.clone()).is_ok() {
+                return;
+            }
+        }
+        shelf.free.insert(slot);
+    }
+
+    /// Building failed: the one who waits longest is told; if nobody does, no more are built until somebody needs one.
+    pub(super) fn building_failed(&mut self, network: &NetworkName) -> Option<W> {
+        let shelf = self.shelf(network)?;
+        let told = shelf.waiting.pop_front();
+        shelf.given_up = true;
+        told
+    }
+
+    /// Whether slots are still to be built for the stock.
+    pub(super) fn is_filling(&self) -> bool {
+        self.shelves.iter().any(Shelf::wants)
+    }
+
+    /// What is to be done next, the most urgent first.
+    pub(super) fn need(&mut self) -> Option<Need> {
+        if let Some(shelf) = self.shelves.iter().find(|shelf| !shelf.waiting.is_empty()) {
+            return Some(Need::Build(shelf.network.clone()));
+        }
+        for shelf in &mut self.shelves {
+            let kept = usize::from(shelf.network.pool_size);
+            shelf.filling = shelf.wants();
+            if shelf.filling {
+                return Some(Need::Build(shelf.network.clone()));
+            }
+            // As for filling: one more than is kept is no reason to take one away.
+            if shelf.free.len() > kept + kept / 4 {
+                let (mut surplus, most) = (Vec::new(), 64);
+                while shelf.free.len() > kept && surplus.len() < most {
+                    surplus.extend(shelf.free.pop_last());
+                }
+                let places = surplus.iter().filter_map(|slot| self.places.get(slot).cloned()).collect();
+                return Some(Need::Clear(places));
+            }
+        }
+        None
+    }
+
+    fn shelf(&mut self, network: &NetworkName) -> Option<&mut Shelf<W>> {
+        self.shelves.iter_mut().find(|shelf| shelf.network.name == *network)
+    }
+}
+
+/// Numbers of slots: the lowest free one, so that device names stay short and are used again.
+#[derive(Debug, Default)]
+struct Numbers {
+    next: u32,
+    freed: BTreeSet<u32>,
+}
+
+impl Numbers {
+    fn take(&mut self) -> Option<Slot> {
+        if let Some(freed) = self.freed.pop_first() {
+            return Some(Slot(freed));
+        }
+        (self.next < IndexRange::SLOTS).then(|| {
+            self.next += 1;
+            Slot(self.next - 1)
+        })
+    }
+
+    fn take_this(&mut self, Slot(slot): Slot) {
+        if slot >= self.next && slot < IndexRange::SLOTS {
+            self.freed.extend(self.next..slot);
+            self.next = slot + 1;
+        } else {
+            self.freed.remove(&slot);
+        }
+    }
+
+    fn give_back(&mut self, Slot(slot): Slot) {
+        self.freed.insert(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+
+    fn stock(pool_size: u16) -> (Stock<u32>, NetworkName) {
+        let network = Arc::new(Network { pool_size, ..testing::network() });
+        let name = network.name.clone();
+        (Stock::new(&[network]), name)
+    }
+
+    /// Builds what is needed, as `pool` does.
+    fn fill(stock: &mut Stock<u32>, name: &NetworkName) -> usize {
+        let mut built = 0;
+        while let Some(Need::Build(_)) = stock.need() {
+            let slot = stock.number().unwrap();
+            stock.add(Place { slot, ..testing::place(0) });
+            stock.give(name, slot, |_, _| Ok(()));
+            built += 1;
+        }
+        built
+    }
+
+    #[test]
+    fn a_vm_that_comes_and_goes_changes_nothing() {
+        let (mut stock, name) = stock(8);
+        assert_eq!(fill(&mut stock, &name), 8);
+        let place = stock.take(&name).unwrap();
+        assert_eq!((place.slot, stock.need()), (Slot(0), None));
+        stock.give(&name, place.slot, |_, _| Ok(()));
+        assert_eq!((stock.need(), stock.take(&name).unwrap().slot), (None, Slot(0)));
+    }
+
+    #[test]
+    fn a_stock_that_runs_low_is_filled_up_and_what_comes_back_beyond_it_goes() {
+        let (mut stock, name) = stock(8);
+        fill(&mut stock, &name);
+        let taken: Vec<Place> = (0..3).map(|_| stock.take(&name).unwrap()).collect();
+        assert_eq!(fill(&mut stock, &name), 3);
+        for place in taken {
+            stock.give(&name, place.slot, |_, _| Ok(()));
+        }
+        let Some(Need::Clear(surplus)) = stock.need() else { panic!("nothing is too many") };
+        assert_eq!(surplus.iter().map(|place| place.slot.0).collect::<Vec<_>>(), [10, 9, 8]);
+        surplus.iter().for_each(|place| stock.remove(place.slot));
+        assert_eq!((stock.need(), stock.ports_on(testing::place(0).shard.index)), (None, 8));
+    }
+
+    #[test]
+    fn who_waits_is_served_first_and_who_has_gone_is_passed_over() {
+        let (mut stock, name) = stock(0);
+        assert_eq!((stock.take(&name), stock.need()), (None, None));
+        stock.wait(&name, 1);
+        stock.wait(&name, 2);
+        let mut served = Vec::new();
+        let slot = stock.number().unwrap();
+        stock.add(Place { slot, ..testing::place(0) });
+        stock.give(&name, slot, |who, _| {
+            served.push(who);
+            if who == 1 { Err(()) } else { Ok(()) }
+        });
+        assert_eq!((served, stock.need()), (vec![1, 2], None));
+        stock.give(&name, slot, |_, _| Ok(()));
+        assert!(matches!(stock.need(), Some(Need::Clear(_))), "without a pool nothing is kept");
+    }
+
+    #[test]
+    fn a_network_that_cannot_be_built_for_is_not_tried_for_ever() {
+        let (mut stock, name) = stock(8);
+        stock.wait(&name, 1);
+        assert_eq!(stock.building_failed(&name), Some(1));
+        assert_eq!((stock.building_failed(&name), stock.need()), (None, None));
+        stock.take(&name);
+        assert!(matches!(stock.need(), Some(Need::Build(_))));
+    }
+
+    #[test]
+    fn numbers_are_the_lowest_that_are_free() {
+        let mut numbers = Numbers::default();
+        numbers.take_this(Slot(2));
+        assert_eq!([numbers.take(), numbers.take(), numbers.take()], [0, 1, 3].map(|n| Some(Slot(n))));
+        numbers.give_back(Slot(1));
+        assert_eq!(numbers.take(), Some(Slot(1)));
+    }
+}

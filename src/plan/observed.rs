@@ -1,0 +1,57 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use crate::model::{Mac, Slot};
+
+/// What of ours is in the kernel now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// What is under /run/netns with the name of a slot.
+    pub anchors: BTreeMap<Slot, Anchor>,
+    /// VMs' names under /run/netns that lead to a slot.
+    pub names: BTreeMap<String, Slot>,
+    /// Host devices that are ours by index and name.
+    pub ports: BTreeMap<Slot, ObservedPort>,
+    /// Slots whose host device's name somebody else's device has.
+    pub foreign: BTreeSet<Slot>,
+    /// Permanent neighbours: device, address, MAC.
+    pub neighbours: BTreeSet<(u32, Ipv4Addr, Mac)>,
+    /// Our guest routes: device, address.
+    pub routes: BTreeSet<(u32, Ipv4Addr)>,
+}
+
+/// How much of a slot there is inside its netns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// The file is there without a namespace, as an admin's unmounting leaves it.
+    File,
+    Bare,
+    /// The TAP, which a VMM may have open.
+    Tap,
+    /// The TAP and this end of the veth.
+    Whole,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObservedPort {
+    /// Index of the bridge it is a port of.
+    pub bridge: Option<u32>,
+    pub mtu: u32,
+    /// Up, isolated, locked, neither learning nor flooding.
+    pub in_shape: bool,
+    pub forwarding: BTreeSet<Mac>,
+    pub rate_limited: bool,
+}
+
+impl Observed {
+    /// The bridge that a whole slot is on: one that was built to its end and lost nothing since.
+    pub fn standing(&self, slot: Slot) -> Option<u32> {
+        let whole = self.anchors.get(&slot) == Some(&Anchor::Whole);
+        self.ports.get(&slot).filter(|_| whole)?.bridge
+    }
+
+    /// Every slot of which there is anything.
+    pub fn slots(&self) -> BTreeSet<Slot> {
+        self.anchors.keys().chain(self.ports.keys()).copied().collect()
+    }
+}

@@ -1,0 +1,42 @@
+//! A slot: what of a guest's network can be made before there is a guest.
+
+use super::{Step, Undo};
+use crate::model::{Network, Place};
+
+/// A slot of `network`, from its netns to its port.
+pub fn build_slot(place: &Place, network: &Network) -> Vec<Step> {
+    let (slot, port, mtu) = (place.slot, place.port, network.mtu);
+    [Step::Namespace { slot, port }, Step::Tap { slot, mtu }]
+        .into_iter()
+        .chain(wire_slot(place, network))
+        .collect()
+}
+
+/// The part of it from the TAP to the bridge.
+pub fn wire_slot(place: &Place, network: &Network) -> Vec<Step> {
+    let (slot, port, mtu) = (place.slot, place.port, network.mtu);
+    let limit = network.rate_limit.map(|rate| Step::RateLimit { slot, port, rate: Some(rate) });
+    [Step::Veth { slot, port, mtu }, Step::Redirect { slot }]
+        .into_iter()
+        .chain(limit)
+        .chain([Step::Port { slot, port, bridge: place.shard.index }])
+        .collect()
+}
+
+/// What takes a slot away, whatever there is of it: its port first, its netns last.
+pub fn clear_slot(place: &Place) -> Vec<Undo> {
+    vec![Undo::Veth { port: place.port }, Undo::Namespace { slot: place.slot }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+
+    #[test]
+    fn a_slot_is_built_from_its_netns_to_its_port() {
+        let steps = build_slot(&testing::place(1), &testing::network());
+        assert!(matches!(steps.first(), Some(Step::Namespace { .. })));
+        assert!(matches!(steps.last(), Some(Step::Port { .. })), "a port of a bridge is a whole slot");
+    }
+}

@@ -1,0 +1,189 @@
+//! A VM on its slot: bound, unbound, and brought back into shape at a start.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+
+use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, wire_slot};
+use crate::model::{IndexRange, Mac, Network, Place, Slot, Vm};
+
+/// What binds a VM to its slot: nothing passes before the last step.
+pub fn bind(vm: &Vm, place: &Place, network: &Network) -> Vec<Step> {
+    let (slot, port, bridge) = (place.slot, place.port, place.shard.index);
+    let limit = Step::RateLimit { slot, port, rate: vm.rate_limit };
+    // A slot comes with the network's own limit.
+    let limit = (vm.rate_limit != network.rate_limit).then_some(limit);
+    limit
+        .into_iter()
+        .chain([
+            Step::Name { vm_id: vm.vm_id.clone(), slot },
+            Step::Neighbour { bridge, address: vm.address, mac: vm.mac },
+            Step::GuestRoute { bridge, address: vm.address, gateway: network.gateway },
+            Step::ForwardingEntry { port, mac: vm.mac },
+        ])
+        .collect()
+}
+
+/// What unbinds a VM: nothing passes after the first step.
+pub fn unbind(vm: &Vm, place: &Place, network: &Network) -> Vec<Undo> {
+    bind(vm, place, network).iter().rev().filter_map(Step::undo).collect()
+}
+
+/// What brings a VM back into shape.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mend {
+    pub undo: Vec<Undo>,
+    pub steps: Vec<Step>,
+}
+
+/// What of a bound VM is missing or in the way. Of a slot that is not whole the TAP is kept, if it is there: a VMM may have it
+/// open, and its guest is back as soon as it is wired again.
+pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> Mend {
+    if observed.standing(place.slot) != Some(place.shard.index) {
+        let (undo, steps) = match observed.anchors.get(&place.slot) {
+            Some(Anchor::Tap | Anchor::Whole) => {
+                (vec![Undo::Veth { port: place.port }], wire_slot(place, network))
+            }
+            Some(_) => (clear_slot(place), build_slot(place, network)),
+            None => (vec![Undo::Veth { port: place.port }], build_slot(place, network)),
+        };
+        return Mend { undo, steps: [steps, bind(vm, place, network)].concat() };
+    }
+    let port = &observed.ports[&place.slot];
+    let strangers = port.forwarding.iter().filter(|mac| **mac != vm.mac);
+    let undo = strangers.map(|mac| Undo::ForwardingEntry { port: place.port, mac: *mac }).collect();
+    let again = Step::Port { slot: place.slot, port: place.port, bridge: place.shard.index };
+    let again = (!port.in_shape).then_some(again);
+    let missing = bind(vm, place, network).into_iter().filter(|step| !is_in(step, place, observed));
+    let limit = Step::RateLimit { slot: place.slot, port: place.port, rate: vm.rate_limit };
+    let limited = port.rate_limited == vm.rate_limit.is_some() || vm.rate_limit != network.rate_limit;
+    let limit = (!limited).then_some(limit);
+    Mend { undo, steps: again.into_iter().chain(limit).chain(missing).collect() }
+}
+
+fn is_in(step: &Step, place: &Place, observed: &Observed) -> bool {
+    match step {
+        Step::Name { vm_id, slot } => observed.names.get(&vm_id.namespace()) == Some(slot),
+        Step::Neighbour { bridge, address, mac } => observed.neighbours.contains(&(*bridge, *address, *mac)),
+        Step::GuestRoute { bridge, address, .. } => observed.routes.contains(&(*bridge, *address)),
+        Step::ForwardingEntry { mac, .. } => observed.ports[&place.slot].forwarding.contains(mac),
+        _ => false,
+    }
+}
+
+/// What stands for VMs that are not: left by a call that was cut off, or of a bridge that a VM was on once. `vms` are all that
+/// there are, with their places.
+pub fn strays<'a>(
+    vms: impl Iterator<Item = (&'a Vm, &'a Place)>,
+    bridges: &BTreeSet<u32>,
+    indexes: IndexRange,
+    observed: &Observed,
+) -> Vec<Undo> {
+    let mut at: HashMap<(u32, Ipv4Addr), Mac> = HashMap::new();
+    let mut names: HashMap<String, Slot> = HashMap::new();
+    let mut taken: BTreeSet<Slot> = BTreeSet::new();
+    for (vm, place) in vms {
+        at.insert((place.shard.index, vm.address), vm.mac);
+        names.insert(vm.vm_id.namespace(), place.slot);
+        taken.insert(place.slot);
+    }
+    let names = observed.names.iter().filter(|(name, slot)| names.get(*name) != Some(slot));
+    let names = names.filter_map(|(name, slot)| {
+        let vm_id = name.strip_prefix("vm-")?.parse().ok()?;
+        Some(Undo::Name { vm_id, slot: *slot })
+    });
+    let ours =
+        |bridge: &u32, address: &Ipv4Addr| bridges.contains(bridge) && !at.contains_key(&(*bridge, *address));
+    let routes = observed.routes.iter().filter(|(bridge, address)| ours(bridge, address));
+    let routes = routes.map(|(bridge, address)| Undo::GuestRoute { bridge: *bridge, address: *address });
+    let neighbours = observed.neighbours.iter().filter(|(bridge, address, _)| ours(bridge, address));
+    let neighbours =
+        neighbours.map(|(bridge, address, _)| Undo::Neighbour { bridge: *bridge, address: *address });
+    let free = observed.ports.iter().filter(|(slot, _)| !taken.contains(slot));
+    let entries = free.flat_map(|(slot, port)| port.forwarding.iter().map(move |mac| (*slot, *mac)));
+    let entries = entries.map(|(slot, mac)| Undo::ForwardingEntry { port: indexes.port(slot), mac });
+    entries.chain(routes).chain(neighbours).chain(names).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::testing;
+    use crate::plan::ObservedPort;
+
+    fn standing() -> (Network, Vm, Place, Observed) {
+        let (network, vm, place) = (testing::network(), testing::vm(1), testing::place(1));
+        let bridge = place.shard.index;
+        let port = ObservedPort {
+            bridge: Some(bridge),
+            mtu: 1500,
+            in_shape: true,
+            forwarding: [vm.mac].into(),
+            rate_limited: true,
+        };
+        let observed = Observed {
+            anchors: [(vm.slot, Anchor::Whole)].into(),
+            names: [(vm.vm_id.namespace(), vm.slot)].into(),
+            ports: [(vm.slot, port)].into(),
+            neighbours: [(bridge, vm.address, vm.mac)].into(),
+            routes: [(bridge, vm.address)].into(),
+            ..Observed::default()
+        };
+        (network, vm, place, observed)
+    }
+
+    #[test]
+    fn a_vm_is_let_in_last_and_shut_out_first() {
+        let (network, vm, place, _) = standing();
+        assert!(matches!(bind(&vm, &place, &network).last(), Some(Step::ForwardingEntry { .. })));
+        assert!(matches!(unbind(&vm, &place, &network).first(), Some(Undo::ForwardingEntry { .. })));
+    }
+
+    #[test]
+    fn of_a_vm_that_stands_only_what_was_lost_is_made() {
+        let (network, vm, place, mut observed) = standing();
+        assert_eq!(mend(&vm, &place, &network, &observed), Mend::default());
+        observed.routes.clear();
+        observed.ports.get_mut(&vm.slot).unwrap().in_shape = false;
+        let steps = mend(&vm, &place, &network, &observed).steps;
+        assert!(matches!(steps[..], [Step::Port { .. }, Step::GuestRoute { .. }]));
+    }
+
+    #[test]
+    fn a_slot_that_is_not_whole_is_made_anew_but_for_a_tap_that_may_be_open() {
+        let (network, vm, place, observed) = standing();
+        let anew = Step::Namespace { slot: place.slot, port: place.port };
+        let wired = Step::Veth { slot: place.slot, port: place.port, mtu: network.mtu };
+        let anchored = |anchor| Observed { anchors: [(vm.slot, anchor)].into(), ..observed.clone() };
+        let mut off_the_bridge = observed.clone();
+        off_the_bridge.ports.get_mut(&vm.slot).unwrap().bridge = None;
+        let cases = [
+            (anchored(Anchor::File), &anew),
+            (anchored(Anchor::Bare), &anew),
+            (Observed { anchors: [].into(), ..observed.clone() }, &anew),
+            (anchored(Anchor::Tap), &wired),
+            (Observed { ports: [].into(), ..observed.clone() }, &wired),
+            (off_the_bridge, &wired),
+        ];
+        for (observed, first) in cases {
+            let mend = mend(&vm, &place, &network, &observed);
+            assert!(mend.undo.contains(&Undo::Veth { port: place.port }), "{observed:?}");
+            assert_eq!(mend.steps.first(), Some(first), "{observed:?}");
+            assert!(matches!(mend.steps.last(), Some(Step::ForwardingEntry { .. })));
+        }
+    }
+
+    #[test]
+    fn what_stands_for_no_vm_is_a_stray() {
+        let (_, vm, place, mut observed) = standing();
+        let indexes = IndexRange::try_from(1 << 28).unwrap();
+        let bridges = BTreeSet::from([place.shard.index]);
+        let strays = |observed: &Observed, vms: &[(&Vm, &Place)]| {
+            super::strays(vms.iter().copied(), &bridges, indexes, observed)
+        };
+        assert_eq!(strays(&observed, &[(&vm, &place)]), []);
+        assert_eq!(strays(&observed, &[]).len(), 4);
+        // A neighbour on a device that is not ours is not ours either.
+        observed.neighbours.insert((2, "192.0.2.1".parse().unwrap(), vm.mac));
+        assert_eq!(strays(&observed, &[(&vm, &place)]), []);
+    }
+}
