@@ -27,6 +27,7 @@ use crate::registry::Registry;
 use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
+use crate::walls::{Guest, Walls};
 
 /// Why the daemon did not start, or what it could not do.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,7 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     kernel.check_host()?;
     let store = open_store(&config).await?;
     let host = Host::check(kernel.clone(), store.clone(), &managed(&config)).await?;
+    let walls = Walls::open(&managed(&config), kernel.clone(), store.clone())?;
     let vms = store.load()?;
     for vm in &vms {
         if matches!(kernel.hold_tap(vm.slot).await, Err(error) if error.is_busy()) {
@@ -129,7 +131,7 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     for vm in vms {
         store.remove(vm.vm_id).await?;
     }
-    Ok(host.uninstall().await?)
+    Ok(host.uninstall(walls).await?)
 }
 
 /// The networks whose links are guestnet's: of the others it touches nothing.
@@ -165,6 +167,7 @@ struct Running {
     metadata: Vec<MetadataServer>,
     stats: Stats,
     keeping: JoinHandle<()>,
+    watching: JoinHandle<()>,
     /// Ends last: what the servers did is still to be written.
     _journal: Journal,
 }
@@ -185,6 +188,7 @@ async fn start(
     let dhcp =
         Dhcp { registry: registry.clone(), leases: leases.clone(), counters: counters.clone(), alarms };
     let bridges = Bridges::new(host.clone(), dhcp);
+    let walls = Walls::open(&managed(config), kernel.clone(), store.clone())?;
     let parts = Parts {
         kernel,
         store: store.clone(),
@@ -193,12 +197,16 @@ async fn start(
         leases: leases.clone(),
         stats: stats.clone(),
         events: events.clone(),
+        walls: walls.clone(),
     };
     let manager = Manager::new(&config.networks, parts)?;
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
     Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases)?;
     host.lock().await.raise().await?;
+    let guests = registry.all().into_iter().filter(|binding| binding.network.plumbing == Plumbing::Managed);
+    let guests = guests.map(|binding| Guest::new(&binding.vm, binding.network.clone())).collect();
+    host.lock().await.raise_walls(&walls, guests)?;
     let own_subnets: Vec<_> = config.networks.iter().map(|network| network.subnet).collect();
     let (mut dns, mut metadata) = (Vec::new(), Vec::new());
     for network in &config.networks {
@@ -219,7 +227,8 @@ async fn start(
     host.lock().await.open_for_guests()?;
     manager.adopt().await?;
     let dns_views = dns.iter().map(DnsServer::control).collect();
-    let sources = Sources { started_at: SystemTime::now(), events, dhcp: counters, dns: dns_views };
+    let sources =
+        Sources { started_at: SystemTime::now(), events: events.clone(), dhcp: counters, dns: dns_views };
     let api = ApiServer::start(socket, manager.clone(), sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     // Last: a start that fails leaves no slots.
@@ -229,7 +238,8 @@ async fn start(
     });
     manager.ready().await;
     let keeping = tokio::spawn(stats.clone().keep());
-    Ok(Running { api, dns, bridges, metadata, manager, slots, stats, keeping, _journal: journal })
+    let watching = tokio::spawn(walls.watch(events));
+    Ok(Running { api, dns, bridges, metadata, manager, slots, stats, keeping, watching, _journal: journal })
 }
 
 impl Running {
@@ -240,6 +250,7 @@ impl Running {
         // It ends by itself; an error means that it has panicked.
         let _ = self.slots.await;
         self.keeping.abort();
+        self.watching.abort();
         self.stats.count_and_write_down().await;
         for server in self.dns {
             server.stop();

@@ -10,6 +10,7 @@ use crate::kernel::{Failed, For, Kernel, KernelError};
 use crate::model::{BridgeName, IfName, IndexRange, Network, NetworkName, Shard, Subnet};
 use crate::plan::{self, HostRules, Step, Undo};
 use crate::store::{ChangedSysctl, LinkKind, OwnedLink, Store, StoreError};
+use crate::walls::{Guest, Walls, WallsError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -31,6 +32,8 @@ pub enum HostError {
     Kernel(#[from] KernelError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Walls(#[from] WallsError),
 }
 
 impl From<Failed> for HostError {
@@ -48,12 +51,15 @@ pub struct Host {
     networks: Vec<(Arc<Network>, Vec<Shard>)>,
     /// What this start made, to be taken back if it fails: in the order it was made.
     made: Vec<Made>,
+    /// Once they are raised.
+    walls: Option<Walls>,
 }
 
 enum Made {
     Sysctl { key: String, before: String },
     Step(Step),
     Rules(HostRules),
+    Walls(Walls),
 }
 
 impl Host {
@@ -77,8 +83,14 @@ impl Host {
         store: Arc<Store>,
         networks: &[Arc<Network>],
     ) -> Result<Self, HostError> {
-        let mut host =
-            Self { kernel, indexes: store.index_range()?, store, networks: Vec::new(), made: Vec::new() };
+        let mut host = Self {
+            kernel,
+            indexes: store.index_range()?,
+            store,
+            networks: Vec::new(),
+            made: Vec::new(),
+            walls: None,
+        };
         for network in networks {
             host.networks.push((network.clone(), Vec::new()));
             let recorded = host.store.links()?;
@@ -166,6 +178,9 @@ impl Host {
     pub async fn open_shard(&mut self, network: &Network) -> Result<Shard, HostError> {
         let shard = self.next_shard(network)?;
         self.make_bridge(network, &shard).await?;
+        if let Some(walls) = &self.walls {
+            walls.open_bridge(&network.name, &shard.bridge)?;
+        }
         self.shards_mut(&network.name).push(shard.clone());
         let (kernel, rules, metadata) = (self.kernel.clone(), self.rules(), self.with_metadata());
         // It runs iptables, a constant few times.
@@ -211,6 +226,19 @@ impl Host {
         Ok(())
     }
 
+    /// The walls around these guests, before anything lets them through.
+    pub fn raise_walls(&mut self, walls: &Walls, guests: Vec<Guest>) -> Result<(), HostError> {
+        if !walls.stand()? {
+            self.made.push(Made::Walls(walls.clone()));
+        }
+        let of = |(network, shards): &(Arc<Network>, Vec<Shard>)| -> Vec<(NetworkName, IfName)> {
+            shards.iter().map(|shard| (network.name.clone(), shard.bridge.clone())).collect()
+        };
+        walls.raise(&self.networks.iter().flat_map(of).collect::<Vec<_>>(), guests)?;
+        self.walls = Some(walls.clone());
+        Ok(())
+    }
+
     /// The host-wide rules, before any guest can send through them.
     pub fn open_for_guests(&mut self) -> Result<(), HostError> {
         if self.networks.is_empty() {
@@ -231,6 +259,7 @@ impl Host {
                 Made::Sysctl { key, before } => self.restore(key, before).await,
                 Made::Step(step) => self.undo_step(step).await,
                 Made::Rules(rules) => self.close(rules),
+                Made::Walls(walls) => walls.remove().map_err(HostError::from),
             };
             if let Err(error) = done {
                 warn!(%error, "could not take back what was made");
@@ -241,8 +270,8 @@ impl Host {
     }
 
     /// Removes all that any start made: bridges, routes, rules, and the settings that were changed.
-    pub async fn uninstall(mut self) -> Result<(), HostError> {
-        let mut made: Vec<Made> = Vec::new();
+    pub async fn uninstall(mut self, walls: Walls) -> Result<(), HostError> {
+        let mut made: Vec<Made> = vec![Made::Walls(walls)];
         for ChangedSysctl { path, old_value } in self.store.sysctls()? {
             made.push(Made::Sysctl { key: path, before: old_value });
         }

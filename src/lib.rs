@@ -17,10 +17,12 @@ pub mod manager;
 pub mod metadata;
 pub mod model;
 pub mod plan;
+pub mod policy;
 pub mod registry;
 pub mod reservations;
 pub mod stats;
 pub mod store;
+pub mod walls;
 
 /// Messages, service and client generated from `proto/guestnet/v1/guestnet.proto`.
 #[allow(clippy::all, clippy::unwrap_used, clippy::expect_used, unreachable_pub)]

@@ -6,6 +6,7 @@ mod network;
 mod reservation;
 mod resolver;
 mod section;
+mod walls;
 
 use std::io;
 use std::path::{Path, PathBuf};

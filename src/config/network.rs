@@ -67,6 +67,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         );
     }
     let pool_size = section.take("pool_size", 32, pool_size);
+    let walls = super::walls::read(&mut section);
 
     let resolver = section.table("resolver", |section| resolver::read(section, domain.as_ref()));
 
@@ -99,6 +100,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         dhcp_options: dhcp_options?,
         metadata: metadata.then_some(Metadata { hop_limit }),
         pool_size: pool_size?,
+        walls: walls?,
     };
     Some(Read { network, reservations, named })
 }

@@ -96,6 +96,8 @@ pub(super) fn bridge(
             .stp_state(BridgeStpState::Disabled)
             .forward_delay(0)
             .mcast_snooping(false)
+            // LLDP and the like (IEEE 802.1Q, 8.6.3) would pass by every wall of the bridge: they go the way of all frames.
+            .group_fwd_mask(0xfff8)
     };
     let doing = || format!("making bridge {name}");
     let (flags, device) = if self::index(rtnl, name)?.is_none() {

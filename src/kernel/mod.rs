@@ -9,6 +9,7 @@ mod lane;
 mod links;
 mod metadata;
 mod netns;
+pub mod nft;
 mod observe;
 mod routes;
 mod rtnl;

@@ -25,6 +25,7 @@ use crate::plan::{self, Mend, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
+use crate::walls::{Guest, Walls};
 use admission::Admission;
 use pool::Pool;
 
@@ -122,6 +123,7 @@ pub struct Parts {
     pub leases: Leases,
     pub stats: Stats,
     pub events: Events,
+    pub walls: Walls,
 }
 
 impl std::ops::Deref for Inner {
@@ -245,6 +247,11 @@ impl Manager {
         join(tokio::spawn(async move { inner.delete(&vm_id).await }).await)
     }
 
+    /// Policies and port forwards.
+    pub fn walls(&self) -> &Walls {
+        &self.0.walls
+    }
+
     pub fn get(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
         self.0.registry.by_vm(vm_id)
     }
@@ -335,11 +342,14 @@ impl Inner {
     }
 
     /// Binds the VM to its slot, or leaves nothing of it: a step that fails has left nothing, the earlier ones are taken back.
-    async fn bind(&self, vm: &Vm, place: &Place, network: &Network) -> Result<(), Vec<String>> {
+    async fn bind(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<(), Vec<String>> {
+        // The walls first: there is no moment in which the guest could speak without them.
+        self.walls.bind(Guest::new(vm, network.clone())).map_err(|error| vec![error.to_string()])?;
         let bound = self.kernel.apply(For::Caller, plan::bind(vm, place, network)).await;
         let Err(Failed { applied, error }) = bound else { return Ok(()) };
         let mut errors = vec![error.to_string()];
         errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
+        errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
         Err(errors)
     }
 
@@ -357,6 +367,9 @@ impl Inner {
         if let Err(error) = self.unbind(&binding).await {
             self.registry.bind(binding);
             return Err(error);
+        }
+        if let Err(error) = self.walls.forget(vm_id) {
+            error!(%error, "a VM that is gone is still in the walls: restart guestnet");
         }
         self.stats.end(vm_id);
         self.leases.forget(&binding.network.name, binding.vm.mac);

@@ -12,12 +12,14 @@ mod lease;
 mod mac;
 mod network;
 mod place;
+mod port_forward;
 mod reservation;
 mod resolver;
 mod subnet;
 mod upstream;
 mod vm;
 mod vm_id;
+mod walls;
 
 #[cfg(test)]
 pub(crate) mod testing;
@@ -32,12 +34,14 @@ pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
 pub use network::{DnsMode, Metadata, Network, NetworkName, Plumbing, RateMbps, Relays};
 pub use place::{IndexRange, Place, Shard, Slot};
+pub use port_forward::{HostSide, PortForward, Transport};
 pub use reservation::Reservation;
 pub use resolver::{DnsAction, DnsName, DnsRecord, DnsRule, ForwardZone, ResolverSettings};
 pub use subnet::Subnet;
 pub use upstream::{Upstream, UpstreamTransport};
 pub use vm::{TapOwner, Vm};
 pub use vm_id::{VmId, WorkspaceId};
+pub use walls::{Action, Caps, NetworkWalls};
 
 /// A value that is not what its type promises: which value, and what would fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,7 +2,9 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use super::{BridgeName, DhcpOptions, Domain, Invalid, ResolverSettings, Subnet, Upstream, serde_as_text};
+use super::{
+    BridgeName, DhcpOptions, Domain, Invalid, NetworkWalls, ResolverSettings, Subnet, Upstream, serde_as_text,
+};
 
 /// Name of a configured network, `^[a-z0-9][a-z0-9-]{0,31}$`; `network_id` in the API.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -128,6 +130,7 @@ pub struct Network {
     pub metadata: Option<Metadata>,
     /// Slots kept ready for VMs to come.
     pub pool_size: u16,
+    pub walls: NetworkWalls,
 }
 
 impl Network {

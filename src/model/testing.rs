@@ -22,6 +22,7 @@ pub(crate) fn network() -> Network {
         dhcp_options: DhcpOptions::default(),
         metadata: None,
         pool_size: 32,
+        walls: super::NetworkWalls::default(),
     }
 }
 

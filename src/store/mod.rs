@@ -5,6 +5,7 @@ mod accounts;
 mod directory;
 mod error;
 mod owned;
+mod policies;
 mod reservations;
 mod schema;
 mod user_data;
@@ -18,7 +19,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::model::{Account, IndexRange, Mac, NetworkName, Reservation, Subnet, Vm, VmId};
+use crate::model::{Account, IndexRange, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
+use crate::policy::{PolicySpec, Scope};
 pub use error::{StoreError, Taken};
 pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
 use writer::{Change, Effect, Writer};
@@ -159,6 +161,32 @@ impl Store {
     /// The settings that we have changed, by path.
     pub fn sysctls(&self) -> Result<Vec<ChangedSysctl>, StoreError> {
         self.read(owned::sysctls)
+    }
+
+    /// Remembers a policy as it was written, or forgets it; false when it is for a VM that is not there.
+    pub async fn set_policy(&self, scope: Scope, spec: Option<PolicySpec>) -> Result<bool, StoreError> {
+        // Text, numbers and lists of them are always JSON.
+        let spec = spec.map(|spec| serde_json::to_string(&spec).unwrap_or_default());
+        Ok(self.writer.write(Change::SetPolicy { scope, spec }).await? != Effect::Nothing)
+    }
+
+    /// Every policy as it was written.
+    pub fn policies(&self) -> Result<Vec<PolicySpec>, StoreError> {
+        self.read(policies::all)
+    }
+
+    /// Remembers a port forward; false when its VM is not there.
+    pub async fn add_forward(&self, forward: PortForward) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::AddForward(forward)).await? != Effect::Nothing)
+    }
+
+    /// Forgets a port forward; whether there was one.
+    pub async fn remove_forward(&self, forward: PortForward) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::RemoveForward(forward)).await? != Effect::Nothing)
+    }
+
+    pub fn forwards(&self) -> Result<Vec<PortForward>, StoreError> {
+        self.read(policies::forwards)
     }
 
     /// The number of the last commit that changed anything.

@@ -66,6 +66,7 @@ const MIGRATIONS: &[&str] = &[
     INSERT INTO meta (key, value) VALUES ('first_ifindex', 268435456 + abs(random() % 28000) * 65536);
     CREATE TABLE subnet (subnet TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ",
+    super::policies::TABLES,
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that

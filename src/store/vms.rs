@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::Freed;
 use super::error::{Fault, StoreError, Taken};
-use super::user_data;
+use super::{policies, user_data};
 use crate::model::{DhcpOptions, Invalid, RateMbps, Slot, Vm, VmId};
 
 pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
@@ -68,6 +68,7 @@ pub(super) fn remove(connection: &Connection, vm_id: &VmId, now_us: i64) -> rusq
         )?
         .execute(params![vm_id.as_str(), now_us])?;
     user_data::remove(connection, vm_id)?;
+    policies::forget(connection, vm_id)?;
     let removed = connection.prepare_cached("DELETE FROM vm WHERE vm_id = ?1")?.execute([vm_id.as_str()])?;
     Ok(removed > 0)
 }

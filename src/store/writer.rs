@@ -10,8 +10,9 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, reservations, user_data, vms};
-use crate::model::{Account, Mac, NetworkName, Reservation, Subnet, Vm, VmId};
+use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, policies, reservations, user_data, vms};
+use crate::model::{Account, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
+use crate::policy::Scope;
 
 /// More wait in their callers.
 const QUEUE: usize = 1024;
@@ -33,6 +34,9 @@ pub(super) enum Change {
     ForgetSubnet(Subnet),
     RecordBoot(String),
     SetUserData { vm_id: VmId, content: Option<Vec<u8>> },
+    SetPolicy { scope: Scope, spec: Option<String> },
+    AddForward(PortForward),
+    RemoveForward(PortForward),
 }
 
 /// What a change found and did.
@@ -168,6 +172,9 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
         Change::SetUserData { vm_id, content } => {
             user_data::set(connection, vm_id, content.as_deref())?.into()
         }
+        Change::SetPolicy { scope, spec } => policies::set(connection, scope, spec.as_deref())?.into(),
+        Change::AddForward(forward) => policies::add_forward(connection, forward)?.into(),
+        Change::RemoveForward(forward) => policies::remove_forward(connection, forward)?.into(),
         Change::RecordBoot(boot_id) => owned::record_boot(connection, boot_id)?,
     })
 }

@@ -23,3 +23,4 @@ mod operate;
 mod plumbing;
 mod restart;
 mod stats;
+mod walls;

@@ -10,11 +10,14 @@
 #![allow(dead_code, unreachable_pub, reason = "each of tests, demo and benchmarks uses its part")]
 
 pub mod api;
+pub mod attacker;
 pub mod daemon;
+pub mod frames;
 pub mod guest;
 pub mod inet;
 pub mod namespace;
 pub mod scenario;
+pub mod sniffer;
 pub mod tap_guest;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,169 @@
+//! The walls around guests: no guest can spoof, reach, starve or listen to another, whatever it sends. In: guests as they
+//! are bound, policies and port forwards. Out: they stand in the kernel when a call returns, in the store before.
+
+pub mod book;
+pub mod compile;
+mod error;
+mod flows;
+mod forwards;
+mod matching;
+pub mod nft;
+mod policies;
+pub mod ruleset;
+mod watch;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tracing::{info, warn};
+
+pub use book::Guest;
+pub use error::WallsError;
+pub use policies::{Applied, RuleCount, Tested};
+pub use watch::Drops;
+
+use crate::kernel::nft::{Batch, Nft, Ownership};
+use crate::kernel::{Kernel, KernelError};
+use crate::model::{IfName, Network, NetworkName, VmId};
+use crate::policy::Policy;
+use crate::store::Store;
+use book::{Book, Change, carry_out};
+
+/// The walls of this host. Clones share one state.
+#[derive(Clone)]
+pub struct Walls(Arc<Inner>);
+
+struct Inner {
+    nft: Nft,
+    kernel: Kernel,
+    store: Arc<Store>,
+    standing: Mutex<Standing>,
+    /// One change of policies or forwards at a time, from its checks to its end.
+    changing: tokio::sync::Mutex<()>,
+}
+
+/// What the kernel holds now.
+#[derive(Debug, Default)]
+struct Standing {
+    book: Book,
+    bridges: Vec<(NetworkName, IfName)>,
+}
+
+impl Walls {
+    /// In the network namespace of the calling thread; changes nothing yet.
+    pub fn open(networks: &[Arc<Network>], kernel: Kernel, store: Arc<Store>) -> Result<Self, KernelError> {
+        let standing = Standing { book: Book::new(networks), ..Standing::default() };
+        Ok(Self(Arc::new(Inner {
+            nft: Nft::open()?,
+            kernel,
+            store,
+            standing: Mutex::new(standing),
+            changing: tokio::sync::Mutex::default(),
+        })))
+    }
+
+    /// Puts the walls in place, at once: around the guests that there are, with the policies and port forwards of the store.
+    /// Whatever stood is replaced, and no packet meets a gap.
+    pub fn raise(&self, bridges: &[(NetworkName, IfName)], guests: Vec<Guest>) -> Result<(), WallsError> {
+        let inner = &self.0;
+        let (policies, forwards) = (inner.store.policies()?, inner.store.forwards()?);
+        let mut standing = self.standing();
+        let (vms, rules) = (guests.len(), policies.len());
+        let mut tables = standing.book.empty_tables();
+        let mut changes = Vec::new();
+        for (network, bridge) in bridges {
+            changes.extend(standing.book.open_bridge(network, bridge));
+        }
+        standing.bridges = bridges.to_vec();
+        for spec in policies {
+            // It fitted when it was written down; one of a version that was laxer must not leave the others without walls.
+            match Policy::try_from(spec) {
+                Ok(policy) => {
+                    let scope = policy.scope.clone();
+                    changes.extend(standing.book.set_policy(&scope, Some(Arc::new(policy))));
+                }
+                Err(error) => warn!(%error, "a stored policy does not fit: apply it again"),
+            }
+        }
+        for guest in guests {
+            changes.extend(standing.book.bind(guest));
+        }
+        let any_forward = !forwards.is_empty();
+        for forward in forwards {
+            changes.extend(standing.book.add_forward(forward));
+        }
+        carry_out(&mut tables, changes);
+        let ownership = inner.nft.replace(&tables)?;
+        if any_forward {
+            self.let_loopback_through(&standing)?;
+        }
+        drop(standing);
+        if ownership == Ownership::Shared {
+            warn!("this kernel (before Linux 6.9) cannot keep others from flushing our tables of nf_tables");
+        }
+        info!(vms, policies = rules, "the walls stand");
+        Ok(())
+    }
+
+    /// Whether an earlier start has put them in place.
+    pub fn stand(&self) -> Result<bool, KernelError> {
+        self.0.nft.has(ruleset::BRIDGE)
+    }
+
+    /// Takes the walls away, for good.
+    pub fn remove(&self) -> Result<(), KernelError> {
+        let mut batch = Batch::default();
+        batch.remove(ruleset::BRIDGE);
+        batch.remove(ruleset::INET);
+        self.0.nft.commit(batch)
+    }
+
+    /// A bridge more of a network: its guests are walled off from the moment it is there.
+    pub fn open_bridge(&self, network: &NetworkName, bridge: &IfName) -> Result<(), KernelError> {
+        let mut standing = self.standing();
+        let changes = standing.book.open_bridge(network, bridge);
+        self.0.nft.commit(batch(&changes))?;
+        standing.bridges.push((network.clone(), bridge.clone()));
+        Ok(())
+    }
+
+    /// Lets the guest of a port speak, under its own MAC and address alone. Before its port lets anything in.
+    pub fn bind(&self, guest: Guest) -> Result<(), KernelError> {
+        let mut standing = self.standing();
+        let vm_id = guest.vm_id.clone();
+        let changes = standing.book.bind(guest);
+        self.0.nft.commit(batch(&changes)).inspect_err(|_| drop(standing.book.unbind(&vm_id)))
+    }
+
+    /// Forgets a guest with its policy and its forwards; fine for one that is not there. After its port lets nothing in.
+    pub fn forget(&self, vm_id: &VmId) -> Result<(), KernelError> {
+        let mut standing = self.standing();
+        // What the kernel refuses to let go of is no reason to keep it in the book: the next start replaces all.
+        let changes = standing.book.forget(vm_id);
+        self.0.nft.commit(batch(&changes))
+    }
+
+    /// The same without its policy and forwards, for a call that is undone.
+    pub fn unbind(&self, vm_id: &VmId) -> Result<(), KernelError> {
+        let mut standing = self.standing();
+        let changes = standing.book.unbind(vm_id);
+        self.0.nft.commit(batch(&changes))
+    }
+
+    // A panic while it was held can leave book and kernel apart: the next start replaces all.
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.0.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn batch(changes: &[Change]) -> Batch {
+    let mut batch = Batch::default();
+    for change in changes {
+        match change {
+            Change::Add(table, set, elements) => batch.add(*table, set, elements),
+            Change::Remove(table, set, elements) => batch.delete(*table, set, elements),
+            Change::NewChain(table, chain) => batch.new_chain(*table, chain),
+            Change::RemoveChain(table, chain) => batch.remove_chain(*table, chain),
+        }
+    }
+    batch
+}
