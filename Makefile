@@ -9,7 +9,7 @@ SHELL := bash
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
 	echo 'make test          formatting, lints, unit and integration tests, with real guests'
-	echo 'make test-guests   the tests that need the small kernel built from source'
+	echo 'make test-guests   the tests that boot whole distributions, or the small kernel built from source'
 	echo 'make images        all guest images'
 
 deps:
@@ -20,15 +20,18 @@ demo: deps
 	cargo build --quiet --bin guestnet --example demo
 	cargo run --quiet --example demo
 
+# Tests that need images which take minutes to build, or boot a whole distribution.
+GUEST_TESTS := test(/^(needs_kernel|booted|validators)::/)
+
 test: deps nextest
 	@vm-images/build.sh initramfs uml cloud-kernel
 	cargo fmt --check
 	cargo clippy --all-targets --quiet -- -D warnings
-	cargo nextest run --no-fail-fast -E 'not test(/^needs_kernel::/)'
+	cargo nextest run --no-fail-fast -E 'not $(GUEST_TESTS)'
 
 test-guests: deps nextest
-	@vm-images/build.sh all
-	cargo nextest run --no-fail-fast -E 'test(/^needs_kernel::/)'
+	@vm-images/build.sh all validators
+	cargo nextest run --no-fail-fast -E '$(GUEST_TESTS)'
 
 images: deps
 	@vm-images/build.sh all

@@ -28,11 +28,23 @@ const UDHCPC: [Shipped; 2] = [
 ];
 const DHCLIENT: [Shipped; 1] = [("etc/dhcp/dhclient.conf", 0o644, include_str!("../../guest/dhclient.conf"))];
 const DHCPCD: [Shipped; 1] = [("etc/dhcpcd.conf", 0o644, include_str!("../../guest/dhcpcd.conf"))];
-const NETWORKD: [Shipped; 1] = [(
-    "etc/systemd/network/95-guestnet-dhcp.network",
-    0o644,
-    include_str!("../../guest/95-guestnet-dhcp.network"),
-)];
+const NETWORKD: [Shipped; 3] = [
+    (
+        "etc/systemd/network/95-guestnet-dhcp.network",
+        0o644,
+        include_str!("../../guest/95-guestnet-dhcp.network"),
+    ),
+    (
+        "etc/systemd/system/guestnet-hostname.service",
+        0o644,
+        include_str!("../../guest/guestnet-hostname.service"),
+    ),
+    (
+        "etc/systemd/system/multi-user.target.d/guestnet.conf",
+        0o644,
+        include_str!("../../guest/multi-user-guestnet.conf"),
+    ),
+];
 
 impl DhcpClient {
     pub const ALL: [Self; 4] = [Self::Udhcpc, Self::Dhclient, Self::Dhcpcd, Self::Networkd];

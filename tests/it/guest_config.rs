@@ -308,6 +308,69 @@ fn the_api_renders_what_the_command_line_does() {
     assert_eq!(call(r#"{"vmId":"nobody","target":"json"}"#)["code"], "not_found");
 }
 
+/// The commands of a section of the README, as a reader pastes them: its indented lines.
+fn commands_of_the_readme(section: &str) -> Vec<String> {
+    let readme = include_str!("../../README.md");
+    let section = readme.split("\n## ").find(|part| part.starts_with(section)).expect("the section");
+    section.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_commands_of_the_readme_work_as_they_are() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "web-1"]);
+    let here = lab.directory().join("here");
+    fs::create_dir_all(here.join("rootfs/bin")).unwrap();
+    fs::write(here.join("rootfs/bin/busybox"), "").unwrap();
+    let binaries = guestnet_binary().parent().unwrap().to_owned();
+    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
+    let mut printed = String::new();
+    let commands = commands_of_the_readme("How a guest gets its address");
+    for command in &commands {
+        let mut shell = lab.host_command("sh");
+        shell
+            .args(["-ec", &format!("cd {}; {command}", here.display())])
+            .env("PATH", &path)
+            .env("GUESTNET_SOCKET", daemon.socket());
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{command}: {}", text(&output));
+        printed += &String::from_utf8_lossy(&output.stdout);
+    }
+    assert_eq!(commands.len(), 5);
+    assert!(here.join("rootfs/etc/udhcpc/default.script").exists() && here.join("seed/seed.img").exists());
+    for said in [
+        "console=ttyS0 reboot=k panic=1 ip=10.100.0.2::10.100.0.1:255.255.0.0:web-1:eth0:off:10.100.0.1\n",
+        "console=ttyS0 reboot=k panic=1 ds=nocloud;i=iid-",
+        "ip=10.100.1.2::10.100.0.1:255.255.0.0:vm1:eth0:off:8.8.8.8:8.8.4.4\n",
+    ] {
+        assert!(printed.contains(said), "{said:?} is not in {printed}");
+    }
+}
+
+#[test]
+fn every_row_of_the_table_in_the_docs_links_to_a_test_that_exists() {
+    let page = include_str!("../../docs/guest-configuration.md");
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    let rows: Vec<&str> =
+        page.lines().filter(|line| line.starts_with("| `") && line.contains("golden")).collect();
+    assert!(rows.len() > 25, "{rows:?}");
+    for row in rows {
+        let links: Vec<(&str, &str)> = row
+            .split('[')
+            .skip(1)
+            .map(|link| link.split_once("](").unwrap())
+            .map(|(a, b)| (a, b.split(')').next().unwrap()))
+            .collect();
+        assert!(links.len() >= 2, "{row}");
+        for (name, path) in links {
+            let file = fs::read_to_string(docs.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            let name = name.trim_matches('`').trim_end_matches('…');
+            assert!(name == "golden" || file.contains(&format!("fn {name}")), "{path} has no test {name}");
+        }
+    }
+}
+
 #[test]
 fn a_vm_is_told_the_same_by_command_line_cloud_init_and_lease() {
     let lab = Lab::new();

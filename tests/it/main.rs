@@ -1,6 +1,7 @@
 //! The integration tests: one binary, every scenario in a lab of its own (`tests/lab`), real kernels on real TAPs.
 //!
-//! Tests in `needs_kernel` boot the kernel that is built from source; `make test-guests` runs them.
+//! `make test-guests` runs those that need images of minutes: `needs_kernel` and `booted` boot the kernel built from source and
+//! whole Debians, `validators` ask the programs that read guest configuration.
 #![allow(
     clippy::expect_used,
     clippy::print_stderr,
@@ -14,6 +15,7 @@ mod lab;
 
 mod api;
 mod bad_input;
+mod booted;
 mod demo;
 mod first_guest;
 mod guest_config;
@@ -23,4 +25,5 @@ mod operate;
 mod plumbing;
 mod restart;
 mod stats;
+mod validators;
 mod walls;

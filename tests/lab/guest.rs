@@ -105,6 +105,7 @@ pub struct Guest {
     seen: Vec<String>,
     powered_on: Instant,
     commands: u32,
+    limit: Duration,
 }
 
 /// Long enough for an emulated boot on a busy machine; a boot that takes this long has failed.
@@ -116,7 +117,7 @@ impl Guest {
         let field =
             |name: &str| boot.network[name].as_str().unwrap_or_else(|| panic!("no {name}: {}", boot.network));
         let namespace = lab.host.enter(&Path::new("/run/netns").join(field("namespace")));
-        let mut command = match boot.machine {
+        let command = match boot.machine {
             Machine::UserMode => {
                 let program = image("uml/linux");
                 let mut command = namespace.command("unshare");
@@ -142,7 +143,12 @@ impl Guest {
                 command
             }
         };
-        let errors = std::fs::File::create(lab.directory().join(format!("{}.vmm", field("vm_id"))));
+        Self::power_on(lab, field("vm_id"), command, BOOT_LIMIT)
+    }
+
+    /// Starts a VMM, its standard input and output the guest's console; `limit` is for each event of its boot.
+    pub(super) fn power_on(lab: &Lab, name: &str, mut command: Command, limit: Duration) -> Self {
+        let errors = std::fs::File::create(lab.directory().join(format!("{name}.vmm")));
         let powered_on = Instant::now();
         // A process group of its own, to find its processes by.
         let mut child = command
@@ -164,8 +170,8 @@ impl Guest {
                 }
             }
         });
-        let name = field("vm_id").to_owned();
-        Self { name, child, console, lines, seen: Vec::new(), powered_on, commands: 0 }
+        let name = name.to_owned();
+        Self { name, child, console, lines, seen: Vec::new(), powered_on, commands: 0, limit }
     }
 
     /// Waits for `GUESTNET event …`; panics with the console if it does not come.
@@ -179,7 +185,7 @@ impl Guest {
             let mut words = line.split("GUESTNET ").nth(1)?.split_whitespace();
             words.next().filter(|event| events.contains(event)).map(ToOwned::to_owned)
         };
-        let (at, line) = self.line_that(BOOT_LIMIT, |line| wanted(line).is_some());
+        let (at, line) = self.line_that(self.limit, |line| wanted(line).is_some());
         let fields = line
             .split_whitespace()
             .filter_map(|field| field.split_once('='))
@@ -197,9 +203,8 @@ impl Guest {
         let (output, end) = (format!("{id}| "), format!("{id}= "));
         let mut printed = String::new();
         loop {
-            let (_, line) = self.line_that(Duration::from_secs(60), |line| {
-                line.starts_with(&output) || line.starts_with(&end)
-            });
+            let (_, line) =
+                self.line_that(self.limit / 2, |line| line.starts_with(&output) || line.starts_with(&end));
             if let Some(text) = line.strip_prefix(&output) {
                 printed += text;
                 printed.push('\n');
@@ -281,13 +286,13 @@ fn microvm(command: &mut Command, accelerator: Accelerator, kernel_arguments: &s
         .arg(format!("console=ttyS0 quiet loglevel=3 reboot=t panic=-1 {kernel_arguments}"));
 }
 
-fn qemu(command: &mut Command, machine: &str, accelerator: Accelerator, megabytes: u32) {
+pub(super) fn qemu(command: &mut Command, machine: &str, accelerator: Accelerator, megabytes: u32) {
     command
         .args(["-M", machine, "-accel", accelerator.name(), "-cpu", "max", "-m", &megabytes.to_string()])
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio"]);
 }
 
-fn virtio_net(command: &mut Command, device: &str, tap: &str, mac: &str) {
+pub(super) fn virtio_net(command: &mut Command, device: &str, tap: &str, mac: &str) {
     command
         .args(["-netdev", &format!("tap,id=net0,ifname={tap},script=no,downscript=no")])
         .args(["-device", &format!("{device},netdev=net0,mac={mac}")]);
@@ -318,7 +323,7 @@ fn kvm_boots() -> bool {
 }
 
 /// An image made by vm-images/build.sh, in its cache.
-fn image(name: &str) -> PathBuf {
+pub(super) fn image(name: &str) -> PathBuf {
     let path = images().join(name);
     assert!(path.exists(), "{} is not there: vm-images/build.sh makes it", path.display());
     path

@@ -12,6 +12,7 @@
 pub mod api;
 pub mod attacker;
 pub mod daemon;
+pub mod debian;
 pub mod frames;
 pub mod guest;
 pub mod inet;
@@ -19,6 +20,7 @@ pub mod namespace;
 pub mod scenario;
 pub mod sniffer;
 pub mod tap_guest;
+pub mod validators;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -8,5 +8,9 @@ guest_root() { # DIR
   install -d -m 1777 "$1/tmp"
   install -m 755 "$(dpkg -L busybox-static | grep -E '/bin/busybox$')" "$1/bin/busybox"
   install -m 755 "$here/init" "$1/init"
-  install -m 755 "$here/console" "$here/udhcpc-report" "$here/../guest/udhcpc.script" "$1/etc/guestnet"
+  install -m 755 "$here/udhcpc-report" "$here/../guest/udhcpc.script" "$1/etc/guestnet"
+  install -m 644 "$here/console" "$1/etc/guestnet"
+  # klibc's, as initramfs-tools has it: a client of DHCP and a reader of ip=; the library is its interpreter too
+  install -m 755 /usr/lib/klibc/bin/ipconfig "$1/bin/ipconfig"
+  install -D -m 755 -t "$1/lib" "$(dpkg -L libklibc | grep -E '/klibc-.*\.so$')"
 }
