@@ -127,13 +127,16 @@ fn debian_by_its_command_line(release: &str) {
     assert_eq!(daemon.json(&["lease", "list"])[0]["state"], "reserved", "nobody asked by DHCP");
 }
 
+/// What cloud-init leaves behind when it has run it.
+const USER_DATA: &str = "#cloud-config\nbootcmd: [[touch, /run/user-data-was-read]]\n";
+
 /// C: cloud-init, by a seed drive.
 fn debian_by_a_seed(release: &str, form: &str, file: &str) {
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, NETWORK);
     let vm = create(&daemon);
     let user_data = lab.directory().join("user-data");
-    fs::write(&user_data, "#cloud-config\nbootcmd: [[touch, /run/user-data-was-read]]\n").unwrap();
+    fs::write(&user_data, USER_DATA).unwrap();
     let seed = ["cloud-init", "web_1", "--form", form, "--user-data", user_data.to_str().unwrap()];
     let seed = generate(&lab, &daemon, &seed, file);
     let mut guest = debian::boot(&lab, &vm, release, "", Some(&seed));

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # read by the recipes; here is set in build.sh
 # Debian with cloud-init as a disk image: SUITE's packages by mmdebstrap, its own kernel, and the files of debian/.
-debian_packages=(mmdebstrap e2fsprogs)
+debian_packages=(mmdebstrap debian-archive-keyring e2fsprogs)
 debian_inputs=("$here/lib/debian.sh" "$here"/debian/* "$here/console" "$here"/../guest/{95-guestnet-dhcp.network,guestnet-hostname.service,multi-user-guestnet.conf})
 
 # What a guest needs to boot and to be configured in any of the three ways. cloud-init is Debian's own: Python 3 comes with it.

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034,SC2154  # its variables are read in lib/cache.sh
 # A Debian 13 root, not to be booted: the programs that read what guestnet generates, for tests to ask.
 provides=validators
-packages=(mmdebstrap)
+packages=("${debian_packages[@]}")
 inputs=("$here/lib/debian.sh")
 programs=(
   cloud-init netplan.io network-manager ifupdown systemd dbus dracut-core klibc-utils busybox-static
