@@ -1,50 +1,135 @@
-//! `bind`: what a VM manager waits for when it creates and deletes a VM's network through the API.
+//! `bind`: what a VM manager waits for when it creates and deletes a VM's network through the API, at 20 to 4,000 live VMs;
+//! beside it, what it waits for with CNI's plugins. And what 4,000 cost: to fill, to adopt after a crash, in memory.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use connectrpc::Protocol;
 use guestnet::proto::guestnet::v1::{CreateVmNetworkRequest, DeleteVmNetworkRequest};
 
+use crate::cni::Cni;
 use crate::lab::api::{Client, client_of};
 use crate::lab::{Daemon, Lab};
-use crate::measure::{milliseconds, quantile};
+use crate::measure::{milliseconds, quantile, resident_mib};
 use crate::report::{Better, Figure, Report};
 
 /// Creates and deletes that are timed at each count of live VMs.
-const SAMPLES: usize = 100;
+const SAMPLES: usize = 200;
+const CALLERS: usize = 16;
+/// Live VMs when CNI is measured, and how many of its calls are.
+const CNI_AT: usize = 200;
+const CNI_SAMPLES: usize = 10;
 
 pub fn run() -> Report {
+    let cni = measure_cni();
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    // Not a line per call: who measures a service does not have it explain itself.
+    let start =
+        || Daemon::start_with_env(&lab, "[[network]]\n", &[("GUESTNET_LOG", "guestnet=warn".as_ref())]);
+    let daemon = start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    runtime.expect("a runtime").block_on(measure(&daemon))
+    let runtime = runtime.expect("a runtime");
+    let mut figures = Vec::new();
+    let (mut live, mut filling) = (0, Duration::ZERO);
+    for count in [20, 200, 1_000, 4_000] {
+        let begun = Instant::now();
+        runtime.block_on(fill(&daemon, live..count));
+        filling += begun.elapsed();
+        live = count;
+        let (creates, deletes) = runtime.block_on(one_by_one(&daemon));
+        let create = quantile(&creates, 0.5);
+        let peers = if count == CNI_AT { vec![("cni", cni)] } else { Vec::new() };
+        figures.push(Figure { peers, ..lower(format!("create_p50_ms_{count}"), "ms", create, 2.0) });
+        figures.push(lower(format!("delete_p50_ms_{count}"), "ms", quantile(&deletes, 0.5), 2.0));
+        if count == 4_000 {
+            figures.push(lower("create_p99_ms_4000".into(), "ms", quantile(&creates, 0.99), 10.0));
+            let first = figures[0].guestnet;
+            figures.push(lower("create_p50_ratio_4000_vs_20".into(), "x", create / first, 1.5));
+        }
+        let at_once = runtime.block_on(many_at_once(&daemon));
+        figures.push(lower(
+            format!("create_p50_ms_{count}_{CALLERS}_callers"),
+            "ms",
+            quantile(&at_once, 0.5),
+            10.0,
+        ));
+    }
+    figures.push(lower("fill_4000_s".into(), "s", filling.as_secs_f64(), 60.0));
+    figures.push(lower("rss_mib_4000".into(), "MiB", resident_mib(daemon.pid()), 80.0));
+    daemon.crash();
+    let begun = Instant::now();
+    let daemon = start();
+    figures.push(lower("adopt_4000_s".into(), "s", begun.elapsed().as_secs_f64(), 3.0));
+    drop(daemon);
+    Report(figures)
 }
 
-async fn measure(daemon: &Daemon<'_>) -> Report {
-    let client = client_of(daemon.socket(), Protocol::Connect);
-    let live = 20;
-    for number in 0..live {
-        create(&client, &format!("live-{number}")).await;
-    }
+fn lower(name: String, unit: &'static str, guestnet: f64, goal: f64) -> Figure {
+    Figure { name, unit, better: Better::Lower, guestnet, peers: Vec::new(), goal }
+}
+
+/// Creates live VMs by `CALLERS` callers.
+async fn fill(daemon: &Daemon<'_>, numbers: std::ops::Range<usize>) {
+    let callers = (0..CALLERS).map(|caller| {
+        let (client, numbers) = (client(daemon), numbers.clone());
+        async move {
+            for number in numbers.skip(caller).step_by(CALLERS) {
+                create(&client, &format!("live-{number}")).await;
+            }
+        }
+    });
+    futures_util::future::join_all(callers).await;
+}
+
+/// One caller, each call timed.
+async fn one_by_one(daemon: &Daemon<'_>) -> (Vec<f64>, Vec<f64>) {
+    let client = client(daemon);
+    create(&client, "first").await;
+    delete(&client, "first").await;
     let (mut creates, mut deletes) = (Vec::new(), Vec::new());
     for number in 0..SAMPLES {
         let id = format!("sample-{number}");
-        let begun = Instant::now();
-        create(&client, &id).await;
-        creates.push(milliseconds(begun.elapsed()));
-        let begun = Instant::now();
-        delete(&client, &id).await;
-        deletes.push(milliseconds(begun.elapsed()));
+        creates.push(milliseconds(timed(create(&client, &id)).await));
+        deletes.push(milliseconds(timed(delete(&client, &id)).await));
     }
-    let figure = |name: &str, values: &[f64]| Figure {
-        name: format!("{name}_p50_ms_{live}"),
-        unit: "ms",
-        better: Better::Lower,
-        guestnet: quantile(values, 0.5),
-        peers: Vec::new(),
-        goal: 2.0,
-    };
-    Report(vec![figure("create", &creates), figure("delete", &deletes)])
+    (creates, deletes)
+}
+
+/// `CALLERS` callers at a time; the creates of all.
+async fn many_at_once(daemon: &Daemon<'_>) -> Vec<f64> {
+    let callers = (0..CALLERS).map(|caller| {
+        let client = client(daemon);
+        async move {
+            let mut creates = Vec::new();
+            for number in 0..SAMPLES / CALLERS {
+                let id = format!("sample-{caller}-{number}");
+                creates.push(milliseconds(timed(create(&client, &id)).await));
+                delete(&client, &id).await;
+            }
+            creates
+        }
+    });
+    futures_util::future::join_all(callers).await.concat()
+}
+
+/// Milliseconds of one more ADD when `CNI_AT` containers are live, in the middle.
+fn measure_cni() -> f64 {
+    let lab = Lab::new();
+    let cni = Cni::new(&lab);
+    for number in 0..CNI_AT {
+        cni.add(number);
+    }
+    let samples: Vec<f64> = (CNI_AT..CNI_AT + CNI_SAMPLES).map(|n| milliseconds(cni.add(n))).collect();
+    quantile(&samples, 0.5)
+}
+
+fn client(daemon: &Daemon<'_>) -> Client {
+    client_of(daemon.socket(), Protocol::Connect)
+}
+
+async fn timed(work: impl Future<Output = ()>) -> Duration {
+    let begun = Instant::now();
+    work.await;
+    begun.elapsed()
 }
 
 async fn create(client: &Client, vm_id: &str) {

@@ -15,8 +15,10 @@
 mod lab;
 
 mod bind;
+mod cni;
 mod debian;
 mod measure;
+mod packet;
 mod report;
 
 use std::process::ExitCode;
@@ -26,7 +28,7 @@ use report::Report;
 type Benchmark = (&'static str, fn() -> Report);
 
 /// Each benchmark by the name it is called by.
-const BENCHMARKS: &[Benchmark] = &[("bind", bind::run)];
+const BENCHMARKS: &[Benchmark] = &[("bind", bind::run), ("packet", packet::run)];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -197,7 +197,7 @@ fn dropped_at_root(message: &[u8]) -> Option<(u32, u64)> {
 }
 
 /// The payload of the first attribute of that kind, nested flag and all.
-fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     loop {
         let length = usize::from(u16::from_ne_bytes(*attributes.first_chunk()?));
         let kind = u16::from_ne_bytes(*attributes.get(2..)?.first_chunk()?) & 0x3fff;
@@ -210,7 +210,7 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 }
 
 /// The messages of a buffer: kind, flags, payload. Ends at the first that is not whole.
-struct Messages<'a>(&'a [u8]);
+pub(super) struct Messages<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
     type Item = (u16, u16, &'a [u8]);

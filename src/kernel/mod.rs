@@ -1,6 +1,7 @@
 //! The only code that touches the kernel's network: netlink, TAP ioctls, namespaces, sysctls, iptables. In: steps and
 //! undos of `plan`. Out: done, or what was tried on what and the kernel's answer. It decides nothing.
 
+mod conntrack;
 mod counters;
 mod error;
 mod fault;
@@ -18,9 +19,10 @@ mod sysctl;
 mod tap;
 mod tc;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -186,6 +188,12 @@ impl Kernel {
         tap: Option<HeldTap>,
     ) -> Result<bool, KernelError> {
         self.background.run(move |hands| steps::wipe(hands, &place, rate, tap)).await?
+    }
+
+    /// Forgets the connections of guests that are gone.
+    pub async fn forget_connections(&self, guests: HashSet<Ipv4Addr>) -> Result<usize, KernelError> {
+        let forget = move |_: &mut lane::Hands| conntrack::forget(&guests);
+        self.background.run(forget).await?.doing(|| "forgetting the connections of former guests".into())
     }
 
     /// Takes slots away, all at once.

@@ -6,7 +6,7 @@ mod pool;
 mod stock;
 mod user_data;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -158,6 +158,13 @@ impl Manager {
         let vms = bindings.iter().map(|(binding, place)| (&binding.vm, place));
         for error in self.0.take_back(plan::strays(vms, &bridges, indexes, &observed)).await {
             warn!(error, "what is no VM's could not be removed");
+        }
+        // A run that was cut off may not have come to it.
+        let freed: HashSet<Ipv4Addr> = self.0.store.freed()?.iter().map(|freed| freed.address).collect();
+        if !freed.is_empty()
+            && let Err(error) = self.0.kernel.forget_connections(freed).await
+        {
+            warn!(%error, "connections of former guests stay until they time out");
         }
         let (mut mended, mut broken) = (0, 0);
         for (binding, place) in &bindings {

@@ -271,6 +271,12 @@ impl Inner {
     /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
     async fn wipe(&self, left: Vec<Left>) {
         let mut broken = Vec::new();
+        let gone: HashSet<Ipv4Addr> = left.iter().filter_map(|left| left.address).collect();
+        if !gone.is_empty()
+            && let Err(error) = self.kernel.forget_connections(gone).await
+        {
+            warn!(%error, "a guest's connections stay until they time out");
+        }
         for Left { slot, network, address, tap } in left {
             let place = self.state().stock.place(slot).cloned();
             let wiped = match place {

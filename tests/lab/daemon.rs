@@ -1,5 +1,6 @@
 //! `guestnet serve` on the lab's host, and its client.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,11 @@ impl<'lab> Daemon<'lab> {
 
     /// The same with `networks` (TOML) as its networks.
     pub fn start_with(lab: &'lab Lab, networks: &str) -> Self {
+        Self::start_with_env(lab, networks, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with_env(lab: &'lab Lab, networks: &str, variables: &[(&str, &OsStr)]) -> Self {
         let paths = Paths::of(lab);
         let notify_path = lab.directory().join("notify");
         let _ = fs::remove_file(&notify_path);
@@ -72,6 +78,7 @@ impl<'lab> Daemon<'lab> {
         notify.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
         let log = fs::OpenOptions::new().create(true).append(true).open(&paths.log).expect("the log file");
         let mut child = serve_command(lab, networks)
+            .envs(variables.iter().copied())
             .env("NOTIFY_SOCKET", &notify_path)
             .env("GUESTNET_LOG", std::env::var("GUESTNET_LOG").unwrap_or_else(|_| "guestnet=debug".into()))
             .stdin(Stdio::null())

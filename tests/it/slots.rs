@@ -1,0 +1,231 @@
+//! VMs come and go on slots that are made ready before: what that costs, and what the next VM finds of the one before.
+
+use std::io::Read;
+use std::net::UdpSocket;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
+
+/// Waits for what happens in the background.
+pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < deadline, "not in 30 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Host devices of slots, taken or not.
+pub(crate) fn slots(lab: &Lab) -> usize {
+    lab.on_host("ip", &["-br", "link", "show", "type", "veth"])
+        .lines()
+        .filter(|l| l.starts_with("gv"))
+        .count()
+}
+
+#[test]
+fn a_create_and_a_delete_fork_nothing_and_change_no_device() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let calls = lab.directory().join("calls");
+    let mut tracer = std::process::Command::new("strace");
+    tracer.args(["-f", "-qq", "-e", "trace=execve,execveat,fork,vfork,clone,clone3", "-o"]).arg(&calls);
+    let mut tracer = tracer.args(["-p", &daemon.pid().to_string()]).stderr(Stdio::null()).spawn().unwrap();
+    let mut monitor =
+        lab.host_command("ip").args(["-o", "monitor", "link"]).stdout(Stdio::piped()).spawn().unwrap();
+    let traced = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        !status.contains("TracerPid:\t0")
+    };
+    eventually("the daemon is traced", traced);
+
+    daemon.guestnet(&["vm", "create", "vm1"]);
+    daemon.guestnet(&["vm", "create", "vm2", "--rate-mbps", "50", "--ip", "10.100.9.9"]);
+    daemon.guestnet(&["vm", "delete", "vm1", "vm2"]);
+
+    // What comes after it in both logs tells that everything before has been seen.
+    lab.on_host("ip", &["link", "add", "seen", "type", "bridge"]);
+    let mut said = String::new();
+    let mut out = monitor.stdout.take().unwrap();
+    while !said.contains("seen") {
+        let mut bytes = [0; 4096];
+        let length = out.read(&mut bytes).unwrap();
+        assert!(length > 0, "ip monitor ended: {said}");
+        said += &String::from_utf8_lossy(&bytes[..length]);
+    }
+    monitor.kill().unwrap();
+    monitor.wait().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracer.id() as i32), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    tracer.wait().unwrap();
+    let changed: Vec<&str> = said.lines().filter(|line| !line.contains("seen")).collect();
+    assert!(changed.is_empty(), "devices changed:\n{}", changed.join("\n"));
+    let calls = std::fs::read_to_string(&calls).unwrap();
+    // Threads of the runtime come and go; a process would be a clone without CLONE_THREAD.
+    let forks: Vec<&str> = calls.lines().filter(|line| !line.contains("CLONE_THREAD")).collect();
+    assert!(
+        !forks.iter().any(|call| call.contains("exec") || call.contains("clone") || call.contains("fork")),
+        "{forks:?}"
+    );
+}
+
+#[test]
+fn the_stock_of_slots_is_kept_at_its_size() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    assert_eq!(slots(&lab), 8, "ready when the service is");
+    let ids: Vec<String> = (0..20).map(|n| format!("vm{n}")).collect();
+    for id in &ids {
+        daemon.guestnet(&["vm", "create", id]);
+    }
+    eventually("8 slots wait beside the 20 that are taken", || slots(&lab) >= 26);
+    let delete: Vec<&str> = ["vm", "delete"].into_iter().chain(ids.iter().map(String::as_str)).collect();
+    daemon.guestnet(&delete);
+    eventually("what is too many is gone", || slots(&lab) <= 10);
+    // Neither netns nor name is left of them.
+    eventually("their namespaces too", || {
+        lab.on_host("ip", &["netns", "list"]).lines().count() == slots(&lab)
+    });
+    drop(daemon);
+}
+
+#[test]
+fn a_vm_that_runs_keeps_its_network_until_it_ends() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    let before = lab.host_state();
+    assert_says(&daemon.client(&["vm", "delete", "vm1"]), 1, &["vm1", "still running", "tap0"]);
+    assert_same(&before, &lab.host_state());
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    drop(guest);
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+}
+
+#[test]
+fn a_guest_inherits_nothing_from_the_one_that_had_its_address() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let first = daemon.json(&["vm", "create", "vm1", "--ip", "10.100.0.9"]);
+    let guest = TapGuest::attach(&lab, &first);
+    let server = lab.inet.run(|| UdpSocket::bind((WEB, 7)).unwrap());
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let client = guest.namespace.run(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
+    client.send_to(b"a question", (WEB, 7)).unwrap();
+    let (_, from) = server.recv_from(&mut [0; 64]).unwrap();
+    let tracked = || lab.on_host("conntrack", &["-L", "-s", "10.100.0.9"]);
+    assert!(tracked().contains("10.100.0.9"));
+    drop((client, guest));
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    let left = |what: &[&str]| lab.on_host("ip", what);
+    assert!(!left(&["neigh", "show"]).contains("10.100.0.9"));
+    assert!(!left(&["route", "show"]).contains("10.100.0.9"));
+    assert!(!lab.on_host("bridge", &["fdb", "show"]).contains("06:00:0a:64:00:09"));
+
+    // Given out again at once, because it is asked for by name.
+    let second = daemon.json(&["vm", "create", "vm2", "--ip", "10.100.0.9", "--mac", "02:00:00:00:00:09"]);
+    assert!(!tracked().contains("10.100.0.9"), "{}", tracked());
+    let heir = TapGuest::attach(&lab, &second);
+    let listener = heir.namespace.run(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
+    listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    // The answer to the one before comes late.
+    server.send_to(b"an answer", from).unwrap();
+    let got = listener.recv_from(&mut [0; 64]);
+    assert!(got.is_err(), "the heir got its predecessor's answer");
+}
+
+#[test]
+fn a_namespace_that_an_admin_unmounted_stands_in_nobodys_way() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let before = lab.host_state();
+    let broken: [&dyn Fn(); 3] = [
+        &|| _ = lab.on_host("umount", &["/run/netns/vm-vm1"]),
+        &|| _ = lab.on_host("ip", &["netns", "del", "vm-vm1"]),
+        &|| _ = lab.on_host("sh", &["-c", "rm /run/netns/vm-vm1; touch /run/netns/vm-vm1"]),
+    ];
+    for break_it in broken {
+        daemon.guestnet(&["vm", "create", "vm1"]);
+        break_it();
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        let vm = daemon.json(&["vm", "create", "vm1"]);
+        let guest = TapGuest::attach(&lab, &vm);
+        guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+        drop(guest);
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        assert_same(&before, &lab.host_state());
+    }
+    // Broken while the service is away, it is whole again after the start.
+    daemon.guestnet(&["vm", "create", "vm1"]);
+    daemon.crash();
+    lab.on_host("sh", &["-c", "umount /run/netns/vm-vm1; rm /run/netns/vm-vm1; touch /run/netns/vm-vm1"]);
+    let daemon = Daemon::start(&lab);
+    let guest = TapGuest::attach(&lab, &daemon.json(&["vm", "show", "vm1"]));
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
+#[test]
+fn callers_who_create_and_delete_one_vm_at_a_time_leave_all_of_it_or_nothing() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let before = lab.host_state();
+    std::thread::scope(|scope| {
+        for caller in 0..8 {
+            let daemon = &daemon;
+            scope.spawn(move || {
+                for _ in 0..5 {
+                    let verb = if caller % 2 == 0 { "create" } else { "delete" };
+                    let output = daemon.client(&["vm", verb, "vm1"]);
+                    assert!(output.status.success(), "{}", crate::lab::text(&output));
+                }
+            });
+        }
+    });
+    daemon.guestnet(&["vm", "create", "vm1"]);
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    assert_same(&before, &lab.host_state());
+}
+
+#[test]
+fn after_another_configuration_nothing_of_the_former_is_left() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 2\n");
+    assert!(daemon.stop().success());
+    lab.on_host("iptables", &["-I", "FORWARD", "-j", "DROP"]);
+    let other = "[[network]]\nbridge_name = \"br-new\"\nbridge_ip = \"10.9.0.1/16\"\nvm_subnet = \"10.9.0.0/16\"\npool_size = 2\n";
+    let daemon = Daemon::start_with(&lab, other);
+    let state = lab.host_state();
+    for former in ["10.100.", "br-vms"] {
+        assert!(!state.contains(former), "{former}: {state}");
+    }
+    assert!(state.contains("10.9.0.0/16"), "{state}");
+    // Our jump comes before what somebody has put in front of it meanwhile.
+    let forward = lab.on_host("iptables", &["-S", "FORWARD"]);
+    let jumps: Vec<usize> =
+        forward.lines().enumerate().filter(|(_, l)| l.contains("GUESTNET")).map(|(n, _)| n).collect();
+    assert_eq!(jumps, [1], "{forward}");
+    let guest = TapGuest::attach(&lab, &daemon.json(&["vm", "create", "vm1"]));
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
+#[test]
+fn after_a_reboot_vms_can_be_started_again() {
+    let before = Lab::new();
+    let daemon = Daemon::start(&before);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    daemon.crash();
+    // Another machine's kernel, with the same disk.
+    let after = Lab::new();
+    let state = crate::lab::daemon::Paths::of(&before).state;
+    let to = crate::lab::daemon::Paths::of(&after).state;
+    crate::lab::succeed(std::process::Command::new("cp").arg("-a").arg(&state).arg(&to));
+    let boot_id = after.directory().join("boot_id");
+    std::fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
+    after.on_host("mount", &["--bind", &boot_id.display().to_string(), "/proc/sys/kernel/random/boot_id"]);
+    let daemon = Daemon::start(&after);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    let guest = TapGuest::attach(&after, &vm);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
