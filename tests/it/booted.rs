@@ -196,3 +196,18 @@ fn debian_13_is_told_all_by_a_seed_on_a_cd() {
 fn debian_13_is_told_all_by_cloud_inits_boot_arguments() {
     debian_by_boot_args("13");
 }
+
+/// C without a drive and without a line of base64: the network by DHCP, the rest from the metadata service.
+#[test]
+fn debian_13_is_told_its_name_and_user_data_by_the_metadata_service() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &format!("{NETWORK}metadata = true\n"));
+    let vm = create(&daemon);
+    let user_data = lab.directory().join("user-data");
+    fs::write(&user_data, USER_DATA).unwrap();
+    daemon.guestnet(&["user-data", "set", "web_1", user_data.to_str().unwrap()]);
+    let mut guest =
+        ready(debian::boot(&lab, &vm, "13", "ds=nocloud;s=http://169.254.169.254/nocloud/", None));
+    guest.succeed("test -e /run/user-data-was-read");
+    assert_told_and_online(guest, &vm, "NoCloud over HTTP", true);
+}
