@@ -1,7 +1,8 @@
 //! Generates the API's messages, service and client from `proto/`, and its descriptor set for reflection; needs `protoc`
 //! (Debian: protobuf-compiler).
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "proto/google/rpc/error_details.proto",
+    "proto/guestnet/v1/dns.proto",
     "proto/guestnet/v1/events.proto",
     "proto/guestnet/v1/guest_config.proto",
     "proto/guestnet/v1/guestnet.proto",

@@ -17,6 +17,7 @@ mod lab;
 mod bind;
 mod cni;
 mod debian;
+mod dns;
 mod measure;
 mod packet;
 mod report;
@@ -28,7 +29,7 @@ use report::Report;
 type Benchmark = (&'static str, fn() -> Report);
 
 /// Each benchmark by the name it is called by.
-const BENCHMARKS: &[Benchmark] = &[("bind", bind::run), ("packet", packet::run)];
+const BENCHMARKS: &[Benchmark] = &[("bind", bind::run), ("packet", packet::run), ("dns", dns::run)];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

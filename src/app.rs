@@ -15,7 +15,7 @@ use crate::api::{ApiServer, ApiSocket, Bounds, SocketError, Sources};
 use crate::bridges::{Bridges, BridgesError};
 use crate::config::{Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, Journal, JournalError, Leases};
-use crate::dns::{DnsEndpoints, DnsError, DnsServer};
+use crate::dns::{DnsAdmin, DnsEndpoints, DnsError, DnsServer};
 use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{For, Kernel, KernelError};
@@ -202,7 +202,7 @@ async fn start(
     let manager = Manager::new(&config.networks, parts)?;
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
-    Reservations::open(&config.networks, &config.reservations, store, registry.clone(), leases)?;
+    Reservations::open(&config.networks, &config.reservations, store.clone(), registry.clone(), leases)?;
     host.lock().await.raise().await?;
     let guests = registry.all().into_iter().filter(|binding| binding.network.plumbing == Plumbing::Managed);
     let guests = guests.map(|binding| Guest::new(&binding.vm, binding.network.clone())).collect();
@@ -214,6 +214,7 @@ async fn start(
             let endpoints = DnsEndpoints {
                 own_subnets: own_subnets.clone(),
                 events: events.clone(),
+                records: store.dns_records(&network.name)?,
                 ..DnsEndpoints::of(network)
             };
             dns.push(DnsServer::start(network.clone(), registry.clone(), endpoints)?);
@@ -226,9 +227,9 @@ async fn start(
     }
     host.lock().await.open_for_guests()?;
     manager.adopt().await?;
-    let dns_views = dns.iter().map(DnsServer::control).collect();
+    let admin = DnsAdmin::new(dns.iter().map(DnsServer::control).collect(), store.clone());
     let sources =
-        Sources { started_at: SystemTime::now(), events: events.clone(), dhcp: counters, dns: dns_views };
+        Sources { started_at: SystemTime::now(), events: events.clone(), dhcp: counters, dns: admin };
     let api = ApiServer::start(socket, manager.clone(), sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     // Last: a start that fails leaves no slots.

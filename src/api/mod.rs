@@ -3,6 +3,7 @@
 
 mod caller;
 mod connections;
+mod dns;
 mod errors;
 mod events;
 mod guest_config;

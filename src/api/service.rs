@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use super::caller::{Peer, peer};
 use super::errors::{code_of, status};
 use super::streams::Streams;
-use super::{Sources, events, guest_config, stats, status as status_of, vms, wire};
+use super::{Sources, dns, events, guest_config, stats, status as status_of, vms, wire};
 use crate::manager::{CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
@@ -233,6 +233,64 @@ impl GuestNetworkService for Service {
         _request: ServiceRequest<'_, v1::GetStatusRequest>,
     ) -> ServiceResult<v1::GetStatusResponse> {
         Response::ok(status_of::status(&self.manager, &self.sources).map_err(status)?)
+    }
+
+    async fn set_dns_record(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::SetDnsRecordRequest>,
+    ) -> ServiceResult<v1::SetDnsRecordResponse> {
+        Response::ok(dns::set_record(&self.sources.dns, &self.manager, request.to_owned_message()).await?)
+    }
+
+    async fn delete_dns_record(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::DeleteDnsRecordRequest>,
+    ) -> ServiceResult<v1::DeleteDnsRecordResponse> {
+        Response::ok(dns::delete_record(&self.sources.dns, &self.manager, request.to_owned_message()).await?)
+    }
+
+    async fn list_dns_records(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::ListDnsRecordsRequest>,
+    ) -> ServiceResult<v1::ListDnsRecordsResponse> {
+        Response::ok(dns::list_records(&self.sources.dns, request.network_id)?)
+    }
+
+    async fn flush_dns_cache(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::FlushDnsCacheRequest>,
+    ) -> ServiceResult<v1::FlushDnsCacheResponse> {
+        Response::ok(dns::flush(&self.sources.dns, request.network_id, request.name)?)
+    }
+
+    async fn reload_dns(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, v1::ReloadDnsRequest>,
+    ) -> ServiceResult<v1::ReloadDnsResponse> {
+        self.sources.dns.reload().await?;
+        Response::ok(v1::ReloadDnsResponse::default())
+    }
+
+    async fn query_dns(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::QueryDnsRequest>,
+    ) -> ServiceResult<v1::QueryDnsResponse> {
+        let (vm_id, name, rtype) = (request.vm_id.to_owned(), request.name.to_owned(), request.r#type);
+        Response::ok(dns::query(&self.sources.dns, &self.manager, &vm_id, &name, rtype).await?)
+    }
+
+    async fn get_dns_stats(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::GetDnsStatsRequest>,
+    ) -> ServiceResult<v1::GetDnsStatsResponse> {
+        Response::ok(dns::stats(&self.sources.dns, request.network_id, request.top)?)
     }
 
     async fn watch_events(

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use super::wire;
 use crate::dhcp;
-use crate::dns::{DnsControl, DnsCounters};
+use crate::dns::{DnsAdmin, DnsCounters};
 use crate::events::Events;
 use crate::manager::{Manager, ManagerError};
 use crate::model::LeaseState;
@@ -22,7 +22,7 @@ pub struct Sources {
     /// Of every network's DHCP server.
     pub dhcp: Arc<dhcp::Counters>,
     /// The networks' resolvers, of those that have one.
-    pub dns: Vec<DnsControl>,
+    pub dns: DnsAdmin,
 }
 
 pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStatusResponse, ManagerError> {
@@ -31,7 +31,7 @@ pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStat
         let name = &network.network.name;
         let leases = manager.leases(Some(name))?;
         let bound = leases.iter().filter(|(_, view)| view.state == LeaseState::Bound).count();
-        let dns = sources.dns.iter().find(|dns| dns.network() == name).map(|dns| dns_status(dns.counters()));
+        let dns = sources.dns.one(Some(name)).ok().map(|dns| dns_status(dns.counters()));
         networks.push(v1::NetworkStatus {
             network: wire::network(&network).into(),
             leases_bound: u32::try_from(bound).unwrap_or(u32::MAX),

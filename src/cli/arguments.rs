@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::dns::DnsCommand;
 use super::events::EventsArguments;
 use super::gen_arguments::GenCommand;
 use super::output::Format;
@@ -65,6 +66,9 @@ pub(super) enum Command {
     Events(EventsArguments),
     /// How the service, its networks and its guests are doing, on one screen.
     Status,
+    /// The resolvers: what they do, why a name resolves as it does, records of one's own.
+    #[command(subcommand)]
+    Dns(DnsCommand),
     /// Configuration for guests that do not use DHCP.
     #[command(subcommand)]
     Gen(GenCommand),

@@ -19,7 +19,7 @@ const LONGEST_ANSWER: usize = 256 << 20;
 
 /// The service behind a socket. Connects at the first call.
 pub(super) struct Client {
-    service: GuestNetworkServiceClient<SharedHttp2Connection>,
+    pub(super) service: GuestNetworkServiceClient<SharedHttp2Connection>,
     /// The same for answers that go on as long as they are watched.
     streams: GuestNetworkServiceClient<SharedHttp2Connection>,
     socket: PathBuf,
@@ -148,7 +148,7 @@ impl Client {
         Ok(Watch { client: self, stream })
     }
 
-    fn failed(&self, error: ConnectError) -> CliError {
+    pub(super) fn failed(&self, error: ConnectError) -> CliError {
         failed(&self.socket, error)
     }
 }

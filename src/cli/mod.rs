@@ -4,6 +4,8 @@
 
 mod arguments;
 mod client;
+mod dns;
+mod dns_client;
 mod events;
 mod gen_arguments;
 mod gen_dhcp;
@@ -172,6 +174,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         Command::UserData(command) => user_data::run(&client, command).await,
         Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
         Command::Status => Ok(status::print(format, &client.status().await?, SystemTime::now()).into_bytes()),
+        Command::Dns(command) => dns::run(&client, format, command).await.map(String::into_bytes),
         Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }

@@ -13,6 +13,7 @@
 //! any number of TCP connections, with no hook before either; it reserves memory by the question count of the header (65,535
 //! for twelve bytes) before it reads a question; and it logs every name at INFO. `server` has the loops, each with a cap.
 
+mod admin;
 mod answer;
 mod batch;
 mod cache;
@@ -40,6 +41,7 @@ mod udp;
 mod validate;
 mod zone;
 
+pub use admin::{DnsAdmin, DnsAdminError};
 pub use cache::CacheUse;
 pub use control::{DnsControl, Explained, ReloadError, TopName};
 pub use counters::DnsCounters;

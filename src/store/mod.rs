@@ -3,6 +3,7 @@
 
 mod accounts;
 mod directory;
+mod dns_records;
 mod error;
 mod owned;
 mod policies;
@@ -19,7 +20,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::Connection;
 
-use crate::model::{Account, IndexRange, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
+use crate::model::{
+    Account, DnsRecord, IndexRange, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId,
+};
 use crate::policy::{PolicySpec, Scope};
 pub use error::{StoreError, Taken};
 pub use owned::{ChangedSysctl, LinkKind, OwnedLink};
@@ -122,6 +125,25 @@ impl Store {
     /// Every reservation.
     pub fn reservations(&self) -> Result<Vec<Reservation>, StoreError> {
         self.read(reservations::load)
+    }
+
+    /// Remembers a record for a network's resolver; whether it is new.
+    pub async fn set_dns_record(&self, network: NetworkName, record: DnsRecord) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::SetDnsRecord(network, record)).await? != Effect::Nothing)
+    }
+
+    /// Forgets a record; whether there was one.
+    pub async fn delete_dns_record(
+        &self,
+        network: NetworkName,
+        record: DnsRecord,
+    ) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::DeleteDnsRecord(network, record)).await? != Effect::Nothing)
+    }
+
+    /// The records for a network's resolver.
+    pub fn dns_records(&self, network: &NetworkName) -> Result<Vec<DnsRecord>, StoreError> {
+        self.read(|connection| dns_records::load(connection, network))
     }
 
     /// Remembers under which boot (`/proc/sys/kernel/random/boot_id`) the host's state is about to be made.

@@ -67,6 +67,7 @@ const MIGRATIONS: &[&str] = &[
     CREATE TABLE subnet (subnet TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 ",
     super::policies::TABLES,
+    super::dns_records::TABLE,
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that

@@ -10,8 +10,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, accounts, owned, policies, reservations, user_data, vms};
-use crate::model::{Account, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
+use super::{ChangedSysctl, OwnedLink, StoreError, accounts, dns_records, owned, policies, reservations, user_data, vms};
+use crate::model::{Account, DnsRecord, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
 use crate::policy::Scope;
 
 /// More wait in their callers.
@@ -37,6 +37,8 @@ pub(super) enum Change {
     SetPolicy { scope: Scope, spec: Option<String> },
     AddForward(PortForward),
     RemoveForward(PortForward),
+    SetDnsRecord(NetworkName, DnsRecord),
+    DeleteDnsRecord(NetworkName, DnsRecord),
 }
 
 /// What a change found and did.
@@ -175,6 +177,8 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
         Change::SetPolicy { scope, spec } => policies::set(connection, scope, spec.as_deref())?.into(),
         Change::AddForward(forward) => policies::add_forward(connection, forward)?.into(),
         Change::RemoveForward(forward) => policies::remove_forward(connection, forward)?.into(),
+        Change::SetDnsRecord(network, record) => dns_records::set(connection, network, record)?.into(),
+        Change::DeleteDnsRecord(network, record) => dns_records::delete(connection, network, record)?.into(),
         Change::RecordBoot(boot_id) => owned::record_boot(connection, boot_id)?,
     })
 }

@@ -1,0 +1,426 @@
+//! `dns`: what a guest's questions cost and how long they take, with unbound, dnsmasq and hickory-dns's own server on the same
+//! address, the same core and the same path: a VM's port, with dnsperf at its other end. Servers have core 0; dnsperf and the
+//! upstreams have core 1.
+
+use std::fs;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::debian;
+use crate::lab::{Daemon, Lab, Namespace, WEB, succeed};
+use crate::measure::{cpu_time, milliseconds, resident_mib};
+use crate::report::{Better, Figure, Report};
+
+const GATEWAY: &str = "10.100.0.1";
+/// Upstreams on the lab's internet, besides the two that know little.
+const UPSTREAMS: [&str; 2] = ["198.51.100.53", "198.51.100.54"];
+const SERVER_CORE: usize = 0;
+const CLIENT_CORE: usize = 1;
+/// Seconds of each measurement.
+const SECONDS: u64 = 4;
+const HOT_NAMES: usize = 1_000;
+/// More names than any server can look up in the time.
+const COLD_NAMES: usize = 240_000;
+const MANY_NAMES: usize = 1_500_000;
+/// hickory-dns's server is not in Debian.
+const HICKORY: &str = "0.26.3";
+
+/// What one server did.
+#[derive(Debug, Default, Clone, Copy)]
+struct Run {
+    cached_qps: f64,
+    cached_cpu_us: f64,
+    miss_qps: f64,
+    tcp_qps: f64,
+    failover_max_ms: f64,
+    stale_max_ms: f64,
+}
+
+pub fn run() -> Report {
+    debian::install(&["dnsperf", "unbound", "dnsmasq-base"]);
+    let hickory = hickory();
+    let lab = Lab::new();
+    let upstream = FastUpstream::start(&lab);
+    let guest = Guest::new(&lab);
+    let names = Names::write(lab.directory());
+
+    let mut daemon = Some(guest.serve());
+    let pid = daemon.as_ref().map(Daemon::pid).expect("the daemon");
+    pin(pid, SERVER_CORE);
+    let ours = measure(&guest, pid, &names, &upstream);
+    guest.dnsperf(&["-d", names.many.to_str().expect("a path"), "-n", "1", "-q", "400"], 0);
+    let rss = resident_mib(pid);
+    drop(daemon.take());
+
+    let mut peers = Vec::new();
+    for (name, command) in
+        [("unbound", unbound(&lab)), ("dnsmasq", dnsmasq(&lab)), ("hickory", hickory_command(&lab, &hickory))]
+    {
+        let server = Peer::start(&guest, command);
+        peers.push((name, measure(&guest, server.0.id(), &names, &upstream)));
+    }
+    report(ours, &peers, rss)
+}
+
+fn report(ours: Run, peers: &[(&'static str, Run)], rss: f64) -> Report {
+    let best = |value: fn(&Run) -> f64, better: fn(f64, f64) -> f64, start: f64| {
+        peers.iter().map(|(_, run)| value(run)).fold(start, better)
+    };
+    let figure = |name: &str, unit, better, goal, value: fn(&Run) -> f64| Figure {
+        name: name.into(),
+        unit,
+        better,
+        guestnet: value(&ours),
+        peers: peers.iter().map(|(name, run)| (*name, value(run))).collect(),
+        goal,
+    };
+    let most = |value| best(value, f64::max, 0.0);
+    Report(vec![
+        figure("cached_qps", "1/s", Better::Higher, most(|run| run.cached_qps), |run| run.cached_qps),
+        figure(
+            "cached_cpu_us",
+            "us",
+            Better::Lower,
+            best(|run| run.cached_cpu_us, f64::min, f64::MAX),
+            |run| run.cached_cpu_us,
+        ),
+        figure("miss_qps", "1/s", Better::Higher, most(|run| run.miss_qps).max(14_000.0), |run| run.miss_qps),
+        figure("tcp_qps", "1/s", Better::Higher, 40_000.0, |run| run.tcp_qps),
+        figure("failover_max_ms", "ms", Better::Lower, 300.0, |run| run.failover_max_ms),
+        figure("stale_max_ms", "ms", Better::Lower, 10.0, |run| run.stale_max_ms),
+        Figure {
+            name: format!("rss_mib_after_{MANY_NAMES}_names"),
+            unit: "MiB",
+            better: Better::Lower,
+            guestnet: rss,
+            peers: vec![],
+            goal: 96.0,
+        },
+    ])
+}
+
+fn measure(guest: &Guest<'_>, pid: u32, names: &Names, upstream: &FastUpstream) -> Run {
+    let hot = names.hot.to_str().expect("a path");
+    let cold = names.cold.to_str().expect("a path");
+    // Once through all names, so that they are held.
+    guest.dnsperf(&["-d", hot, "-n", "1", "-q", "50"], 0);
+    let before = cpu_time(pid);
+    let cached = guest.dnsperf(&["-d", hot, "-q", "100"], SECONDS);
+    let cached_cpu = cpu_time(pid) - before;
+    let tcp = guest.dnsperf(&["-d", hot, "-q", "400", "-m", "tcp", "-c", "8"], SECONDS);
+    let miss = guest.dnsperf(&["-d", cold, "-q", "200"], SECONDS);
+    let failover_max_ms = failover(guest, upstream);
+    let stale_max_ms = stale(guest, upstream);
+    Run {
+        cached_qps: cached.qps,
+        cached_cpu_us: cached_cpu.as_secs_f64() * 1e6 / cached.completed,
+        miss_qps: miss.qps,
+        tcp_qps: tcp.qps,
+        failover_max_ms,
+        stale_max_ms,
+    }
+}
+
+/// Milliseconds of the slowest of 160 look-ups, one after the other, while the first upstream is silent for four seconds.
+fn failover(guest: &Guest<'_>, upstream: &FastUpstream) -> f64 {
+    for number in 0..40 {
+        guest.look_up(&format!("warm{number}.failover.example"));
+    }
+    upstream.silent[0].store(true, Relaxed);
+    let begun = Instant::now();
+    let mut slowest = Duration::ZERO;
+    let mut number = 0;
+    while begun.elapsed() < Duration::from_secs(4) {
+        slowest = slowest.max(guest.look_up(&format!("n{number}.failover.example")));
+        number += 1;
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    upstream.silent[0].store(false, Relaxed);
+    std::thread::sleep(Duration::from_secs(2));
+    milliseconds(slowest)
+}
+
+/// Milliseconds of the slowest look-up of a name that is held but past its time, while no upstream answers.
+fn stale(guest: &Guest<'_>, upstream: &FastUpstream) -> f64 {
+    let name = |number: usize| format!("short{number}.stale.example");
+    for number in 0..50 {
+        guest.look_up(&name(number));
+    }
+    for silent in &upstream.silent {
+        silent.store(true, Relaxed);
+    }
+    std::thread::sleep(Duration::from_millis(2_500));
+    let slowest = (0..50).map(|number| guest.look_up(&name(number))).max().unwrap_or_default();
+    for silent in &upstream.silent {
+        silent.store(false, Relaxed);
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    milliseconds(slowest)
+}
+
+/// A program at the guest's end of a VM's port.
+struct Guest<'lab> {
+    lab: &'lab Lab,
+    inside: Namespace,
+}
+
+/// What dnsperf found.
+struct Found {
+    qps: f64,
+    completed: f64,
+}
+
+impl<'lab> Guest<'lab> {
+    /// Makes a VM's network, and puts the guest's address on the port's inner end in the place of the TAP.
+    fn new(lab: &'lab Lab) -> Self {
+        let daemon = Daemon::start_with(lab, &configuration());
+        let vm = daemon.json(&["vm", "create", "bench"]);
+        let text = |key: &str| vm[key].as_str().expect("text").to_owned();
+        let inside = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
+        let ip = |arguments: &[&str]| succeed(inside.command("ip").args(arguments));
+        succeed(inside.command("tc").args(["qdisc", "del", "dev", "in0", "ingress"]));
+        ip(&["link", "set", "in0", "down"]);
+        ip(&["link", "set", "in0", "address", &text("mac_address")]);
+        ip(&["link", "set", "in0", "up"]);
+        ip(&["addr", "add", &format!("{}/16", text("ip_address")), "dev", "in0"]);
+        ip(&["link", "set", "lo", "up"]);
+        drop(daemon);
+        Self { lab, inside }
+    }
+
+    /// The daemon, which takes the VM over.
+    fn serve(&self) -> Daemon<'lab> {
+        Daemon::start_with(self.lab, &configuration())
+    }
+
+    fn dnsperf(&self, arguments: &[&str], seconds: u64) -> Found {
+        let mut command = self.inside.command("taskset");
+        command.args(["-c", &CLIENT_CORE.to_string(), "dnsperf", "-s", GATEWAY, "-t", "5"]).args(arguments);
+        if seconds > 0 {
+            command.args(["-l", &seconds.to_string()]);
+        }
+        let printed = succeed(&mut command);
+        let number = |what: &str| -> f64 {
+            let line = printed.lines().find_map(|line| line.trim().strip_prefix(what));
+            let word = line.and_then(|line| line.split_whitespace().next());
+            word.and_then(|word| word.parse().ok())
+                .unwrap_or_else(|| panic!("dnsperf printed no {what}:\n{printed}"))
+        };
+        Found { qps: number("Queries per second:"), completed: number("Queries completed:") }
+    }
+
+    /// How long one look-up took; five seconds if nothing came, which is when a stub gives up.
+    fn look_up(&self, name: &str) -> Duration {
+        let socket = self.inside.run(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let mut query = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\0".to_vec();
+        for label in name.split('.') {
+            query.push(label.len() as u8);
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(b"\0\0\x01\0\x01");
+        let begun = Instant::now();
+        socket.send_to(&query, (GATEWAY, 53)).expect("a query");
+        let mut answer = [0; 512];
+        match socket.recv(&mut answer) {
+            Ok(_) if answer[3] & 0xf == 0 => begun.elapsed(),
+            _ => Duration::from_secs(5),
+        }
+    }
+}
+
+fn configuration() -> String {
+    format!("[[network]]\nenable_rate_limit = false\ndns_servers = {UPSTREAMS:?}\n")
+}
+
+/// Files of questions for dnsperf.
+struct Names {
+    hot: PathBuf,
+    cold: PathBuf,
+    many: PathBuf,
+}
+
+impl Names {
+    fn write(directory: &Path) -> Self {
+        let write = |kind: &str, count: usize| {
+            let path = directory.join(kind);
+            let lines: String = (0..count).map(|n| format!("{kind}-{n}.bench.example A\n")).collect();
+            fs::write(&path, lines).expect("a file of names");
+            path
+        };
+        Self {
+            hot: write("hot", HOT_NAMES),
+            cold: write("cold", COLD_NAMES),
+            many: write("many", MANY_NAMES),
+        }
+    }
+}
+
+/// Two upstreams that answer every question at once with one address, and fall silent when told.
+struct FastUpstream {
+    silent: [Arc<AtomicBool>; 2],
+}
+
+impl FastUpstream {
+    fn start(lab: &Lab) -> Self {
+        let silent = UPSTREAMS.map(|address| {
+            lab.in_inet("ip", &["addr", "add", &format!("{address}/24"), "dev", "i0"]);
+            let socket = lab.inet.run(|| UdpSocket::bind((address, 53)).expect("an upstream's socket"));
+            socket2::SockRef::from(&socket).set_recv_buffer_size(4 << 20).expect("a buffer");
+            let silent = Arc::new(AtomicBool::new(false));
+            let told = silent.clone();
+            std::thread::spawn(move || {
+                pin(0, CLIENT_CORE);
+                answer_all(&socket, &told);
+            });
+            silent
+        });
+        Self { silent }
+    }
+}
+
+fn answer_all(socket: &UdpSocket, silent: &AtomicBool) {
+    let address: std::net::Ipv4Addr = WEB.parse().expect("an address");
+    let mut message = [0; 2_048];
+    while let Ok((length, from)) = socket.recv_from(&mut message) {
+        if silent.load(Relaxed) || length < 17 {
+            continue;
+        }
+        // Header, question, and what follows it, which is the query's OPT record.
+        let question =
+            message[12..length].iter().position(|byte| *byte == 0).map_or(length, |end| 12 + end + 5);
+        let short = message[13..].starts_with(b"short") || message[13..].starts_with(b"SHORT");
+        let mut answer = message[..question].to_vec();
+        answer[2..4].copy_from_slice(&[0x81, 0x80]);
+        answer[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
+        answer.extend_from_slice(b"\xc0\x0c\0\x01\0\x01\0\0");
+        answer.extend_from_slice(&if short { 1_u16 } else { 3_600 }.to_be_bytes());
+        answer.extend_from_slice(b"\0\x04");
+        answer.extend_from_slice(&address.octets());
+        let _ = socket.send_to(&answer, from as SocketAddr);
+    }
+}
+
+/// A peer's server on the gateway address.
+struct Peer(Child);
+
+impl Peer {
+    fn start(guest: &Guest<'_>, mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let peer = Self(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")));
+        for _ in 0..100 {
+            if guest.look_up("ready.example") < Duration::from_secs(1) {
+                return peer;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("{command:?} does not answer");
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn on_server_core(lab: &Lab) -> Command {
+    let mut command = lab.host_command("taskset");
+    command.args(["-c", &SERVER_CORE.to_string()]);
+    command
+}
+
+fn unbound(lab: &Lab) -> Command {
+    let path = lab.directory().join("unbound.conf");
+    let [first, second] = UPSTREAMS;
+    let text = format!(
+        "server:\n  interface: {GATEWAY}\n  access-control: 10.100.0.0/16 allow\n  num-threads: 1\n  username: \"\"\n  \
+         chroot: \"\"\n  directory: \"/tmp\"\n  use-syslog: no\n  pidfile: \"\"\n  module-config: \"iterator\"\n  \
+         so-rcvbuf: 4m\n  outgoing-range: 4096\n  num-queries-per-thread: 2048\n  incoming-num-tcp: 64\n  \
+         msg-cache-size: 16m\n  rrset-cache-size: 32m\n  serve-expired: yes\n  serve-expired-client-timeout: 300\n  \
+         do-not-query-localhost: no\nremote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  \
+         forward-addr: {first}\n  forward-addr: {second}\n"
+    );
+    fs::write(&path, text).expect("unbound's configuration");
+    let mut command = on_server_core(lab);
+    command.args(["unbound", "-d", "-c"]).arg(path);
+    command
+}
+
+fn dnsmasq(lab: &Lab) -> Command {
+    let mut command = on_server_core(lab);
+    command.args([
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--user=root",
+        "--pid-file",
+        "--cache-size=10000",
+        "--dns-forward-max=2000",
+        "--use-stale-cache",
+    ]);
+    command.arg(format!("--listen-address={GATEWAY}"));
+    command.args(UPSTREAMS.map(|upstream| format!("--server={upstream}")));
+    command
+}
+
+fn hickory_command(lab: &Lab, binary: &Path) -> Command {
+    let path = lab.directory().join("hickory.toml");
+    let [first, second] = UPSTREAMS;
+    let server = |ip: &str| {
+        format!(
+            "{{ ip = \"{ip}\", trust_negative_responses = true, connections = [{{ protocol = {{ type = \"udp\" }} }}] }}"
+        )
+    };
+    let text = format!(
+        "listen_addrs_ipv4 = [\"{GATEWAY}\"]\nlisten_port = 53\n[[zones]]\nzone = \".\"\nzone_type = \"External\"\n\
+         [zones.stores]\ntype = \"forward\"\nname_servers = [{}, {}]\n[zones.stores.options]\ncache_size = 100000\n",
+        server(first),
+        server(second)
+    );
+    fs::write(&path, text).expect("hickory's configuration");
+    let mut command = on_server_core(lab);
+    command.arg(binary).arg("--workers=1").arg("--quiet").arg("--config").arg(path);
+    command
+}
+
+/// hickory-dns's server from crates.io, built once and kept beside cargo's other caches.
+fn hickory() -> PathBuf {
+    let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/root"), PathBuf::from);
+    let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    let root = cache.join("guestnet-bench/hickory-dns");
+    let binary = root.join("bin/hickory-dns");
+    if !binary.exists() {
+        eprintln!("building hickory-dns {HICKORY}, once");
+        let install =
+            ["install", "--quiet", "--locked", "hickory-dns", "--version", HICKORY, "--features", "resolver"];
+        let status = Command::new("cargo").args(install).arg("--root").arg(&root).status();
+        assert!(status.expect("cargo").success(), "cargo install hickory-dns failed");
+    }
+    binary
+}
+
+/// Keeps a process (all its threads), or this thread with 0, on one core.
+fn pin(pid: u32, core: usize) {
+    let mut cores = CpuSet::new();
+    cores.set(core).expect("a core");
+    if pid == 0 {
+        sched_setaffinity(Pid::from_raw(0), &cores).expect("a core of this machine");
+        return;
+    }
+    for task in fs::read_dir(format!("/proc/{pid}/task")).expect("a running process").flatten() {
+        let task: i32 = task.file_name().to_string_lossy().parse().expect("a thread's id");
+        sched_setaffinity(Pid::from_raw(task), &cores).expect("a core of this machine");
+    }
+}
