@@ -14,7 +14,8 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::debian;
-use crate::lab::{Daemon, Lab, Namespace, WEB, succeed};
+use crate::lab::port::PortGuest;
+use crate::lab::{Daemon, Lab, WEB, succeed};
 use crate::measure::{cpu_time, milliseconds, resident_mib};
 use crate::report::{Better, Figure, Report};
 
@@ -168,7 +169,7 @@ fn stale(guest: &Guest<'_>, upstream: &FastUpstream) -> f64 {
 /// A program at the guest's end of a VM's port.
 struct Guest<'lab> {
     lab: &'lab Lab,
-    inside: Namespace,
+    port: PortGuest,
 }
 
 /// What dnsperf found.
@@ -178,21 +179,10 @@ struct Found {
 }
 
 impl<'lab> Guest<'lab> {
-    /// Makes a VM's network, and puts the guest's address on the port's inner end in the place of the TAP.
     fn new(lab: &'lab Lab) -> Self {
         let daemon = Daemon::start_with(lab, &configuration());
-        let vm = daemon.json(&["vm", "create", "bench"]);
-        let text = |key: &str| vm[key].as_str().expect("text").to_owned();
-        let inside = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
-        let ip = |arguments: &[&str]| succeed(inside.command("ip").args(arguments));
-        succeed(inside.command("tc").args(["qdisc", "del", "dev", "in0", "ingress"]));
-        ip(&["link", "set", "in0", "down"]);
-        ip(&["link", "set", "in0", "address", &text("mac_address")]);
-        ip(&["link", "set", "in0", "up"]);
-        ip(&["addr", "add", &format!("{}/16", text("ip_address")), "dev", "in0"]);
-        ip(&["link", "set", "lo", "up"]);
-        drop(daemon);
-        Self { lab, inside }
+        let port = PortGuest::of(lab, &daemon.json(&["vm", "create", "bench"]));
+        Self { lab, port }
     }
 
     /// The daemon, which takes the VM over.
@@ -201,7 +191,7 @@ impl<'lab> Guest<'lab> {
     }
 
     fn dnsperf(&self, arguments: &[&str], seconds: u64) -> Found {
-        let mut command = self.inside.command("taskset");
+        let mut command = self.port.command("taskset");
         command.args(["-c", &CLIENT_CORE.to_string(), "dnsperf", "-s", GATEWAY, "-t", "5"]).args(arguments);
         if seconds > 0 {
             command.args(["-l", &seconds.to_string()]);
@@ -216,21 +206,10 @@ impl<'lab> Guest<'lab> {
         Found { qps: number("Queries per second:"), completed: number("Queries completed:") }
     }
 
-    /// How long one look-up took; five seconds if nothing came, which is when a stub gives up.
+    /// How long one look-up took; five seconds if it failed, which is when a stub gives up.
     fn look_up(&self, name: &str) -> Duration {
-        let socket = self.inside.run(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
-        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
-        let mut query = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\0".to_vec();
-        for label in name.split('.') {
-            query.push(label.len() as u8);
-            query.extend_from_slice(label.as_bytes());
-        }
-        query.extend_from_slice(b"\0\0\x01\0\x01");
-        let begun = Instant::now();
-        socket.send_to(&query, (GATEWAY, 53)).expect("a query");
-        let mut answer = [0; 512];
-        match socket.recv(&mut answer) {
-            Ok(_) if answer[3] & 0xf == 0 => begun.elapsed(),
+        match self.port.look_up(name) {
+            Some((took, 0)) => took,
             _ => Duration::from_secs(5),
         }
     }

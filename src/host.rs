@@ -182,9 +182,9 @@ impl Host {
             walls.open_bridge(&network.name, &shard.bridge)?;
         }
         self.shards_mut(&network.name).push(shard.clone());
-        let (kernel, rules, metadata) = (self.kernel.clone(), self.rules(), self.with_metadata());
+        let (kernel, rules, led) = (self.kernel.clone(), self.rules(), self.led());
         // It runs iptables, a constant few times.
-        let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &metadata));
+        let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &led));
         let applied = opening.await;
         // It does not panic; if it did, the next start would make them.
         applied.unwrap_or(Ok(()))?;
@@ -248,7 +248,7 @@ impl Host {
         if !self.kernel.has_host_rules()? {
             self.made.push(Made::Rules(rules.clone()));
         }
-        Ok(open_for_guests(&self.kernel, &rules, &self.with_metadata())?)
+        Ok(open_for_guests(&self.kernel, &rules, &self.led())?)
     }
 
     /// Takes back what this start made, in reverse; goes on past errors, logs each, and returns the first.
@@ -289,16 +289,18 @@ impl Host {
     /// Goes on past an error; the first is returned.
     fn close(&self, rules: &HostRules) -> Result<(), HostError> {
         let mut done = self.kernel.remove_host_rules(rules);
-        for (bridge, _) in self.with_metadata() {
+        for Led { bridge, .. } in self.led() {
             done = done.and(self.kernel.redirect_metadata(&bridge, false));
+            done = done.and(self.kernel.redirect_dns(&bridge, false));
         }
         Ok(done?)
     }
 
-    /// Every bridge, and whether the metadata service is for its guests.
-    fn with_metadata(&self) -> Vec<(IfName, bool)> {
-        let of = |(network, shards): &(Arc<Network>, Vec<Shard>)| -> Vec<(IfName, bool)> {
-            shards.iter().map(|shard| (shard.bridge.clone(), network.metadata.is_some())).collect()
+    /// Every bridge, and what its guests are led to.
+    fn led(&self) -> Vec<Led> {
+        let of = |(network, shards): &(Arc<Network>, Vec<Shard>)| -> Vec<Led> {
+            let (metadata, dns) = (network.metadata.is_some(), network.dns_only_resolver);
+            shards.iter().map(|shard| Led { bridge: shard.bridge.clone(), metadata, dns }).collect()
         };
         self.networks.iter().flat_map(of).collect()
     }
@@ -338,13 +340,20 @@ impl Host {
     }
 }
 
-fn open_for_guests(
-    kernel: &Kernel,
-    rules: &HostRules,
-    metadata: &[(IfName, bool)],
-) -> Result<(), KernelError> {
+/// What guests of a bridge are led to on the gateway, wherever they send it.
+#[derive(Debug, Clone)]
+struct Led {
+    bridge: IfName,
+    metadata: bool,
+    dns: bool,
+}
+
+fn open_for_guests(kernel: &Kernel, rules: &HostRules, led: &[Led]) -> Result<(), KernelError> {
     kernel.apply_host_rules(rules)?;
-    metadata.iter().try_for_each(|(bridge, wanted)| kernel.redirect_metadata(bridge, *wanted))
+    led.iter().try_for_each(|Led { bridge, metadata, dns }| {
+        kernel.redirect_metadata(bridge, *metadata)?;
+        kernel.redirect_dns(bridge, *dns)
+    })
 }
 
 fn bridge_link(shard: &Shard, network: &Network) -> OwnedLink {

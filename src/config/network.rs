@@ -50,6 +50,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let subnet = section.take("vm_subnet", "10.100.0.0/16", subnet);
     let upstreams = section.take("dns_servers", vec!["8.8.8.8", "8.8.4.4"], upstreams);
     let dns = section.take("dns", "on", dns_mode);
+    let dns_only_resolver = section.take("dns_only_resolver", false, flag);
     let domain = section.take("domain", "vm.internal", text::<Domain>);
     let limited = section.take("enable_rate_limit", true, flag);
     let rate = section.take("rate_limit_mbps", 100, rate);
@@ -73,6 +74,9 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
+    if (dns, dns_only_resolver) == (Some(DnsMode::Off), Some(true)) {
+        section.problem("dns_only_resolver", "needs dns = \"on\": there is no resolver of ours to ask");
+    }
     let named = Named {
         name: section.name_of("name"),
         bridge_name: section.name_of("bridge_name"),
@@ -90,6 +94,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         gateway: gateway?,
         upstreams: upstreams?,
         dns: dns?,
+        dns_only_resolver: dns_only_resolver?,
         resolver: resolver?,
         domain: domain?,
         mtu: mtu?,

@@ -22,6 +22,8 @@ mod counters;
 mod fair;
 mod flights;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod guests;
 mod histogram;
 mod local;

@@ -3,6 +3,7 @@
 
 mod conntrack;
 mod counters;
+mod dns;
 mod error;
 mod fault;
 mod firewall;
@@ -121,6 +122,11 @@ impl Kernel {
     /// Whether guests of `bridge` reach the metadata service.
     pub fn redirect_metadata(&self, bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
         metadata::redirect(bridge, wanted)
+    }
+
+    /// Whether guests of `bridge` are answered by our resolver whichever they ask.
+    pub fn redirect_dns(&self, bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
+        dns::redirect(bridge, wanted)
     }
 
     /// Takes away the NAT rule of a subnet that no network has any more.

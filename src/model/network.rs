@@ -114,6 +114,8 @@ pub struct Network {
     /// `dns_servers` of the configuration, in order, at least one.
     pub upstreams: Vec<Upstream>,
     pub dns: DnsMode,
+    /// Whether our resolver answers guests' questions to other DNS servers too, and DNS over TLS is refused.
+    pub dns_only_resolver: bool,
     pub resolver: ResolverSettings,
     pub domain: Domain,
     /// Bytes, of every link from the guest's interface to the bridge.

@@ -12,6 +12,7 @@ pub(crate) fn network() -> Network {
         gateway: Ipv4Addr::new(10, 100, 0, 1),
         upstreams: vec!["8.8.8.8".parse().unwrap(), "8.8.4.4".parse().unwrap()],
         dns: DnsMode::On,
+        dns_only_resolver: false,
         resolver: ResolverSettings::default(),
         domain: "vm.internal".parse().unwrap(),
         mtu: 1500,

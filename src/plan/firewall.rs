@@ -31,6 +31,16 @@ pub fn nat_rule(subnet: Subnet) -> String {
 pub fn host_rules(networks: &[(&Network, Vec<&IfName>)]) -> HostRules {
     let mut rules = HostRules::default();
     rules.postrouting.extend(networks.iter().map(|(network, _)| nat_rule(network.subnet)));
+    for (_, bridges) in networks.iter().filter(|(network, _)| network.dns_only_resolver) {
+        for bridge in bridges {
+            // DNS over TLS and over QUIC would go past the network's resolver (RFC 7858, RFC 9250); refused, a client falls back.
+            let blocked = comment("dns-only");
+            rules
+                .forward
+                .push(format!("-i {bridge} -p tcp --dport 853 {blocked} -j REJECT --reject-with tcp-reset"));
+            rules.forward.push(format!("-i {bridge} -p udp --dport 853 {blocked} -j REJECT"));
+        }
+    }
     for bridge in networks.iter().flat_map(|(_, bridges)| bridges) {
         rules.forward.push(format!("-i {bridge} {} -j ACCEPT", comment("from-guests")));
         rules.forward.push(format!("-o {bridge} {} -j ACCEPT", comment("to-guests")));

@@ -17,6 +17,7 @@ pub mod frames;
 pub mod guest;
 pub mod inet;
 pub mod namespace;
+pub mod port;
 pub mod scenario;
 pub mod sniffer;
 pub mod tap_guest;

@@ -1,0 +1,108 @@
+//! Signed zones: guests that validate behind us, and a network that has us validate.
+
+use super::*;
+use crate::lab::succeed;
+
+/// nsd on the lab's internet with signed.example, signed with a key made here, and broken.example, where a record was
+/// changed after signing. Their keys, as trust anchors.
+fn signed_zones(lab: &Lab) -> (Server, String) {
+    with_server_address(lab);
+    let at = lab.directory();
+    let mut anchors = String::new();
+    let mut zones = String::new();
+    for zone in ["signed.example", "broken.example"] {
+        let keygen =
+            succeed(Command::new("ldns-keygen").current_dir(at).args(["-a", "ECDSAP256SHA256", "-k", zone]));
+        let key = keygen.trim();
+        let file = at.join(zone);
+        let text = format!(
+            "$ORIGIN {zone}.\n$TTL 300\n@ IN SOA ns root 1 3600 600 86400 60\n@ IN NS ns\nns IN A {SERVER}\n\
+             www IN A 198.51.100.10\nalias IN CNAME www\n"
+        );
+        fs::write(&file, text).unwrap();
+        succeed(Command::new("ldns-signzone").current_dir(at).args([zone, key]));
+        let signed = at.join(format!("{zone}.signed"));
+        if zone.starts_with("broken") {
+            let text = fs::read_to_string(&signed).unwrap().replace("198.51.100.10", "198.51.100.66");
+            fs::write(&signed, text).unwrap();
+        }
+        anchors += &fs::read_to_string(at.join(format!("{key}.key"))).unwrap();
+        zones += &format!("zone:\n  name: {zone}\n  zonefile: {}\n", signed.display());
+    }
+    let path = at.join("nsd.conf");
+    let text = format!(
+        "server:\n  ip-address: {SERVER}\n  username: \"\"\n  chroot: \"\"\n  pidfile: \"\"\n  database: \"\"\n  \
+         zonesdir: \"{at}\"\n  xfrdfile: \"{at}/xfrd\"\n  zonelistfile: \"{at}/zones\"\n  server-count: 1\n  \
+         rrl-ratelimit: 0\nremote-control:\n  control-enable: no\n{zones}",
+        at = at.display()
+    );
+    fs::write(&path, text).unwrap();
+    let mut command = lab.inet.command("nsd");
+    command.args(["-d", "-c"]).arg(path);
+    (Server::start(command), anchors)
+}
+
+fn forwarding(settings: &str) -> String {
+    let zone =
+        |zone: &str| format!("[[network.resolver.forward]]\ndomain = \"{zone}\"\nservers = [\"{SERVER}\"]\n");
+    format!(
+        "[[network]]\n[network.resolver]\n{settings}\n{}{}",
+        zone("signed.example"),
+        zone("broken.example")
+    )
+}
+
+#[test]
+fn unbound_in_a_guest_validates_what_it_gets_from_us() {
+    let lab = Lab::new();
+    let (_nsd, anchors) = signed_zones(&lab);
+    let daemon = Daemon::start_with(&lab, &forwarding(""));
+    let guest = guest(&lab, &daemon);
+    let anchor = lab.directory().join("anchors");
+    fs::write(&anchor, anchors).unwrap();
+    let path = lab.directory().join("validator.conf");
+    let text = format!(
+        "server:\n  username: \"\"\n  chroot: \"\"\n  directory: \"/tmp\"\n  pidfile: \"\"\n  use-syslog: no\n  \
+         interface: 127.0.0.1\n  do-not-query-localhost: no\n  num-threads: 1\n  trust-anchor-file: \"{}\"\n\
+         remote-control:\n  control-enable: no\nforward-zone:\n  name: \".\"\n  forward-addr: {}\n",
+        anchor.display(),
+        guest.gateway
+    );
+    fs::write(&path, text).unwrap();
+    let mut command = guest.command("unbound");
+    command.args(["-d", "-c"]).arg(path);
+    let _validator = Server::start(command);
+    let ask = |name: &str| {
+        let output = guest.run("dig", &["@127.0.0.1", "+tries=1", "+time=8", "+dnssec", name]);
+        crate::lab::text(&output)
+    };
+    let secure = until("a validated answer", || {
+        let printed = ask("alias.signed.example");
+        if printed.contains("flags: qr rd ra ad;") { Ok(printed) } else { Err(printed) }
+    });
+    assert!(secure.contains("198.51.100.10") && secure.contains("RRSIG"), "{secure}");
+    let denied = ask("nothing.signed.example");
+    assert!(denied.contains("NXDOMAIN") && denied.contains("flags: qr rd ra ad;"), "{denied}");
+    assert!(ask("www.broken.example").contains("SERVFAIL"));
+}
+
+#[test]
+fn a_network_that_asks_for_it_gets_validated_answers_only() {
+    let lab = Lab::new();
+    let (_nsd, anchors) = signed_zones(&lab);
+    let anchor = lab.directory().join("anchors");
+    fs::write(&anchor, anchors).unwrap();
+    let settings = format!("dnssec = true\ntrust_anchor = {anchor:?}");
+    let daemon = Daemon::start_with(&lab, &forwarding(&settings));
+    let guest = guest(&lab, &daemon);
+    let secure = until("a validated answer", || {
+        let printed = guest.dig(&["www.signed.example", "+adflag"]);
+        if printed.contains("NOERROR") { Ok(printed) } else { Err(printed) }
+    });
+    assert!(secure.contains("flags: qr rd ra ad;") && !secure.contains("RRSIG"), "{secure}");
+    assert!(guest.dig(&["www.signed.example", "+dnssec"]).contains("RRSIG"));
+    let bogus = guest.dig(&["www.broken.example"]);
+    assert!(bogus.contains("SERVFAIL") && bogus.contains("EDE: 6"), "{bogus}");
+    // Who wants to judge for itself gets the answer as it is.
+    assert!(guest.dig(&["www.broken.example", "+cdflag"]).contains("198.51.100.66"));
+}

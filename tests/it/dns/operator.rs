@@ -1,0 +1,127 @@
+//! What an operator does with the resolver while guests ask it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::*;
+use crate::lab::{WEB, WEB_NAME};
+
+#[test]
+fn records_are_answered_at_once_and_outlive_a_restart() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = guest(&lab, &daemon);
+    assert!(guest.dig(&["db.vm.internal"]).contains("NXDOMAIN"));
+    let record = daemon.json(&["dns", "record", "add", "db", "A", "10.9.0.1", "--ttl", "7"]);
+    assert_eq!(record[0]["name"], "db.vm.internal");
+    daemon.guestnet(&["dns", "record", "add", "*.apps", "CNAME", "db.vm.internal"]);
+    let answer = guest.dig(&["x.apps.vm.internal"]);
+    assert!(answer.contains("10.9.0.1") && answer.contains("CNAME"), "{answer}");
+    let refused = daemon.client(&["dns", "record", "add", "db", "A", "10.9.0"]);
+    assert_eq!(refused.status.code(), Some(2));
+
+    daemon.stop();
+    let daemon = Daemon::start(&lab);
+    assert!(guest.dig(&["db.vm.internal"]).contains("10.9.0.1"));
+    assert_eq!(daemon.json(&["dns", "record", "list"]).as_array().unwrap().len(), 2);
+    assert_eq!(daemon.json(&["dns", "record", "delete", "db"])["deleted"], 1);
+    assert!(guest.dig(&["db.vm.internal"]).contains("NXDOMAIN"));
+}
+
+#[test]
+fn the_cache_is_looked_at_and_flushed_and_an_answers_way_is_told() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = guest(&lab, &daemon);
+    for _ in 0..3 {
+        assert!(guest.dig(&[WEB_NAME]).contains(WEB));
+    }
+    let cache = daemon.json(&["dns", "cache", "stats"]);
+    assert_eq!((&cache[0]["entries"], &cache[0]["cache_hits"]), (&1.into(), &2.into()));
+    let top = daemon.json(&["dns", "top"]);
+    assert_eq!(top[0]["names"][0]["name"], "web.example.com.");
+    assert_eq!(top[0]["guests"][0]["vm_id"], "web-1");
+    let explained = daemon.json(&["dns", "query", "--as", "web-1", WEB_NAME]);
+    assert_eq!(explained["rcode"], "NOERROR");
+    assert!(explained["way"].to_string().contains("cache: fresh"), "{explained}");
+    assert_eq!(daemon.json(&["dns", "cache", "flush", "example.com"])["flushed"], 1);
+    let explained = daemon.json(&["dns", "query", "--as", "web-1", WEB_NAME]);
+    assert!(explained["way"].to_string().contains("answered by upstream 8.8."), "{explained}");
+    assert!(daemon.json(&["dns", "cache", "flush", "all"])["flushed"].as_u64().unwrap() > 0);
+    assert_eq!(daemon.client(&["dns", "query", "--as", "nobody", WEB_NAME]).status.code(), Some(1));
+}
+
+#[test]
+fn a_million_names_are_denied_and_no_query_is_lost_during_a_hundred_updates() {
+    let lab = Lab::new();
+    let list = lab.directory().join("list");
+    let names: String = (0..1_000_000).map(|n| format!("n{n}.bad.example\n")).collect();
+    fs::write(&list, &names).unwrap();
+    let config = format!("[[network]]\n[[network.resolver.rule]]\nname = \"bad\"\nfile = {list:?}\n");
+    let daemon = Daemon::start_with(&lab, &config);
+    let guest = guest(&lab, &daemon);
+    assert_eq!(daemon.json(&["dns", "stats"])[0]["rules"][0]["names"], 1_000_000);
+    let denied = guest.dig(&["www.n999999.bad.example"]);
+    assert!(denied.contains("NXDOMAIN") && denied.contains("EDE: 15"), "{denied}");
+
+    let (done, asked, lost) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                for name in [WEB_NAME, "gateway.vm.internal", "n7.bad.example"] {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    if guest.look_up(name).is_none() {
+                        lost.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        for n in 0..40 {
+            daemon.guestnet(&["dns", "record", "add", "db", "A", &format!("10.9.0.{n}")]);
+        }
+        for n in 0..29 {
+            daemon.guestnet(&["vm", "create", &format!("vm{n}")]);
+        }
+        for n in 0..29 {
+            daemon.guestnet(&["vm", "delete", &format!("vm{n}")]);
+        }
+        fs::write(&list, names + "more.example\n").unwrap();
+        daemon.guestnet(&["dns", "reload"]);
+        daemon.guestnet(&["dns", "cache", "flush", "all"]);
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(guest.dig(&["more.example"]).contains("NXDOMAIN"));
+    let (asked, lost) = (asked.into_inner(), lost.into_inner());
+    assert!(asked > 300 && lost == 0, "{lost} of {asked} queries were lost");
+}
+
+#[test]
+fn with_dns_only_resolver_no_other_server_is_reached() {
+    let lab = Lab::new();
+    let rule = "[[network.resolver.rule]]\nname = \"ads\"\nnames = [\"ads.example\"]\n";
+    let config = format!("[[network]]\ndns_only_resolver = true\n{rule}");
+    let daemon = Daemon::start_with(&lab, &config);
+    let guest = guest(&lab, &daemon);
+    let elsewhere = |name: &str, options: &[&str]| {
+        let arguments = [&["@8.8.8.8", "+tries=1", "+time=8", name], options].concat();
+        crate::lab::text(&guest.run("dig", &arguments))
+    };
+    for options in [&[][..], &["+tcp"]] {
+        let denied = elsewhere("www.ads.example", options);
+        assert!(denied.contains("NXDOMAIN") && denied.contains("EDE: 15"), "{denied}");
+        assert!(elsewhere(WEB_NAME, options).contains(WEB));
+    }
+    // DNS over TLS, on a port that is open: refused at once.
+    let _listener = lab.inet.run(|| std::net::TcpListener::bind((WEB, 853)).unwrap());
+    let connect = || {
+        guest.inside.run(|| {
+            let address = format!("{WEB}:853").parse().unwrap();
+            std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(drop)
+        })
+    };
+    assert_eq!(connect().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+
+    daemon.stop();
+    let _daemon = Daemon::start_with(&lab, &format!("[[network]]\n{rule}"));
+    assert!(!elsewhere("www.ads.example", &[]).contains("EDE: 15"));
+    assert!(connect().is_ok());
+}

@@ -1,0 +1,114 @@
+//! Real servers as upstreams: by TLS and HTTPS, with certificates that fit and that do not; upstreams that come and go.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+
+use super::*;
+
+const NAME: &str = "dns.lab.example";
+
+/// A certificate authority of this test, and unbound with a certificate of it that ends in the year given.
+fn unbound_with_certificate(lab: &Lab, ends: i32) -> Server {
+    with_server_address(lab);
+    let mut authority = CertificateParams::new(vec![]).unwrap();
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut server = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
+    server.not_before = date_time_ymd(2020, 1, 1);
+    server.not_after = date_time_ymd(ends, 1, 1);
+    let server = server.signed_by(&key, &authority).unwrap();
+    let at = lab.directory();
+    fs::write(at.join("ca.pem"), authority.pem()).unwrap();
+    fs::write(at.join("server.pem"), server.pem()).unwrap();
+    fs::write(at.join("server.key"), key.serialize_pem()).unwrap();
+    unbound(
+        lab,
+        &format!(
+            "server:\n  interface: {SERVER}@853\n  interface: {SERVER}@443\n  tls-port: 853\n  https-port: 443\n  \
+             tls-service-pem: \"{at}/server.pem\"\n  tls-service-key: \"{at}/server.key\"\n  \
+             access-control: 0.0.0.0/0 allow\n  local-zone: \"secure.example.\" static\n  \
+             local-data: \"www.secure.example. 300 IN A 198.51.100.77\"\n",
+            at = at.display()
+        ),
+    )
+}
+
+fn network(lab: &Lab, upstream: &str) -> String {
+    let authority = lab.directory().join("ca.pem");
+    format!("[[network]]\ndns_servers = [\"{upstream}\"]\n[network.resolver]\nupstream_ca = {authority:?}\n")
+}
+
+#[test]
+fn upstreams_are_asked_by_tls_and_https() {
+    for upstream in [format!("tls://{SERVER}#{NAME}"), format!("https://{SERVER}/dns-query#{NAME}")] {
+        let lab = Lab::new();
+        let _unbound = unbound_with_certificate(&lab, 2090);
+        let daemon = Daemon::start_with(&lab, &network(&lab, &upstream));
+        let guest = guest(&lab, &daemon);
+        let answer = until(&upstream, || {
+            let printed = guest.dig(&["www.secure.example"]);
+            if printed.contains("198.51.100.77") { Ok(printed) } else { Err(printed) }
+        });
+        assert!(answer.contains("NOERROR"), "{answer}");
+        assert_eq!(daemon.json(&["dns", "stats"])[0]["upstreams"][0]["server"], upstream.as_str());
+    }
+}
+
+#[test]
+fn a_certificate_that_is_over_or_of_another_name_is_no_answer_and_is_named() {
+    for (ends, name, says) in [(2021, NAME, "expired"), (2090, "other.example", "name")] {
+        let lab = Lab::new();
+        let _unbound = unbound_with_certificate(&lab, ends);
+        let upstream = format!("tls://{SERVER}#{name}");
+        let daemon = Daemon::start_with(&lab, &network(&lab, &upstream));
+        let guest = guest(&lab, &daemon);
+        until("the reason in the statistics", || {
+            let printed = guest.dig(&["www.secure.example"]);
+            assert!(!printed.contains("198.51.100.77"), "{printed}");
+            let last = daemon.json(&["dns", "stats"])[0]["upstreams"][0]["last_error"].to_string();
+            if last.to_lowercase().contains(says) { Ok(()) } else { Err(last) }
+        });
+    }
+}
+
+#[test]
+fn an_upstream_that_falls_silent_and_comes_back_is_told() {
+    let lab = Lab::new();
+    with_server_address(&lab);
+    let daemon = Daemon::start_with(&lab, &format!("[[network]]\ndns_servers = [\"{SERVER}\"]\n"));
+    let guest = guest(&lab, &daemon);
+    let told = |kind: &str| {
+        let status = daemon.json(&["status"]);
+        let events = status["recent_events"].as_array().unwrap();
+        events.iter().any(|event| event["kind"] == kind && event["detail"].to_string().contains(SERVER))
+    };
+    let mut asked = 0;
+    until("upstream_down", || {
+        asked += 1;
+        guest.look_up(&format!("n{asked}.example.com"));
+        if told("upstream_down") { Ok(()) } else { Err(daemon.guestnet(&["status"])) }
+    });
+    assert_eq!(daemon.json(&["dns", "stats"])[0]["upstreams"][0]["up"], false);
+    let _unbound =
+        unbound(&lab, &format!("server:\n  interface: {SERVER}\n  access-control: 0.0.0.0/0 allow\n"));
+    until("upstream_up", || if told("upstream_up") { Ok(()) } else { Err(daemon.guestnet(&["status"])) });
+}
+
+#[test]
+fn an_upstream_that_cannot_be_or_cannot_be_reached_is_named() {
+    let lab = Lab::new();
+    for (upstreams, named) in [("\"8.8.8\"", "8.8.8"), ("\"tls://dns.example\"", "tls://dns.example")] {
+        let config = format!("[[network]]\ndns_servers = [{upstreams}]\n");
+        let output = crate::lab::daemon::serve_command(&lab, &config).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let printed = crate::lab::text(&output);
+        assert!(printed.contains("network[0].dns_servers") && printed.contains(named), "{printed}");
+    }
+    let daemon = Daemon::start_with(&lab, "[[network]]\ndns_servers = [\"198.51.100.99\"]\n");
+    let guest = guest(&lab, &daemon);
+    let printed = guest.dig(&["www.example.com"]);
+    assert!(printed.contains("SERVFAIL") && printed.contains("EDE: 22"), "{printed}");
+    let upstream = &daemon.json(&["dns", "stats"])[0]["upstreams"][0];
+    assert_eq!(upstream["server"], "198.51.100.99");
+    assert!(!upstream["last_error"].as_str().unwrap().is_empty());
+}

@@ -1,0 +1,85 @@
+//! A guest that is a network namespace: programs of this machine at the inner end of a VM's port, with the guest's MAC and
+//! address, so that everything on the way to the host is as for a VM.
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{Lab, Namespace, succeed, text};
+
+pub struct PortGuest {
+    pub inside: Namespace,
+    pub gateway: String,
+    pub address: String,
+}
+
+impl PortGuest {
+    /// `vm` as `vm create --json` gave it. Its TAP is out of use from here on.
+    pub fn of(lab: &Lab, vm: &Value) -> Self {
+        let text = |key: &str| vm[key].as_str().expect("text").to_owned();
+        let inside = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
+        let guest = Self { inside, gateway: text("gateway"), address: text("ip_address") };
+        guest.succeed("tc", &["qdisc", "del", "dev", "in0", "ingress"]);
+        guest.succeed("ip", &["link", "set", "in0", "down"]);
+        guest.succeed("ip", &["link", "set", "in0", "address", &text("mac_address")]);
+        guest.succeed("ip", &["link", "set", "in0", "up"]);
+        guest.succeed("ip", &["link", "set", "lo", "up"]);
+        let prefix = format!("{}/{}", guest.address, vm["prefix_len"]);
+        guest.succeed("ip", &["addr", "add", &prefix, "dev", "in0"]);
+        guest.succeed("ip", &["route", "add", "default", "via", &guest.gateway]);
+        guest
+    }
+
+    pub fn command(&self, program: &str) -> Command {
+        self.inside.command(program)
+    }
+
+    pub fn succeed(&self, program: &str, arguments: &[&str]) -> String {
+        succeed(self.command(program).args(arguments))
+    }
+
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        self.command(program).args(arguments).output().expect("a program of this machine")
+    }
+
+    /// dig at the gateway, once: a retry would hide what is lost.
+    pub fn dig(&self, arguments: &[&str]) -> String {
+        let server = format!("@{}", self.gateway);
+        text(&self.run("dig", &[&[server.as_str(), "+tries=1", "+time=8"], arguments].concat()))
+    }
+
+    /// A stub of this machine, which finds the gateway in its resolv.conf.
+    pub fn with_resolv_conf(&self, lab: &Lab, program: &str, arguments: &[&str]) -> Output {
+        let resolv_conf = lab.directory().join("resolv.conf");
+        let content =
+            format!("nameserver {}\nsearch vm.internal\noptions timeout:8 attempts:1\n", self.gateway);
+        std::fs::write(&resolv_conf, content).expect("a resolv.conf");
+        let nsswitch = lab.directory().join("nsswitch.conf");
+        std::fs::write(&nsswitch, "hosts: dns\n").expect("a nsswitch.conf");
+        let script = "mount --bind \"$1\" /etc/resolv.conf && mount --bind \"$2\" /etc/nsswitch.conf && shift 2 && \
+                      exec \"$@\"";
+        let mut command = self.command("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(resolv_conf).arg(nsswitch);
+        command.arg(program).args(arguments).output().expect("a program of this machine")
+    }
+
+    /// How long a look-up of an A record took, and its rcode; `None` if nothing came within five seconds, which is when a
+    /// stub gives up.
+    pub fn look_up(&self, name: &str) -> Option<(Duration, u8)> {
+        let socket = self.inside.run(|| UdpSocket::bind("0.0.0.0:0").expect("a socket"));
+        socket.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        let mut query = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\0".to_vec();
+        for label in name.split('.') {
+            query.push(label.len() as u8);
+            query.extend_from_slice(label.as_bytes());
+        }
+        query.extend_from_slice(b"\0\0\x01\0\x01");
+        let begun = Instant::now();
+        socket.send_to(&query, (self.gateway.as_str(), 53)).expect("a query");
+        let mut answer = [0; 1_500];
+        socket.recv(&mut answer).ok().map(|_| (begun.elapsed(), answer[3] & 0xf))
+    }
+}
