@@ -76,6 +76,8 @@ pub(super) struct Channel {
     address: SocketAddr,
     transport: UpstreamTransport,
     config: Arc<ClientConfig>,
+    /// Ends the connections' tasks when it is dropped.
+    provider: TokioRuntimeProvider,
     connection: Mutex<Connection>,
 }
 
@@ -89,7 +91,8 @@ impl Channel {
     pub(super) fn new(server: &Server, trust: &Trust) -> Option<Self> {
         let config = trust.0.clone().filter(|_| server.transport != UpstreamTransport::Plain)?;
         let (address, transport) = (server.address, server.transport.clone());
-        Some(Self { address, transport, config, connection: Mutex::default() })
+        let provider = TokioRuntimeProvider::new();
+        Some(Self { address, transport, config, provider, connection: Mutex::default() })
     }
 
     pub(super) async fn ask(&self, question: &Question, edns: bool) -> io::Result<Verdict> {
@@ -147,7 +150,7 @@ impl Channel {
     }
 
     async fn connect(&self) -> Result<DnsExchange<TokioRuntimeProvider>, String> {
-        let provider = TokioRuntimeProvider::new();
+        let provider = self.provider.clone();
         let made = match &self.transport {
             UpstreamTransport::Https { name, path } => {
                 let builder = HttpsClientStream::builder(self.config.clone(), provider);
