@@ -10,7 +10,10 @@ use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
-use super::{ChangedSysctl, OwnedLink, StoreError, accounts, dns_records, owned, policies, reservations, user_data, vms};
+use super::{
+    ChangedSysctl, OwnedLink, StoreError, accounts, dns_records, owned, policies, reservations, user_data,
+    vms,
+};
 use crate::model::{Account, DnsRecord, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
 use crate::policy::Scope;
 
