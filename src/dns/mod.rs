@@ -22,8 +22,6 @@ mod counters;
 mod fair;
 mod flights;
 mod forward;
-#[cfg(fuzzing)]
-pub mod fuzzing;
 mod guests;
 mod histogram;
 mod local;
