@@ -17,6 +17,7 @@ mod lab;
 mod bind;
 mod cni;
 mod debian;
+mod dhcp;
 mod dns;
 mod measure;
 mod packet;
@@ -29,11 +30,8 @@ use report::Report;
 type Benchmark = (&'static str, fn() -> Report);
 
 /// Each benchmark by the name it is called by.
-<<<<<<< HEAD
-const BENCHMARKS: &[Benchmark] = &[("bind", bind::run), ("packet", packet::run), ("dns", dns::run)];
-=======
-const BENCHMARKS: &[Benchmark] = &[("bind", bind::run), ("dhcp", dhcp::run), ("packet", packet::run)];
->>>>>>> 25107b3 (bench dhcp: leases a second and their cost, storms and a flood, beside dnsmasq, Kea and ISC dhcpd)
+const BENCHMARKS: &[Benchmark] =
+    &[("bind", bind::run), ("dhcp", dhcp::run), ("packet", packet::run), ("dns", dns::run)];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

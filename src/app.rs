@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::api::{ApiServer, ApiSocket, Bounds, SocketError, Sources};
+use crate::api::{ApiServer, ApiSocket, Bounds, LeaseSources, SocketError, Sources};
 use crate::bridges::{Bridges, BridgesError};
 use crate::config::{Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, Journal, JournalError, Leases};
@@ -202,7 +202,13 @@ async fn start(
     let manager = Manager::new(&config.networks, parts)?;
     // Before anything is touched: a stored VM that the configuration has no place for stops the start.
     manager.readmit()?;
-    Reservations::open(&config.networks, &config.reservations, store.clone(), registry.clone(), leases)?;
+    let reservations = Reservations::open(
+        &config.networks,
+        &config.reservations,
+        store.clone(),
+        registry.clone(),
+        leases.clone(),
+    )?;
     host.lock().await.raise().await?;
     let guests = registry.all().into_iter().filter(|binding| binding.network.plumbing == Plumbing::Managed);
     let guests = guests.map(|binding| Guest::new(&binding.vm, binding.network.clone())).collect();
@@ -228,8 +234,15 @@ async fn start(
     host.lock().await.open_for_guests()?;
     manager.adopt().await?;
     let admin = DnsAdmin::new(dns.iter().map(DnsServer::control).collect(), store.clone());
-    let sources =
-        Sources { started_at: SystemTime::now(), events: events.clone(), dhcp: counters, dns: admin };
+    let lease_sources = LeaseSources { registry, leases };
+    let sources = Sources {
+        started_at: SystemTime::now(),
+        events: events.clone(),
+        dhcp: counters,
+        dns: admin,
+        leases: lease_sources,
+        reservations,
+    };
     let api = ApiServer::start(socket, manager.clone(), sources, Bounds::default())
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     // Last: a start that fails leaves no slots.

@@ -7,6 +7,8 @@ mod dns;
 mod errors;
 mod events;
 mod guest_config;
+mod leases;
+mod reservations;
 mod server;
 mod service;
 mod socket;
@@ -17,6 +19,8 @@ mod vms;
 pub mod wire;
 
 pub use caller::{Access, Caller, Peer};
+pub use leases::LeaseSources;
+pub use reservations::{options as dhcp_options_from_wire, wire_options as dhcp_options_to_wire};
 pub use server::{ApiServer, Bounds};
 pub use socket::{ApiSocket, SocketError};
 pub use status::Sources;

@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use super::caller::{Peer, peer};
 use super::errors::{code_of, status};
 use super::streams::Streams;
-use super::{Sources, dns, events, guest_config, stats, status as status_of, vms, wire};
+use super::{Sources, dns, events, guest_config, reservations, stats, status as status_of, vms, wire};
 use crate::manager::{CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
@@ -165,10 +165,48 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::ListLeasesRequest>,
     ) -> ServiceResult<v1::ListLeasesResponse> {
+        Response::ok(self.sources.leases.list(&self.manager, &request)?)
+    }
+
+    async fn get_lease(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::GetLeaseRequest>,
+    ) -> ServiceResult<v1::GetLeaseResponse> {
+        Response::ok(self.sources.leases.get(&self.manager, request.to_owned_message())?)
+    }
+
+    async fn watch_leases(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::WatchLeasesRequest>,
+    ) -> ServiceResult<ServiceStream<v1::WatchLeasesResponse>> {
         let network = wire::network_id(request.network_id)?;
-        let leases = self.manager.leases(network.as_ref()).map_err(status)?;
-        let leases = leases.iter().map(|(binding, view)| wire::lease(binding, view)).collect();
-        Response::ok(v1::ListLeasesResponse { leases, ..Default::default() })
+        self.streams.serve(self.sources.leases.watch(network))
+    }
+
+    async fn add_reservations(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::AddReservationsRequest>,
+    ) -> ServiceResult<v1::AddReservationsResponse> {
+        Response::ok(reservations::add(&self.sources.reservations, request.to_owned_message()).await?)
+    }
+
+    async fn list_reservations(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::ListReservationsRequest>,
+    ) -> ServiceResult<v1::ListReservationsResponse> {
+        Response::ok(reservations::list(&self.sources.reservations, &request)?)
+    }
+
+    async fn delete_reservation(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::DeleteReservationRequest>,
+    ) -> ServiceResult<v1::DeleteReservationResponse> {
+        Response::ok(reservations::delete(&self.sources.reservations, request.to_owned_message()).await?)
     }
 
     async fn list_networks(

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::wire;
+use super::{LeaseSources, wire};
 use crate::dhcp;
 use crate::dns::{DnsAdmin, DnsCounters};
 use crate::events::Events;
 use crate::manager::{Manager, ManagerError};
 use crate::model::LeaseState;
 use crate::proto::guestnet::v1;
+use crate::reservations::Reservations;
 
 /// Events that a status shows.
 const EVENTS: usize = 10;
@@ -23,6 +24,8 @@ pub struct Sources {
     pub dhcp: Arc<dhcp::Counters>,
     /// The networks' resolvers, of those that have one.
     pub dns: DnsAdmin,
+    pub leases: LeaseSources,
+    pub reservations: Reservations,
 }
 
 pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStatusResponse, ManagerError> {

@@ -5,12 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use buffa::view::MessageView as _;
 use buffa_types::google::protobuf::Timestamp;
 use ipnetwork::Ipv4Network;
 
 use crate::events::{Event, EventKind};
 use crate::manager::{CreateVm, NetworkStatus};
-use crate::model::{GuestNet, Invalid, LeaseView, Mac, NetworkName, RateMbps, Subnet, Vm, VmId};
+use crate::model::{GuestNet, Invalid, Mac, NetworkName, RateMbps, Subnet, Vm, VmId};
 use crate::proto::guestnet::v1;
 use crate::registry::Binding;
 
@@ -66,6 +67,10 @@ pub fn event_kind(text: &str) -> Result<EventKind, FieldError> {
 
 pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateVm, FieldError> {
     let rate_limit = request.rate_limit_mbps.map(RateMbps::try_from).transpose();
+    let options = request.dhcp_options.as_option().map(|options| options.to_owned_message()).transpose();
+    let unreadable =
+        |error| FieldError::new("dhcp_options", Invalid::new(error, "a message of DHCP options"));
+    let options = options.map_err(unreadable)?;
     Ok(CreateVm {
         vm_id: vm_id(request.vm_id)?,
         network: network_id(request.network_id)?,
@@ -74,7 +79,7 @@ pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateV
         mac: parse_set("mac_address", request.mac_address)?,
         hostname: parse_set("hostname", request.hostname)?,
         rate_limit: rate_limit.map_err(|invalid| FieldError::new("rate_limit_mbps", invalid))?,
-        dhcp_options: None,
+        dhcp_options: options.as_ref().map(super::reservations::options).transpose()?,
     })
 }
 
@@ -98,21 +103,6 @@ pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
         created_at: timestamp_us(vm.created_at_us).into(),
         rate_limit_mbps: vm.rate_limit.or(network.rate_limit).map(RateMbps::mbps).unwrap_or_default(),
         domain: guest.domain.to_string(),
-        ..Default::default()
-    }
-}
-
-pub fn lease(binding: &Binding, view: &LeaseView) -> v1::Lease {
-    v1::Lease {
-        vm_id: binding.vm.vm_id.to_string(),
-        network_id: binding.vm.network.to_string(),
-        mac_address: binding.vm.mac.to_string(),
-        ip_address: binding.vm.address.to_string(),
-        hostname: binding.vm.hostname.to_string(),
-        state: view.state.to_string(),
-        last_seen: view.last_seen.map(timestamp).into(),
-        expires_at: view.expires_at.map(timestamp).into(),
-        vendor_class: view.vendor_class.clone().unwrap_or_default(),
         ..Default::default()
     }
 }
@@ -194,7 +184,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{DnsMode, LeaseState, Network, Slot, testing};
+    use crate::model::{DnsMode, Network, Slot, testing};
 
     fn binding(rate_limit: Option<u32>) -> Binding {
         let network = Network {
@@ -280,25 +270,6 @@ mod tests {
             break_it(&mut vm);
             assert_eq!(guest_net(&vm).unwrap_err().field, field);
         }
-    }
-
-    #[test]
-    fn a_lease_shows_only_the_times_it_has() {
-        let never = lease(&binding(None), &LeaseView::default());
-        assert_eq!(never.state, "reserved");
-        assert!(never.last_seen.is_unset() && never.expires_at.is_unset());
-
-        let bound = LeaseView {
-            state: LeaseState::Bound,
-            last_seen: Some(UNIX_EPOCH + Duration::from_millis(1_500)),
-            expires_at: Some(UNIX_EPOCH + Duration::from_secs(3_600)),
-            vendor_class: Some("udhcp 1.35.0".into()),
-            ..LeaseView::default()
-        };
-        let bound = lease(&binding(None), &bound);
-        assert_eq!(bound.last_seen, Timestamp::from_unix(1, 500_000_000).into());
-        assert_eq!(bound.expires_at, Timestamp::from_unix(3_600, 0).into());
-        assert_eq!((bound.state.as_str(), bound.vendor_class.as_str()), ("bound", "udhcp 1.35.0"));
     }
 
     #[test]

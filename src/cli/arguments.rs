@@ -6,11 +6,13 @@ use clap::{Args, Parser, Subcommand};
 use super::dns::DnsCommand;
 use super::events::EventsArguments;
 use super::gen_arguments::GenCommand;
+use super::lease::LeaseCommand;
 use super::output::Format;
+use super::reservation::{ReservationCommand, dhcp_options};
 use super::stats::StatsCommand;
 use super::user_data::UserDataCommand;
 use crate::api::DEFAULT_SOCKET;
-use crate::model::{Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
+use crate::model::{DhcpOptions, Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
 
 /// The guest network of a microVM host.
@@ -57,6 +59,9 @@ pub(super) enum Command {
     /// Reservations, and what guests have made of them.
     #[command(subcommand)]
     Lease(LeaseCommand),
+    /// Addresses for MACs on networks whose plumbing is somebody else's.
+    #[command(subcommand)]
+    Reservation(ReservationCommand),
     /// The configured networks.
     #[command(subcommand)]
     Network(NetworkCommand),
@@ -121,6 +126,9 @@ pub(super) struct CreateVm {
     /// Limit in Mbit/s each way [default: the network's].
     #[arg(long, value_name = "MBPS", value_parser = rate)]
     rate_mbps: Option<RateMbps>,
+    /// DHCP options of its own, as in the configuration: 'ntp_servers = ["10.0.0.1"], bootfile_name = "a"'.
+    #[arg(long, value_name = "TOML", value_parser = dhcp_options)]
+    dhcp_options: Option<DhcpOptions>,
 }
 
 impl CreateVm {
@@ -145,6 +153,7 @@ impl CreateVm {
             mac_address: text(&self.mac),
             hostname: text(&self.hostname),
             rate_limit_mbps: self.rate_mbps.map(RateMbps::mbps),
+            dhcp_options: self.dhcp_options.as_ref().map(crate::api::dhcp_options_to_wire).into(),
             ..Default::default()
         }
     }
@@ -180,16 +189,6 @@ impl From<ListVms> for v1::ListVmNetworksRequest {
             ..Self::default()
         }
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum LeaseCommand {
-    /// Print every reservation with its lease.
-    List {
-        /// Only those of this network.
-        #[arg(long, value_name = "NAME")]
-        network: Option<NetworkName>,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -109,6 +109,64 @@ impl Client {
         Ok(answer.into_owned().leases)
     }
 
+    pub(super) async fn lease(&self, key: v1::get_lease_request::Key) -> Result<v1::Lease, CliError> {
+        let request = v1::GetLeaseRequest { key: Some(key), ..Default::default() };
+        let answer = self.service.get_lease(request).await.map_err(|error| self.failed(error))?;
+        let lease = answer.into_owned().lease.into_option();
+        lease.ok_or_else(|| CliError::Answer("it names no lease".into()))
+    }
+
+    /// Hands every change to `each`, until the service stops or `each` fails.
+    pub(super) async fn watch_leases(
+        &self,
+        network: Option<NetworkName>,
+        mut each: impl FnMut(v1::Lease) -> Result<bool, CliError>,
+    ) -> Result<(), CliError> {
+        let network_id = network.map(|name| name.to_string());
+        let request = v1::WatchLeasesRequest { network_id, ..Default::default() };
+        let answers = self.streams.watch_leases(request).await;
+        let mut answers = answers.map_err(|error| self.failed(error))?;
+        while let Some(answer) = answers.message().await.map_err(|error| self.failed(error))? {
+            let lease = answer.to_owned_message().lease.into_option();
+            if let Some(lease) = lease
+                && !each(lease)?
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn add_reservations(
+        &self,
+        reservations: Vec<v1::NewReservation>,
+    ) -> Result<Vec<v1::Reservation>, CliError> {
+        let request = v1::AddReservationsRequest { reservations, ..Default::default() };
+        let answer = self.service.add_reservations(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned().reservations)
+    }
+
+    pub(super) async fn list_reservations(
+        &self,
+        network: Option<NetworkName>,
+    ) -> Result<Vec<v1::Reservation>, CliError> {
+        let network_id = network.map(|name| name.to_string());
+        let request = v1::ListReservationsRequest { network_id, ..Default::default() };
+        let answer = self.service.list_reservations(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned().reservations)
+    }
+
+    pub(super) async fn delete_reservation(
+        &self,
+        network: Option<&NetworkName>,
+        key: v1::delete_reservation_request::Key,
+    ) -> Result<(), CliError> {
+        let network_id = network.map(ToString::to_string);
+        let request = v1::DeleteReservationRequest { network_id, key: Some(key), ..Default::default() };
+        self.service.delete_reservation(request).await.map_err(|error| self.failed(error))?;
+        Ok(())
+    }
+
     pub(super) async fn list_networks(&self) -> Result<Vec<v1::Network>, CliError> {
         let answer = self.service.list_networks(v1::ListNetworksRequest::default()).await;
         Ok(answer.map_err(|error| self.failed(error))?.into_owned().networks)

@@ -10,8 +10,11 @@ mod events;
 mod gen_arguments;
 mod gen_dhcp;
 mod generate;
+mod lease;
 mod output;
 mod progress;
+mod reservation;
+mod reservation_file;
 mod stats;
 mod status;
 mod user_data;
@@ -29,7 +32,7 @@ use connectrpc::{ConnectError, ErrorCode};
 use crate::app::{self, AppError};
 use crate::guestcfg::Refusal;
 use crate::model::{Invalid, VmId};
-use arguments::{Arguments, Command, CreateVm, LeaseCommand, NetworkCommand, VmCommand};
+use arguments::{Arguments, Command, CreateVm, NetworkCommand, VmCommand};
 use client::Client;
 use output::Format;
 use progress::Progress;
@@ -164,9 +167,8 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             Ok(Vec::new())
         }
         Command::Vm(command) => vm(&client, format, command).await.map(String::into_bytes),
-        Command::Lease(LeaseCommand::List { network }) => {
-            Ok(output::leases(format, &client.list_leases(network).await?).into_bytes())
-        }
+        Command::Lease(command) => lease::run(&client, format, command).await,
+        Command::Reservation(command) => reservation::run(&client, format, command).await,
         Command::Network(NetworkCommand::List) => {
             Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }

@@ -18,6 +18,7 @@ mod bad_input;
 mod booted;
 mod crash;
 mod demo;
+mod dhcp;
 mod dns;
 mod first_guest;
 mod guest_config;

@@ -16,6 +16,7 @@ pub mod debian;
 pub mod frames;
 pub mod guest;
 pub mod inet;
+pub mod lan;
 pub mod namespace;
 pub mod port;
 pub mod scenario;

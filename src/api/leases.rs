@@ -1,0 +1,170 @@
+//! Leases over the API: all, one, or as they change. A VM's lease and that of a client on external plumbing look the same.
+
+use std::collections::VecDeque;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use connectrpc::{ConnectError, ErrorCode};
+use futures_util::{Stream, stream};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::errors::{refusal, status};
+use super::wire::{self, FieldError};
+use crate::dhcp::{LeaseChanges, Leases};
+use crate::manager::Manager;
+use crate::model::{Invalid, LeaseView, Mac, NetworkName, VmId};
+use crate::proto::guestnet::v1;
+use crate::registry::{Registry, Reserved};
+
+/// Where leases are found.
+#[derive(Clone)]
+pub struct LeaseSources {
+    pub registry: Registry,
+    pub leases: Leases,
+}
+
+impl LeaseSources {
+    fn lease(&self, reserved: &Reserved) -> v1::Lease {
+        let view = self.leases.view(&reserved.network.name, &reserved.guest, SystemTime::now());
+        lease(reserved, &view)
+    }
+
+    pub(super) fn list(
+        &self,
+        manager: &Manager,
+        request: &v1::ListLeasesRequestView<'_>,
+    ) -> Result<v1::ListLeasesResponse, ConnectError> {
+        let only = wire::network_id(request.network_id)?;
+        if let Some(name) = &only {
+            // Only to refuse one that is not there.
+            manager.list(Some(name)).map_err(status)?;
+        }
+        let networks = manager.networks().into_iter().map(|status| status.network.name.clone());
+        let networks = networks.filter(|name| only.as_ref().is_none_or(|only| only == name));
+        let mut all: Vec<Arc<Reserved>> = networks.flat_map(|name| self.registry.reserved(&name)).collect();
+        // VMs by their ids, as everywhere; then the others by address.
+        all.sort_by(|a, b| {
+            let key = |reserved: &Reserved| (reserved.vm_id.is_none(), reserved.vm_id.clone());
+            key(a).cmp(&key(b))
+        });
+        let leases = all.iter().map(|reserved| self.lease(reserved)).collect();
+        Ok(v1::ListLeasesResponse { leases, ..Default::default() })
+    }
+
+    /// One lease, by vm_id, MAC or address.
+    pub(super) fn get(
+        &self,
+        manager: &Manager,
+        request: v1::GetLeaseRequest,
+    ) -> Result<v1::GetLeaseResponse, ConnectError> {
+        use v1::get_lease_request::Key;
+        let networks: Vec<NetworkName> =
+            manager.networks().into_iter().map(|status| status.network.name.clone()).collect();
+        let found = match &request.key {
+            Some(Key::VmId(text)) => {
+                let vm_id: VmId = wire::vm_id(text)?;
+                let binding = self.registry.by_vm(&vm_id);
+                binding.and_then(|binding| self.registry.by_mac(&binding.network.name, binding.vm.mac))
+            }
+            Some(Key::MacAddress(text)) => {
+                let mac: Mac = wire::parse("mac_address", text)?;
+                networks.iter().find_map(|name| self.registry.by_mac(name, mac))
+            }
+            Some(Key::IpAddress(text)) => {
+                let address: Ipv4Addr = wire::parse_address("ip_address", text)?;
+                networks.iter().find_map(|name| self.registry.by_address(name, address))
+            }
+            None => {
+                let invalid = Invalid::new("", "vm_id, mac_address or ip_address");
+                return Err(FieldError::new("key", invalid).into());
+            }
+        };
+        let missing = || {
+            let words = "nothing is reserved for it: guestnet lease list shows what is";
+            refusal(ErrorCode::NotFound, "NO_LEASE", words.to_owned())
+        };
+        let reserved = found.ok_or_else(missing)?;
+        Ok(v1::GetLeaseResponse { lease: self.lease(&reserved).into(), ..Default::default() })
+    }
+
+    /// Leases as they change.
+    pub(super) fn watch(
+        &self,
+        only: Option<NetworkName>,
+    ) -> impl Stream<Item = Result<v1::WatchLeasesResponse, ConnectError>> + Send + 'static {
+        let changes = self.leases.watch();
+        let state = (self.clone(), only, changes, VecDeque::new());
+        stream::unfold(state, |(sources, only, mut changes, mut waiting)| async move {
+            loop {
+                if let Some(answer) = waiting.pop_front() {
+                    return Some((Ok(answer), (sources, only, changes, waiting)));
+                }
+                let group: LeaseChanges = match changes.recv().await {
+                    Ok(group) => group,
+                    // What was missed is in `lease list`.
+                    Err(RecvError::Lagged(_)) => continue,
+                    Err(RecvError::Closed) => return None,
+                };
+                let wanted = group
+                    .iter()
+                    .filter(|reserved| only.as_ref().is_none_or(|only| *only == reserved.network.name));
+                waiting.extend(wanted.map(|reserved| v1::WatchLeasesResponse {
+                    lease: sources.lease(reserved).into(),
+                    ..Default::default()
+                }));
+            }
+        })
+    }
+}
+
+fn lease(reserved: &Reserved, view: &LeaseView) -> v1::Lease {
+    v1::Lease {
+        vm_id: reserved.vm_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        network_id: reserved.network.name.to_string(),
+        mac_address: reserved.guest.mac.to_string(),
+        ip_address: reserved.guest.address.to_string(),
+        hostname: reserved.guest.hostname.to_string(),
+        state: view.state.to_string(),
+        last_seen: view.last_seen.map(wire::timestamp).into(),
+        expires_at: view.expires_at.map(wire::timestamp).into(),
+        vendor_class: view.vendor_class.clone().unwrap_or_default(),
+        last_exchange: view.last_exchange.map(|exchange| exchange.to_string()).unwrap_or_default(),
+        wished_hostname: view.wished_hostname.clone().unwrap_or_default(),
+        ..Default::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use buffa_types::google::protobuf::Timestamp;
+
+    use super::*;
+    use crate::model::{LastExchange, LeaseState, testing};
+    use crate::registry::Binding;
+
+    #[test]
+    fn a_lease_shows_only_the_times_it_has() {
+        let reserved = Reserved::of_vm(&Binding::new(testing::vm(1), Arc::new(testing::network())));
+        let never = lease(&reserved, &LeaseView::default());
+        assert_eq!((never.vm_id.as_str(), never.state.as_str()), ("vm1", "reserved"));
+        assert!(never.last_seen.is_unset() && never.expires_at.is_unset() && never.last_exchange.is_empty());
+
+        let bound = LeaseView {
+            state: LeaseState::Bound,
+            last_seen: Some(UNIX_EPOCH + Duration::from_millis(1_500)),
+            expires_at: Some(UNIX_EPOCH + Duration::from_secs(3_600)),
+            vendor_class: Some("udhcp 1.35.0".into()),
+            wished_hostname: Some("evil".into()),
+            last_exchange: Some(LastExchange { asked: "request", outcome: "ack" }),
+        };
+        let bound = lease(&reserved, &bound);
+        assert_eq!(bound.last_seen, Timestamp::from_unix(1, 500_000_000).into());
+        assert_eq!(bound.expires_at, Timestamp::from_unix(3_600, 0).into());
+        assert_eq!((bound.state.as_str(), bound.vendor_class.as_str()), ("bound", "udhcp 1.35.0"));
+        assert_eq!((bound.hostname.as_str(), bound.wished_hostname.as_str()), ("vm1", "evil"));
+        assert_eq!(bound.last_exchange, "request: ack");
+    }
+}

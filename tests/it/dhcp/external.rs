@@ -1,0 +1,202 @@
+//! External plumbing: guestnet serves DHCP and DNS on a bridge that is not its own.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::lan::{self, Sniffer};
+use crate::lab::{Daemon, Lab, Namespace, assert_same, text};
+
+const MAC: &str = "52:54:00:00:00:01";
+
+/// One exchange of busybox's client; the address it got.
+fn lease(machine: &Namespace) -> Option<String> {
+    let script = "case $1 in bound) ip addr replace $ip/$mask dev $interface; echo got $ip >&2;; esac";
+    let path =
+        std::env::temp_dir().join(format!("udhcpc-{}-{:?}", std::process::id(), std::thread::current().id()));
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut client = machine.command("busybox");
+    client.args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "3", "-T", "1", "-s"]).arg(&path);
+    let output = client.output().expect("busybox");
+    std::fs::remove_file(&path).unwrap();
+    let said = text(&output);
+    said.lines().find_map(|line| line.strip_prefix("got ")).map(ToOwned::to_owned)
+}
+
+fn resolve(machine: &Namespace, name: &str) -> String {
+    text(&machine.command("busybox").args(["nslookup", "-type=a", name, lan::SERVER]).output().unwrap())
+}
+
+#[test]
+fn a_bridge_that_somebody_else_made_is_served_and_left_as_it_is() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", MAC);
+    let before = lab.host_state();
+    let bridge = lab.on_host("ip", &["-d", "link", "show", lan::BRIDGE]);
+    let reservation =
+        format!("[[network.reservation]]\nmac = \"{MAC}\"\nip_address = \"10.9.0.10\"\nhostname = \"build\"");
+    {
+        let daemon = Daemon::start_with(&lab, &lan::network(&reservation));
+        assert_eq!(lease(&machine).as_deref(), Some("10.9.0.10"));
+        assert!(resolve(&machine, "build.vm.internal").contains("10.9.0.10"));
+        let leases = daemon.json(&["lease", "list"]);
+        let lease = &leases[0];
+        assert_eq!((&lease["state"], &lease["hostname"]), (&"bound".into(), &"build".into()));
+        assert_eq!((&lease["network_id"], &lease["last_exchange"]), (&"lan".into(), &"request: ack".into()));
+        assert_same(&before, &lab.host_state());
+        assert_eq!(lab.on_host("ip", &["-d", "link", "show", lan::BRIDGE]), bridge);
+        // Its links are not guestnet's, so a VM has no place there.
+        let refused = daemon.client(&["vm", "create", "vm1"]);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(text(&refused).contains("external"), "{}", text(&refused));
+    }
+    assert_same(&before, &lab.host_state());
+}
+
+#[test]
+fn a_reservation_is_live_when_the_call_returns_and_gone_when_it_is_deleted() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", MAC);
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    assert_eq!(lease(&machine), None, "no reservation, no answer");
+    let added = daemon.json(&["reservation", "add", MAC, "10.9.0.10", "--hostname", "build"]);
+    assert_eq!((&added[0]["ip_address"], &added[0]["configured"]), (&"10.9.0.10".into(), &false.into()));
+    assert_eq!(lease(&machine).as_deref(), Some("10.9.0.10"));
+    // The same again is the same; something else is refused, with what it differs in.
+    daemon.guestnet(&["reservation", "add", MAC, "10.9.0.10"]);
+    let differs = daemon.client(&["reservation", "add", MAC, "10.9.0.11"]);
+    assert_eq!(differs.status.code(), Some(1));
+    assert!(
+        text(&differs).contains("10.9.0.10") && text(&differs).contains("10.9.0.11"),
+        "{}",
+        text(&differs)
+    );
+    let taken = daemon.client(&["reservation", "add", "52:54:00:00:00:02", "10.9.0.10"]);
+    assert!(text(&taken).contains(MAC), "{}", text(&taken));
+    // The next free address, when none is named.
+    let next = daemon.json(&["reservation", "add", "52:54:00:00:00:02"]);
+    assert_eq!(next[0]["ip_address"], "10.9.0.2");
+
+    daemon.guestnet(&["reservation", "delete", MAC]);
+    daemon.guestnet(&["reservation", "delete", MAC]);
+    assert_eq!(lease(&machine), None);
+    assert!(!resolve(&machine, "build.vm.internal").contains("10.9.0.10"));
+    daemon.guestnet(&["reservation", "delete", "10.9.0.2"]);
+    assert_eq!(daemon.json(&["reservation", "list"]), Value::Array(Vec::new()));
+}
+
+#[test]
+fn reservations_and_leases_survive_a_crash() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", MAC);
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    let option = "ntp_servers = [\"10.9.0.7\"], raw = { 224 = \"0102\" }";
+    daemon.guestnet(&["reservation", "add", MAC, "10.9.0.10", "--dhcp-options", option]);
+    assert!(lease(&machine).is_some());
+    // The lease log is written in groups, a moment after the answer.
+    let log = lab.directory().join("state/leases.log");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !std::fs::read_to_string(&log).unwrap_or_default().contains("bound") {
+        assert!(Instant::now() < deadline, "the lease is not in the log");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.crash();
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    let lease = daemon.json(&["lease", "show", MAC]);
+    assert_eq!((&lease["state"], &lease["ip_address"]), (&"bound".into(), &"10.9.0.10".into()));
+    assert!(lease["vendor_class"].as_str().unwrap().starts_with("udhcp"), "{lease}");
+    let reservation = &daemon.json(&["reservation", "list"])[0];
+    assert_eq!(reservation["dhcp_options"]["ntp_servers"][0], "10.9.0.7");
+    assert_eq!(reservation["dhcp_options"]["raw"]["224"], "0102");
+}
+
+#[test]
+fn ten_thousand_reservations_are_imported_in_a_second_or_so() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", "52:54:00:00:27:0f");
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    let lines: String = (0..10_000)
+        .map(|n: u32| {
+            format!("52:54:00:00:{:02x}:{:02x} 10.9.{}.{}\n", n >> 8, n & 255, 1 + n / 250, n % 250 + 1)
+        })
+        .collect();
+    let file = lab.directory().join("hosts");
+    std::fs::write(&file, &lines).unwrap();
+    let begun = Instant::now();
+    let imported = daemon.json(&["reservation", "import", &file.display().to_string()]);
+    let took = begun.elapsed();
+    assert_eq!(imported["imported"], 10_000);
+    // A debug build beside other tests: far off a second would be another kind of cost.
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(lease(&machine).as_deref(), Some("10.9.40.250"));
+    // What `list` prints can be imported, and says nothing new.
+    let listed = daemon.guestnet(&["reservation", "list", "--json"]);
+    std::fs::write(&file, listed).unwrap();
+    daemon.guestnet(&["reservation", "import", &file.display().to_string()]);
+
+    std::fs::write(&file, "52:54:00:00:00:01 10.9.0.1\n52:54:00:00:00 10.9.0.2").unwrap();
+    let refused = daemon.client(&["reservation", "import", &file.display().to_string()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("line 2"), "{}", text(&refused));
+}
+
+#[test]
+fn an_interface_that_is_not_there_or_lacks_the_address_is_named() {
+    let lab = Lab::new();
+    let refused = |named: &str| {
+        let before = lab.host_state();
+        let output = crate::lab::daemon::serve_command(&lab, &lan::network("")).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains(named), "no {named} in {}", text(&output));
+        assert_same(&before, &lab.host_state());
+    };
+    refused(lan::BRIDGE);
+    lab.on_host("ip", &["link", "add", lan::BRIDGE, "type", "bridge"]);
+    lab.on_host("ip", &["link", "set", lan::BRIDGE, "up"]);
+    refused(lan::SERVER);
+}
+
+#[test]
+fn an_unknown_client_and_another_server_raise_an_event_and_get_no_answer() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let (client, rogue) = (lan::machine(&lab, "p1", MAC), lan::machine(&lab, "p2", "52:54:00:00:00:66"));
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    let mut sniffer = Sniffer::new(&lab.host, lan::BRIDGE);
+    assert_eq!(lease(&client), None);
+    let answers: Vec<_> = sniffer.all().into_iter().filter(|seen| seen.mac != MAC).collect();
+    assert!(answers.is_empty(), "{answers:?}");
+
+    crate::lab::succeed(rogue.command("ip").args(["addr", "add", "10.9.0.66/16", "dev", "eth0"]));
+    let mut dnsmasq = rogue.command("dnsmasq");
+    dnsmasq.args([
+        "--keep-in-foreground",
+        "--conf-file=/dev/null",
+        "--port=0",
+        "--user=root",
+        "--log-facility=-",
+    ]);
+    dnsmasq.args(["--interface=eth0", "--bind-interfaces", "--dhcp-range=10.9.7.1,10.9.7.9,255.255.0.0"]);
+    dnsmasq.args(["--dhcp-leasefile=/run/leases", "--pid-file=/run/pid"]);
+    let mut dnsmasq =
+        dnsmasq.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let got = loop {
+        if let Some(got) = lease(&client) {
+            break got;
+        }
+        assert!(Instant::now() < deadline, "dnsmasq gave nothing either");
+    };
+    let _ = dnsmasq.kill();
+    let _ = dnsmasq.wait();
+    assert!(got.starts_with("10.9.7."), "{got}");
+    let status = daemon.json(&["status"]);
+    let events = status["recent_events"].to_string();
+    assert!(events.contains("unknown_mac") && events.contains(MAC), "{events}");
+    assert!(events.contains("rogue_dhcp_server") && events.contains("10.9.0.66"), "{events}");
+}
