@@ -8,6 +8,8 @@ mod arp;
 mod checksum;
 mod counters;
 mod decide;
+#[cfg(any(test, fuzzing))]
+mod exercise;
 #[cfg(test)]
 mod fixture;
 mod journal;
@@ -24,6 +26,8 @@ mod told;
 pub use alarms::Alarms;
 pub use counters::{Counters, Counts};
 pub use decide::{Answer, Outcome, decide};
+#[cfg(fuzzing)]
+pub use exercise::exercise;
 pub use journal::{Journal, JournalError};
 pub use leases::{LeaseChanges, Leases};
 pub use packet::{Kind, L4Checksum, Relay, Request, Silence};
