@@ -1,6 +1,7 @@
 //! `dhcp`: how fast leases are given, beside dnsmasq, Kea and ISC dhcpd with the same reservations. Each server has one core,
 //! the clients the other.
 
+mod clients;
 mod generator;
 mod servers;
 
@@ -22,6 +23,7 @@ const FLOOD: u32 = 40_000;
 
 pub fn run() -> Report {
     debian::install(&["dnsmasq-base", "kea-dhcp4-server", "isc-dhcp-server", "iproute2"]);
+    debian::install(&["isc-dhcp-client", "dhcpcd-base", "klibc-utils", "systemd"]);
     let mut figures = Vec::new();
     for count in COUNTS {
         figures.extend(steady(count));
@@ -30,6 +32,7 @@ pub fn run() -> Report {
         figures.push(storm(count));
     }
     figures.push(flood());
+    figures.extend(clients::figures());
     Report(figures)
 }
 

@@ -30,7 +30,7 @@ pub struct Link {
 
 impl Link {
     pub fn new() -> Self {
-        let (lab, clients) = (Lab::new(), Namespace::new());
+        let (lab, clients) = (Lab::new(), Namespace::new_with_mounts());
         let far = format!("/proc/{}/fd/{}", std::process::id(), clients.net_fd());
         lab.on_host("ip", &["link", "add", LAN, "type", "veth", "peer", "name", CLIENTS, "netns", &far]);
         lab.on_host("ip", &["addr", "add", "10.9.0.1/16", "dev", LAN]);

@@ -1,6 +1,6 @@
 //! The whole way of a frame, bytes to bytes, for fuzzers and the replay of their corpus. In: any bytes. Out: nothing, or a
 //! panic that says which promise about replies was broken.
-#![allow(clippy::unwrap_used, reason = "for fuzzers and tests only")]
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "for fuzzers and tests only")]
 
 use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
@@ -38,7 +38,7 @@ pub fn exercise(frame: &[u8]) {
         let Ok(request) = Request::parse(frame, L4Checksum::LeftToOffload) else { return };
         let guest = GuestNet::of(network, request.mac, ADDRESS, "web-1".parse().unwrap());
         let (network, options) = (network.clone(), DhcpOptions::default());
-        let reserved = Reserved { network, guest, options, vm_id: None };
+        let reserved = Reserved { network, guest, options, vm_id: None, workspace: None };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let mut record = Record::default();
         let outcome = decide(&request, &reserved, &record, now);
@@ -101,14 +101,18 @@ fn options(mut area: &[u8]) -> u8 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::fixture::{GATEWAY, agent, bare, broadcast, discover, init_reboot, message, renewing, selecting};
+    use super::super::fixture::{
+        GATEWAY, agent, bare, broadcast, discover, init_reboot, message, renewing, selecting,
+    };
     use super::*;
 
     /// One frame of every kind, as clients send them.
     fn seeds() -> Vec<Vec<u8>> {
         use dhcproto::v4::{DhcpOption, MessageType, OptionCode};
         let wishes = [
-            DhcpOption::ParameterRequestList([1, 3, 6, 12, 15, 26, 28, 42, 67, 119, 121, 224, 225].map(OptionCode::from).into()),
+            DhcpOption::ParameterRequestList(
+                [1, 3, 6, 12, 15, 26, 28, 42, 67, 119, 121, 224, 225].map(OptionCode::from).into(),
+            ),
             DhcpOption::ClientIdentifier(vec![255, 1, 2, 3, 4, 0, 1]),
             DhcpOption::ClassIdentifier(b"udhcp 1.35.0".to_vec()),
             DhcpOption::Hostname("wish".into()),
@@ -152,7 +156,8 @@ mod tests {
         for file in files {
             exercise(&std::fs::read(file.path()).unwrap());
         }
-        let answered = seeds().iter().filter(|frame| Request::parse(frame, L4Checksum::LeftToOffload).is_ok()).count();
+        let answered =
+            seeds().iter().filter(|frame| Request::parse(frame, L4Checksum::LeftToOffload).is_ok()).count();
         assert_eq!(answered, seeds().len(), "every seed is a request");
     }
 

@@ -64,7 +64,20 @@ impl Client {
         let mut command = match self.kind {
             Kind::Udhcpc => {
                 let mut command = self.machine.command("busybox");
-                command.args(["udhcpc", "-f", "-i", "eth0", "-T", "1", "-A", "1", "-C", "-R", "-s", &path("script")]);
+                command.args([
+                    "udhcpc",
+                    "-f",
+                    "-i",
+                    "eth0",
+                    "-T",
+                    "1",
+                    "-A",
+                    "1",
+                    "-C",
+                    "-R",
+                    "-s",
+                    &path("script"),
+                ]);
                 command.arg(format!("-x0x3d:{}", CLONED.replace(':', "")));
                 command
             }
@@ -144,7 +157,9 @@ impl Client {
     fn has(&self, address: &str) {
         let deadline = std::time::Instant::now() + LIMIT;
         loop {
-            let shown = text(&self.machine.command("ip").args(["-o", "-4", "addr", "show", "eth0"]).output().unwrap());
+            let shown = text(
+                &self.machine.command("ip").args(["-o", "-4", "addr", "show", "eth0"]).output().unwrap(),
+            );
             if shown.lines().count() == 1 && shown.contains(&format!(" {address}/16 ")) {
                 return;
             }
@@ -209,9 +224,8 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     let mut waiting: Vec<&Client> = clients.iter().collect();
     while !waiting.is_empty() {
         let macs: Vec<&str> = waiting.iter().map(|client| client.mac.as_str()).collect();
-        let seen = sniffer.wait("a renewal", LIMIT, |seen| {
-            seen.is(State::Renewing) && macs.contains(&seen.mac.as_str())
-        });
+        let seen = sniffer
+            .wait("a renewal", LIMIT, |seen| seen.is(State::Renewing) && macs.contains(&seen.mac.as_str()));
         waiting.retain(|client| client.mac != seen.mac);
         sniffer.wait("its ACK", LIMIT, |ack| ack.kind() == Some(MessageType::Ack) && ack.to_mac == seen.mac);
     }
@@ -248,8 +262,12 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     sniffer.all();
     clients.iter_mut().for_each(Client::start);
     let dhclient = clients[Kind::Dhclient as usize].mac.clone();
-    let reboot = sniffer.wait("dhclient's INIT-REBOOT", LIMIT, |seen| seen.mac == dhclient && seen.is(State::InitReboot));
-    assert_eq!(reboot.requested().map(|address| address.to_string()), Some(clients[Kind::Dhclient as usize].reserved(2)));
+    let reboot = sniffer
+        .wait("dhclient's INIT-REBOOT", LIMIT, |seen| seen.mac == dhclient && seen.is(State::InitReboot));
+    assert_eq!(
+        reboot.requested().map(|address| address.to_string()),
+        Some(clients[Kind::Dhclient as usize].reserved(2))
+    );
     for client in &clients {
         client.has(&client.reserved(2));
     }
@@ -261,7 +279,12 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     for client in &clients {
         let deadline = std::time::Instant::now() + LIMIT;
         while daemon.json(&["lease", "show", &client.mac])["state"] != "released" {
-            assert!(std::time::Instant::now() < deadline, "{:?} did not release\n{}", client.kind, client.log());
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{:?} did not release\n{}",
+                client.kind,
+                client.log()
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -302,11 +325,23 @@ fn nmap_sees_a_dhcp_server_with_everything_a_guest_needs() {
     run(machine.command("ip").args(["addr", "add", "10.9.0.99/16", "dev", "eth0"]));
     let output = machine
         .command("nmap")
-        .args(["--script", "broadcast-dhcp-discover", "--script-args", "broadcast-dhcp-discover.timeout=5", "-e", "eth0"])
+        .args([
+            "--script",
+            "broadcast-dhcp-discover",
+            "--script-args",
+            "broadcast-dhcp-discover.timeout=5",
+            "-e",
+            "eth0",
+        ])
         .output()
         .expect("nmap");
     let said = text(&output);
-    for line in ["IP Offered: 10.9.0.9", "Server Identifier: 10.9.0.1", "Subnet Mask: 255.255.0.0", "Router: 10.9.0.1"] {
+    for line in [
+        "IP Offered: 10.9.0.9",
+        "Server Identifier: 10.9.0.1",
+        "Subnet Mask: 255.255.0.0",
+        "Router: 10.9.0.1",
+    ] {
         assert!(said.contains(line), "no {line:?} in {said}");
     }
 }
@@ -322,7 +357,8 @@ fn a_declined_address_stays_reserved_and_whoever_answers_for_it_is_named() {
     run(squatter.command("ip").args(["addr", "add", &format!("{}/16", client.reserved(1)), "dev", "eth0"]));
     let mut sniffer = Sniffer::new(&lab.host, lan::BRIDGE);
     // dhclient leaves the check to its script: exit status 1 declines.
-    fs::write(client.directory.join("script"), "#!/bin/sh\n[ \"$reason\" = BOUND ] && exit 1\nexit 0\n").unwrap();
+    fs::write(client.directory.join("script"), "#!/bin/sh\n[ \"$reason\" = BOUND ] && exit 1\nexit 0\n")
+        .unwrap();
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     fs::set_permissions(client.directory.join("script"), mode).unwrap();
     client.start();
