@@ -122,7 +122,7 @@ fn client(link: &Link, name: &str, script: &str) -> Command {
             );
             fs::write(file("c.network"), network).expect("a .network file");
             command.arg("-c").arg(format!(
-                "rm -rf /run/systemd; mkdir -p /run/systemd/network /run/systemd/netif/leases /run/systemd/netif/links; cp {} \
+                "mount -o remount,ro /sys; rm -rf /run/systemd; mkdir -p /run/systemd/network /run/systemd/netif/leases /run/systemd/netif/links; cp {} \
                  /run/systemd/network; chown -R systemd-network: /run/systemd/netif; exec /lib/systemd/systemd-networkd",
                 file("c.network")
             ))

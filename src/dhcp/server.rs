@@ -178,8 +178,7 @@ impl Shell {
         let exchanged = page.exchange(&self.registry, &self.network.name, &request, now);
         let Some((outcome, reserved, told)) = exchanged else {
             self.counters.silent(Silence::UnknownMac);
-            self.unknown(&request, now);
-            return;
+            return self.unknown(&request, now);
         };
         self.counters.count(outcome);
         trace!(network = %self.network.name, mac = %request.mac, kind = ?request.kind, ?outcome, "exchange");
@@ -206,6 +205,7 @@ impl Shell {
 
     /// A client without a reservation. Through a relay agent that is not served it is no client of this network.
     fn unknown(&mut self, request: &Request<'_>, now: SystemTime) {
+        self.look_at_choice(request, now);
         if request.relay.is_none()
             && let Some(also) = self.watch.unknown.allows(subject(request.mac), now)
         {
@@ -224,16 +224,7 @@ impl Shell {
             (Outcome::Silent(Silence::ForeignAddress), Kind::Release) => {
                 ("released an address that is not its own,", request.ciaddr)
             }
-            // A client that chose another server names it for all to hear (RFC 2131 section 4.3.2).
-            (Outcome::Silent(Silence::NotOurs), Kind::Request) => {
-                if let Some(server) = request.server_id.filter(|server| *server != self.network.gateway) {
-                    self.counters.rogue_server.fetch_add(1, Relaxed);
-                    let text = || format!("{} took an offer of the DHCP server {server}", request.mac);
-                    self.rogue(u64::from(u32::from(server)), text, now);
-                }
-                return;
-            }
-            _ => return,
+            _ => return self.look_at_choice(request, now),
         };
         let own = matches!(outcome, Outcome::Declined { .. });
         if !own && self.watch.others.allows(subject(request.mac), now).is_none() {
@@ -247,6 +238,16 @@ impl Shell {
             what,
             asked_from: self.link,
         });
+    }
+
+    /// A client that chose another server names it for all to hear (RFC 2131 section 4.3.2).
+    fn look_at_choice(&mut self, request: &Request<'_>, now: SystemTime) {
+        let other = request.server_id.filter(|server| *server != self.network.gateway);
+        if let (Kind::Request, Some(server)) = (request.kind, other) {
+            self.counters.rogue_server.fetch_add(1, Relaxed);
+            let text = || format!("{} took an offer of the DHCP server {server}", request.mac);
+            self.rogue(u64::from(u32::from(server)), text, now);
+        }
     }
 
     fn rogue(&mut self, subject: u64, seen: impl FnOnce() -> String, now: SystemTime) {

@@ -99,6 +99,7 @@ impl Client {
                 command
             }
             Kind::Networkd => {
+                // With a /sys that it cannot write to it waits for no udev, which knows nothing of this namespace.
                 let units = std::path::Path::new("/run/systemd/network");
                 let network = "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[DHCPv4]\n\
                                ClientIdentifier=duid\nDUIDType=uuid\nDUIDRawData=00:01:02:03:04:05:06:07\n";
@@ -106,7 +107,7 @@ impl Client {
                 fs::write(&file, network).unwrap();
                 let mut command = self.machine.command("sh");
                 command.arg("-c").arg(format!(
-                    "mkdir -p {0} /run/systemd/netif/leases /run/systemd/netif/links && cp {1} {0} && chown -R \
+                    "mount -o remount,ro /sys && mkdir -p {0} /run/systemd/netif/leases /run/systemd/netif/links && cp {1} {0} && chown -R \
                      systemd-network: /run/systemd/netif && exec /lib/systemd/systemd-networkd",
                     units.display(),
                     file.display()

@@ -34,7 +34,7 @@ fn a_bridge_that_somebody_else_made_is_served_and_left_as_it_is() {
     lan::make(&lab);
     let machine = lan::machine(&lab, "p1", MAC);
     let before = lab.host_state();
-    let bridge = lab.on_host("ip", &["-d", "link", "show", lan::BRIDGE]);
+    let bridge = lab.on_host("ip", &["link", "show", lan::BRIDGE]);
     let reservation =
         format!("[[network.reservation]]\nmac = \"{MAC}\"\nip_address = \"10.9.0.10\"\nhostname = \"build\"");
     {
@@ -46,7 +46,7 @@ fn a_bridge_that_somebody_else_made_is_served_and_left_as_it_is() {
         assert_eq!((&lease["state"], &lease["hostname"]), (&"bound".into(), &"build".into()));
         assert_eq!((&lease["network_id"], &lease["last_exchange"]), (&"lan".into(), &"request: ack".into()));
         assert_same(&before, &lab.host_state());
-        assert_eq!(lab.on_host("ip", &["-d", "link", "show", lan::BRIDGE]), bridge);
+        assert_eq!(lab.on_host("ip", &["link", "show", lan::BRIDGE]), bridge);
         // Its links are not guestnet's, so a VM has no place there.
         let refused = daemon.client(&["vm", "create", "vm1"]);
         assert_eq!(refused.status.code(), Some(1));
@@ -150,7 +150,8 @@ fn an_interface_that_is_not_there_or_lacks_the_address_is_named() {
     let lab = Lab::new();
     let refused = |named: &str| {
         let before = lab.host_state();
-        let output = crate::lab::daemon::serve_command(&lab, &lan::network("")).output().unwrap();
+        let output =
+            crate::lab::daemon::serve_command(&lab, &lan::network("dns = \"off\"")).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         assert!(text(&output).contains(named), "no {named} in {}", text(&output));
         assert_same(&before, &lab.host_state());
