@@ -102,7 +102,7 @@ impl Client {
                 // With a /sys that it cannot write to it waits for no udev, which knows nothing of this namespace.
                 let units = std::path::Path::new("/run/systemd/network");
                 let network = "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[DHCPv4]\n\
-                               ClientIdentifier=duid\nDUIDType=uuid\nDUIDRawData=00:01:02:03:04:05:06:07\n";
+                               ClientIdentifier=duid\nDUIDType=uuid\nDUIDRawData=00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f\n";
                 let file = self.directory.join("eth0.network");
                 fs::write(&file, network).unwrap();
                 let mut command = self.machine.command("sh");
