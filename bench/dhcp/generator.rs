@@ -214,7 +214,7 @@ impl Generator {
         });
         // SAFETY: all-zero bytes are a valid mmsghdr; each is pointed to one iovec over a buffer of its length, all of which
         // outlive the call.
-        let received = unsafe {
+        unsafe {
             let mut headers: [libc::mmsghdr; BATCH] = zeroed();
             for (header, vector) in headers.iter_mut().zip(&mut vectors) {
                 header.msg_hdr.msg_iov = vector;
@@ -231,8 +231,7 @@ impl Generator {
                 .iter()
                 .map(|header| header.msg_len as usize)
                 .collect()
-        };
-        received
+        }
     }
 
     fn flush(&mut self) {

@@ -91,7 +91,7 @@ pub(super) enum Command {
 #[derive(Debug, Subcommand)]
 pub(super) enum VmCommand {
     /// Make VMs' networks, ready to boot on. Repeated with the same arguments it prints the same networks.
-    Create(CreateVm),
+    Create(Box<CreateVm>),
     /// Print a VM's network.
     Show { vm_id: VmId },
     /// Print every VM's network.

@@ -23,7 +23,7 @@ const CHUNK: usize = 5_000;
 #[derive(Debug, Subcommand)]
 pub(super) enum ReservationCommand {
     /// Reserve an address for a MAC. Repeated with the same arguments it prints the same reservation.
-    Add(Add),
+    Add(Box<Add>),
     /// Print every reservation.
     List {
         /// Only those of this network.
