@@ -28,6 +28,11 @@ pub(crate) fn slots(lab: &Lab) -> usize {
 fn a_create_and_a_delete_fork_nothing_and_change_no_device() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
+    // The kernel says a little later that the ports made at the start have their carrier.
+    eventually("the ports of the slots are up", || {
+        let shown = lab.on_host("ip", &["-br", "link", "show", "type", "veth"]);
+        shown.lines().filter(|line| line.starts_with("gv")).all(|line| line.contains(" UP "))
+    });
     let calls = lab.directory().join("calls");
     let mut tracer = std::process::Command::new("strace");
     tracer.args(["-f", "-qq", "-e", "trace=execve,execveat,fork,vfork,clone,clone3", "-o"]).arg(&calls);
