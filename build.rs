@@ -9,6 +9,7 @@ const FILES: [&str; 11] = [
     "proto/guestnet/v1/lease.proto",
     "proto/guestnet/v1/network.proto",
     "proto/guestnet/v1/reservation.proto",
+    "proto/guestnet/v1/policy.proto",
     "proto/guestnet/v1/stats.proto",
     "proto/guestnet/v1/status.proto",
     "proto/guestnet/v1/vm_network.proto",

@@ -21,6 +21,7 @@ mod dhcp;
 mod dns;
 mod measure;
 mod packet;
+mod policy;
 mod report;
 
 use std::process::ExitCode;
@@ -30,8 +31,13 @@ use report::Report;
 type Benchmark = (&'static str, fn() -> Report);
 
 /// Each benchmark by the name it is called by.
-const BENCHMARKS: &[Benchmark] =
-    &[("bind", bind::run), ("dhcp", dhcp::run), ("packet", packet::run), ("dns", dns::run)];
+const BENCHMARKS: &[Benchmark] = &[
+    ("bind", bind::run),
+    ("dhcp", dhcp::run),
+    ("packet", packet::run),
+    ("dns", dns::run),
+    ("policy", policy::run),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -18,6 +18,7 @@ pub mod metadata;
 pub mod model;
 pub mod plan;
 pub mod policy;
+pub mod privileges;
 pub mod registry;
 pub mod reservations;
 pub mod stats;

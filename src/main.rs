@@ -8,6 +8,10 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> anyhow::Result<ExitCode> {
     log();
+    // Before there are threads, each of which would keep its own.
+    if std::env::args_os().any(|argument| argument == "serve") {
+        guestnet::privileges::confine().context("giving up what the service does not need")?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

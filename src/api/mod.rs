@@ -8,6 +8,7 @@ mod errors;
 mod events;
 mod guest_config;
 mod leases;
+mod policy;
 mod reservations;
 mod server;
 mod service;

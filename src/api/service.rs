@@ -13,11 +13,13 @@ use tokio::sync::{Semaphore, watch};
 
 use super::caller::{Peer, peer};
 use super::errors::{code_of, status};
+use super::policy;
 use super::streams::Streams;
 use super::{Sources, dns, events, guest_config, reservations, stats, status as status_of, vms, wire};
 use crate::manager::{CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
+use crate::walls::WallsError;
 
 /// Changes under way at one time; callers beyond it wait.
 const CHANGES: u32 = 64;
@@ -92,6 +94,18 @@ impl Service {
                 Err(ConnectError::internal(format!("{verb} did not run to its end: see the daemon's log")))
             }
         }
+    }
+    /// Runs a change of the walls to its end, whoever goes away meanwhile.
+    async fn finished<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, WallsError>> + Send + 'static,
+    ) -> Result<T, ConnectError> {
+        let permit = self.changes.clone().acquire_owned().await;
+        let task = tokio::spawn(async move {
+            let _permit = permit;
+            work.await
+        });
+        task.await.unwrap_or(Err(WallsError::Stopping)).map_err(policy::failed)
     }
 }
 
@@ -337,5 +351,100 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::WatchEventsRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
         events::watch(&self.sources.events, &self.streams, &request)
+    }
+    async fn apply_network_policy(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::ApplyNetworkPolicyRequest>,
+    ) -> ServiceResult<v1::ApplyNetworkPolicyResponse> {
+        let (spec, dry_run) = (policy::spec(request.policy.as_option())?, request.dry_run);
+        let walls = self.manager.walls().clone();
+        let applied = self.finished(async move { walls.apply(spec, dry_run).await }).await?;
+        Response::ok(policy::applied(applied))
+    }
+
+    async fn get_network_policy(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::GetNetworkPolicyRequest>,
+    ) -> ServiceResult<v1::GetNetworkPolicyResponse> {
+        let scope = policy::scope(request.vm_id, request.workspace_id)?;
+        let (found, counts) = self.manager.walls().policy(&scope).await.map_err(policy::failed)?;
+        let found = policy::policy(&found, &counts);
+        Response::ok(v1::GetNetworkPolicyResponse { policy: found.into(), ..Default::default() })
+    }
+
+    async fn list_network_policies(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, v1::ListNetworkPoliciesRequest>,
+    ) -> ServiceResult<v1::ListNetworkPoliciesResponse> {
+        let policies = self.manager.walls().policies();
+        let policies = policies.iter().map(|each| policy::policy(each, &[])).collect();
+        Response::ok(v1::ListNetworkPoliciesResponse { policies, ..Default::default() })
+    }
+
+    async fn delete_network_policy(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::DeleteNetworkPolicyRequest>,
+    ) -> ServiceResult<v1::DeleteNetworkPolicyResponse> {
+        let scope = policy::scope(request.vm_id, request.workspace_id)?;
+        let walls = self.manager.walls().clone();
+        self.finished(async move { walls.delete_policy(&scope).await }).await?;
+        Response::ok(v1::DeleteNetworkPolicyResponse::default())
+    }
+
+    async fn test_network_policy(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::TestNetworkPolicyRequest>,
+    ) -> ServiceResult<v1::TestNetworkPolicyResponse> {
+        Response::ok(policy::test(self.manager.walls(), &request)?)
+    }
+
+    async fn add_port_forward(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::AddPortForwardRequest>,
+    ) -> ServiceResult<v1::AddPortForwardResponse> {
+        let forward = policy::forward(request.forward.as_option())?;
+        let walls = self.manager.walls().clone();
+        let added = self.finished(async move { walls.add_forward(forward).await }).await?;
+        let forward = policy::port_forward(&added);
+        Response::ok(v1::AddPortForwardResponse { forward: forward.into(), ..Default::default() })
+    }
+
+    async fn list_port_forwards(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::ListPortForwardsRequest>,
+    ) -> ServiceResult<v1::ListPortForwardsResponse> {
+        let vm_id = request.vm_id.map(wire::vm_id).transpose()?;
+        let forwards = self.manager.walls().forwards();
+        let of_vm =
+            forwards.iter().filter(|forward| vm_id.as_ref().is_none_or(|vm_id| forward.vm_id == *vm_id));
+        let forwards = of_vm.map(policy::port_forward).collect();
+        Response::ok(v1::ListPortForwardsResponse { forwards, ..Default::default() })
+    }
+
+    async fn delete_port_forward(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::DeletePortForwardRequest>,
+    ) -> ServiceResult<v1::DeletePortForwardResponse> {
+        let (protocol, at, port) = policy::named(&request)?;
+        let walls = self.manager.walls().clone();
+        self.finished(async move { walls.remove_forward(protocol, &at, port).await }).await?;
+        Response::ok(v1::DeletePortForwardResponse::default())
+    }
+
+    async fn get_wall_drops(
+        &self,
+        _ctx: RequestContext,
+        _request: ServiceRequest<'_, v1::GetWallDropsRequest>,
+    ) -> ServiceResult<v1::GetWallDropsResponse> {
+        let drops = self.manager.walls().drops().await.map_err(policy::failed)?;
+        Response::ok(policy::drops(drops))
     }
 }

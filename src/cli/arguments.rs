@@ -8,6 +8,7 @@ use super::events::EventsArguments;
 use super::gen_arguments::GenCommand;
 use super::lease::LeaseCommand;
 use super::output::Format;
+use super::policy::{ForwardCommand, PolicyCommand};
 use super::reservation::{ReservationCommand, dhcp_options};
 use super::stats::StatsCommand;
 use super::user_data::UserDataCommand;
@@ -65,6 +66,12 @@ pub(super) enum Command {
     /// The configured networks.
     #[command(subcommand)]
     Network(NetworkCommand),
+    /// What VMs may reach and be reached by.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+    /// Ports of the host that lead to ports of VMs.
+    #[command(subcommand)]
+    Forward(ForwardCommand),
     /// What guests have sent and received; rx is what a guest received.
     Stats(StatsCommand),
     /// What happens to guests and host, as it happens.

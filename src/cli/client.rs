@@ -206,6 +206,69 @@ impl Client {
         Ok(Watch { client: self, stream })
     }
 
+    pub(super) async fn apply_policy(
+        &self,
+        request: v1::ApplyNetworkPolicyRequest,
+    ) -> Result<v1::ApplyNetworkPolicyResponse, CliError> {
+        let answer = self.service.apply_network_policy(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned())
+    }
+
+    pub(super) async fn policy(
+        &self,
+        request: v1::GetNetworkPolicyRequest,
+    ) -> Result<v1::NetworkPolicy, CliError> {
+        let answer = self.service.get_network_policy(request).await.map_err(|error| self.failed(error))?;
+        answer.into_owned().policy.into_option().ok_or_else(|| CliError::Answer("it is empty".into()))
+    }
+
+    pub(super) async fn policies(&self) -> Result<Vec<v1::NetworkPolicy>, CliError> {
+        let answer = self.service.list_network_policies(v1::ListNetworkPoliciesRequest::default()).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned().policies)
+    }
+
+    pub(super) async fn wall_drops(&self) -> Result<v1::GetWallDropsResponse, CliError> {
+        let answer = self.service.get_wall_drops(v1::GetWallDropsRequest::default()).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned())
+    }
+
+    pub(super) async fn delete_policy(
+        &self,
+        request: v1::DeleteNetworkPolicyRequest,
+    ) -> Result<(), CliError> {
+        self.service.delete_network_policy(request).await.map_err(|error| self.failed(error))?;
+        Ok(())
+    }
+
+    pub(super) async fn delete_forward(&self, request: v1::DeletePortForwardRequest) -> Result<(), CliError> {
+        self.service.delete_port_forward(request).await.map_err(|error| self.failed(error))?;
+        Ok(())
+    }
+
+    pub(super) async fn test_policy(
+        &self,
+        request: v1::TestNetworkPolicyRequest,
+    ) -> Result<v1::TestNetworkPolicyResponse, CliError> {
+        let answer = self.service.test_network_policy(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned())
+    }
+
+    pub(super) async fn add_forward(
+        &self,
+        request: v1::AddPortForwardRequest,
+    ) -> Result<v1::PortForward, CliError> {
+        let answer = self.service.add_port_forward(request).await.map_err(|error| self.failed(error))?;
+        answer.into_owned().forward.into_option().ok_or_else(|| CliError::Answer("it is empty".into()))
+    }
+
+    pub(super) async fn forwards(
+        &self,
+        request: v1::ListPortForwardsRequest,
+    ) -> Result<Vec<v1::PortForward>, CliError> {
+        let answer = self.service.list_port_forwards(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned().forwards)
+    }
+
     pub(super) fn failed(&self, error: ConnectError) -> CliError {
         failed(&self.socket, error)
     }

@@ -12,6 +12,7 @@ mod gen_dhcp;
 mod generate;
 mod lease;
 mod output;
+mod policy;
 mod progress;
 mod reservation;
 mod reservation_file;
@@ -82,6 +83,8 @@ enum CliError {
     NoDhcpClient(PathBuf),
     #[error("a tar archive is binary: redirect it, or install it with --root DIRECTORY")]
     Archive,
+    #[error("{}: {error}", file.display())]
+    File { file: PathBuf, error: String },
     #[error("{0} is binary: have it written with --out DIRECTORY")]
     Binary(String),
     #[error("{what}: {source}")]
@@ -92,6 +95,7 @@ impl CliError {
     fn exit_code(&self) -> u8 {
         let usage = match self {
             Self::App(error) => error.is_config(),
+            Self::File { .. } => true,
             Self::OfVm { .. } | Self::Stands(_) | Self::LeadsOut { .. } => true,
             Self::NoDhcpClient(_) | Self::Archive => true,
             Self::Invalid(_) | Self::Refusal(_) | Self::Exists(_) | Self::Binary(_) | Self::ForOneOnly(_) => {
@@ -177,6 +181,8 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
         Command::Status => Ok(status::print(format, &client.status().await?, SystemTime::now()).into_bytes()),
         Command::Dns(command) => dns::run(&client, format, command).await.map(String::into_bytes),
+        Command::Policy(command) => policy::policy(&client, format, command).await.map(String::into_bytes),
+        Command::Forward(command) => policy::forward(&client, format, command).await.map(String::into_bytes),
         Command::Gen(command) => generate::run(&client, format, command).await,
     }
 }

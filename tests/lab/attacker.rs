@@ -44,7 +44,7 @@ impl Attacker {
         let tap = namespace.run(|| open(&text("tap_device")));
         let gateway: Ipv4Addr = text("gateway").parse().expect("a gateway");
         let octets = gateway.octets();
-        Self {
+        let attacker = Self {
             tap,
             vm_id: text("vm_id"),
             mac: frames::mac(&text("mac_address")),
@@ -52,7 +52,18 @@ impl Attacker {
             gateway,
             gateway_mac: [6, 0, octets[0], octets[1], octets[2], octets[3]],
             port: text("host_device"),
+        };
+        attacker.wait_for_carrier();
+        attacker
+    }
+
+    /// A TAP carries only some time after it was opened: the kernel starts its queue when it gets to it, within a second.
+    fn wait_for_carrier(&self) {
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while self.ping(self.gateway, Duration::from_millis(100)).is_none() {
+            assert!(Instant::now() < deadline, "{}: the gateway does not answer", self.vm_id);
         }
+        while self.receive(Duration::from_millis(20)).is_some() {}
     }
 
     /// Writes a frame, as it is.

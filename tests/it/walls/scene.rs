@@ -59,6 +59,22 @@ impl<'lab> Scene<'lab> {
         Self { lab, daemon: Some(daemon), attacker, victim, bridge, inet }
     }
 
+    /// `guestnet ARGUMENTS`, which has to succeed.
+    pub(super) fn guestnet(&self, arguments: &[&str]) -> String {
+        self.daemon.as_ref().expect("a daemon").guestnet(arguments)
+    }
+
+    pub(super) fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        self.daemon.as_ref().expect("a daemon").json(arguments)
+    }
+
+    /// Sets a policy that is written in TOML; what the service says of it.
+    pub(super) fn apply(&self, policy: &str) -> serde_json::Value {
+        let file = self.lab.directory().join("policy.toml");
+        std::fs::write(&file, policy).expect("the policy's file");
+        self.json(&["policy", "apply", "-f", file.to_str().expect("a path")])
+    }
+
     /// br_netfilter on or off: whether the host's own rules see bridged packets too.
     pub(super) fn br_netfilter(&self, on: bool) {
         for key in ["call-iptables", "call-arptables", "filter-vlan-tagged"] {
