@@ -1,6 +1,6 @@
 //! Generates the API's messages, service and client from `proto/`, and its descriptor set for reflection; needs `protoc`
 //! (Debian: protobuf-compiler).
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "proto/google/rpc/error_details.proto",
     "proto/guestnet/v1/dns.proto",
     "proto/guestnet/v1/events.proto",

@@ -65,6 +65,22 @@ struct Tables {
     networks: HashMap<NetworkName, Names>,
 }
 
+impl Tables {
+    fn bind(&mut self, binding: Arc<Binding>) {
+        let names = self.networks.entry(binding.vm.network.clone()).or_default();
+        names.add(Arc::new(Reserved::of_vm(&binding)));
+        self.by_vm.insert(binding.vm.vm_id.clone(), binding);
+    }
+
+    fn unbind(&mut self, vm_id: &VmId) -> Option<Arc<Binding>> {
+        let binding = self.by_vm.remove(vm_id)?;
+        if let Some(names) = self.networks.get_mut(&binding.vm.network) {
+            names.remove(binding.vm.mac);
+        }
+        Some(binding)
+    }
+}
+
 /// What one network has reserved.
 #[derive(Debug, Default)]
 struct Names {
@@ -108,22 +124,21 @@ struct Shared {
 }
 
 impl Registry {
+    /// Puts `binding` in the place of its VM's present one: no reader finds none.
+    pub fn rebind(&self, binding: Arc<Binding>) {
+        let mut tables = self.write();
+        tables.unbind(&binding.vm.vm_id);
+        tables.bind(binding);
+    }
+
     /// Makes `binding` visible. The caller has made sure that no other VM has its MAC or address; host names may repeat.
     pub fn bind(&self, binding: Arc<Binding>) {
-        let mut tables = self.write();
-        let names = tables.networks.entry(binding.vm.network.clone()).or_default();
-        names.add(Arc::new(Reserved::of_vm(&binding)));
-        tables.by_vm.insert(binding.vm.vm_id.clone(), binding);
+        self.write().bind(binding);
     }
 
     /// Hides a VM from every reader; what it was, if it was bound.
     pub fn unbind(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
-        let mut tables = self.write();
-        let binding = tables.by_vm.remove(vm_id)?;
-        if let Some(names) = tables.networks.get_mut(&binding.vm.network) {
-            names.remove(binding.vm.mac);
-        }
-        Some(binding)
+        self.write().unbind(vm_id)
     }
 
     /// Makes reservations visible, all at once. The caller has made sure that their MACs and addresses are free.

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::wire::FieldError;
 use crate::manager::ManagerError;
 use crate::proto::google::rpc;
+use crate::store::StoreError;
 
 /// Who speaks in an ErrorInfo.
 const DOMAIN: &str = "guestnet";
@@ -80,6 +81,12 @@ fn facts(error: &ManagerError) -> Facts {
             of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![])
         }
         ManagerError::Stopping => of(ErrorCode::Unavailable, "STOPPING", None, vec![]),
+        ManagerError::BurstWithoutRate { .. } => {
+            of(ErrorCode::InvalidArgument, "BURST_WITHOUT_RATE", Some("burst_kib"), vec![])
+        }
+        ManagerError::Store(StoreError::DiskFull { .. }) => {
+            of(ErrorCode::ResourceExhausted, "DISK_FULL", None, vec![])
+        }
         ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
         ManagerError::Kernel { vm_id, .. } => {
             of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![("vm_id", vm_id.to_string())])
@@ -171,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_failure_of_ours_blames_no_field() {
-        let error = status(ManagerError::Store("disk full".into()));
+        let error = status(ManagerError::Store(StoreError::Stopped));
         assert_eq!((error.code, error.details.len()), (ErrorCode::Internal, 1));
     }
 }

@@ -143,6 +143,19 @@ impl GuestNetworkService for Service {
         Response::ok(v1::BatchCreateVmNetworksResponse { results, ..Default::default() })
     }
 
+    async fn update_vm_network(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, v1::UpdateVmNetworkRequest>,
+    ) -> ServiceResult<v1::UpdateVmNetworkResponse> {
+        let update = wire::update_vm(&request)?;
+        let (manager, vm_id) = (self.manager.clone(), update.vm_id.clone());
+        let binding =
+            self.change("update", vm_id, peer(&ctx), async move { manager.update(update).await }).await?;
+        let vm_network = wire::vm_network(&binding);
+        Response::ok(v1::UpdateVmNetworkResponse { vm_network: vm_network.into(), ..Default::default() })
+    }
+
     async fn get_vm_network(
         &self,
         _ctx: RequestContext,

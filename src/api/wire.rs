@@ -10,8 +10,10 @@ use buffa_types::google::protobuf::Timestamp;
 use ipnetwork::Ipv4Network;
 
 use crate::events::{Event, EventKind};
-use crate::manager::{CreateVm, NetworkStatus};
-use crate::model::{GuestNet, Invalid, Mac, NetworkName, RateMbps, Subnet, Vm, VmId};
+use crate::manager::{CreateVm, NetworkStatus, UpdateVm};
+use crate::model::{
+    BurstKib, GuestNet, Invalid, Mac, NetworkName, Rate, RateMbps, RateRequest, Subnet, Vm, VmId,
+};
 use crate::proto::guestnet::v1;
 use crate::registry::Binding;
 
@@ -66,7 +68,6 @@ pub fn event_kind(text: &str) -> Result<EventKind, FieldError> {
 }
 
 pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateVm, FieldError> {
-    let rate_limit = request.rate_limit_mbps.map(RateMbps::try_from).transpose();
     let options = request.dhcp_options.as_option().map(|options| options.to_owned_message()).transpose();
     let unreadable =
         |error| FieldError::new("dhcp_options", Invalid::new(error, "a message of DHCP options"));
@@ -78,13 +79,33 @@ pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateV
         address: request.ip_address.map(|text| parse_address("ip_address", text)).transpose()?,
         mac: parse_set("mac_address", request.mac_address)?,
         hostname: parse_set("hostname", request.hostname)?,
-        rate_limit: rate_limit.map_err(|invalid| FieldError::new("rate_limit_mbps", invalid))?,
+        rate_limit: rate_request(request.rate_limit_mbps, request.burst_kib)?,
         dhcp_options: options.as_ref().map(super::reservations::options).transpose()?,
     })
 }
 
+pub fn update_vm(request: &v1::UpdateVmNetworkRequestView<'_>) -> Result<UpdateVm, FieldError> {
+    Ok(UpdateVm {
+        vm_id: vm_id(request.vm_id)?,
+        hostname: parse_set("hostname", request.hostname)?,
+        rate_limit: rate_request(request.rate_limit_mbps, request.burst_kib)?,
+    })
+}
+
+fn rate_request(rate_mbps: Option<u32>, burst_kib: Option<u32>) -> Result<RateRequest, FieldError> {
+    let rate = |mbps: u32| match mbps {
+        0 => Ok(Rate::Unlimited),
+        mbps => RateMbps::try_from(mbps).map(Rate::Limited),
+    };
+    let refused = |field| move |invalid| FieldError::new(field, invalid);
+    Ok(RateRequest {
+        rate: rate_mbps.map(rate).transpose().map_err(refused("rate_limit_mbps"))?,
+        burst: burst_kib.map(BurstKib::try_from).transpose().map_err(refused("burst_kib"))?,
+    })
+}
+
 pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
-    let Binding { vm, network, guest } = binding;
+    let Binding { vm, guest, .. } = binding;
     v1::VmNetwork {
         vm_id: vm.vm_id.to_string(),
         network_id: vm.network.to_string(),
@@ -101,7 +122,8 @@ pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
         mtu: u32::from(guest.mtu),
         host_device: vm.slot.host_device().to_string(),
         created_at: timestamp_us(vm.created_at_us).into(),
-        rate_limit_mbps: vm.rate_limit.or(network.rate_limit).map(RateMbps::mbps).unwrap_or_default(),
+        rate_limit_mbps: vm.rate_limit.map(|limit| limit.rate.mbps()).unwrap_or_default(),
+        burst_kib: vm.rate_limit.map(|limit| limit.burst().kib()).unwrap_or_default(),
         domain: guest.domain.to_string(),
         ..Default::default()
     }
@@ -184,7 +206,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{DnsMode, Network, Slot, testing};
+    use crate::model::{DnsMode, Network, RateLimit, Slot, testing};
+
+    fn limit(mbps: u32) -> Option<RateLimit> {
+        Some(RateLimit { rate: mbps.try_into().unwrap(), burst: None })
+    }
 
     fn binding(rate_limit: Option<u32>) -> Binding {
         let network = Network {
@@ -197,7 +223,8 @@ mod tests {
             resolver: crate::model::ResolverSettings::default(),
             domain: "vm.internal".parse().unwrap(),
             mtu: 9000,
-            rate_limit: Some(100.try_into().unwrap()),
+            reserved: Vec::new(),
+            rate_limit: limit(100),
             lease_seconds: 3600,
             ..testing::network()
         };
@@ -209,7 +236,7 @@ mod tests {
             mac: "06:00:0a:64:01:02".parse().unwrap(),
             address: [10, 100, 1, 2].into(),
             hostname: "web-1".parse().unwrap(),
-            rate_limit: rate_limit.map(|mbps| mbps.try_into().unwrap()),
+            rate_limit: rate_limit.and_then(limit),
             created_at_us: 1_790_000_000_123_456,
             ..testing::vm(1)
         };
@@ -218,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_binding_is_written_with_every_fact_of_the_contract() {
-        let wire = vm_network(&binding(None));
+        let wire = vm_network(&binding(Some(5)));
         let expected = v1::VmNetwork {
             vm_id: "web_1".into(),
             network_id: "default".into(),
@@ -235,15 +262,17 @@ mod tests {
             mtu: 9000,
             host_device: "gv7".into(),
             created_at: Timestamp::from_unix(1_790_000_000, 123_456_000).into(),
-            rate_limit_mbps: 100,
+            rate_limit_mbps: 5,
+            burst_kib: 72,
             domain: "vm.internal".into(),
             ..Default::default()
         };
         assert_eq!(wire, expected);
+        let unlimited = vm_network(&binding(None));
         assert_eq!(
-            vm_network(&binding(Some(5))).rate_limit_mbps,
-            5,
-            "a VM's own limit comes before its network's"
+            (unlimited.rate_limit_mbps, unlimited.burst_kib),
+            (0, 0),
+            "whatever its network's default"
         );
     }
 

@@ -13,7 +13,7 @@ use super::reservation::{ReservationCommand, dhcp_options};
 use super::stats::StatsCommand;
 use super::user_data::UserDataCommand;
 use crate::api::DEFAULT_SOCKET;
-use crate::model::{DhcpOptions, Hostname, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
+use crate::model::{BurstKib, DhcpOptions, Hostname, Invalid, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
 
 /// The guest network of a microVM host.
@@ -99,6 +99,8 @@ pub(super) enum Command {
 pub(super) enum VmCommand {
     /// Make VMs' networks, ready to boot on. Repeated with the same arguments it prints the same networks.
     Create(Box<CreateVm>),
+    /// Change a VM's limit or host name while it runs.
+    Update(UpdateVm),
     /// Print a VM's network.
     Show { vm_id: VmId },
     /// Print every VM's network.
@@ -130,12 +132,45 @@ pub(super) struct CreateVm {
     /// The tenant.
     #[arg(long, value_name = "ID")]
     workspace: Option<WorkspaceId>,
-    /// Limit in Mbit/s each way [default: the network's].
-    #[arg(long, value_name = "MBPS", value_parser = rate)]
-    rate_mbps: Option<RateMbps>,
+    #[command(flatten)]
+    limit: Limit,
     /// DHCP options of its own, as in the configuration: 'ntp_servers = ["10.0.0.1"], bootfile_name = "a"'.
     #[arg(long, value_name = "TOML", value_parser = dhcp_options)]
     dhcp_options: Option<DhcpOptions>,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "limits", multiple = true)]
+struct Limit {
+    /// Limit in Mbit/s each way, 0 for none [default: the network's, or what it is].
+    #[arg(long, value_name = "MBPS", value_parser = rate)]
+    rate_mbps: Option<u32>,
+    /// What may pass at once after a quiet time, in KiB [default: what goes with the rate].
+    #[arg(long, value_name = "KIB", value_parser = burst)]
+    burst_kib: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args(["hostname", "rate_mbps", "burst_kib"])))]
+pub(super) struct UpdateVm {
+    vm_id: VmId,
+    /// The guest's host name.
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<Hostname>,
+    #[command(flatten)]
+    limit: Limit,
+}
+
+impl From<UpdateVm> for v1::UpdateVmNetworkRequest {
+    fn from(asked: UpdateVm) -> Self {
+        Self {
+            vm_id: asked.vm_id.to_string(),
+            hostname: asked.hostname.map(|name| name.to_string()),
+            rate_limit_mbps: asked.limit.rate_mbps,
+            burst_kib: asked.limit.burst_kib,
+            ..Self::default()
+        }
+    }
 }
 
 impl CreateVm {
@@ -159,7 +194,8 @@ impl CreateVm {
             ip_address: text(&self.ip),
             mac_address: text(&self.mac),
             hostname: text(&self.hostname),
-            rate_limit_mbps: self.rate_mbps.map(RateMbps::mbps),
+            rate_limit_mbps: self.limit.rate_mbps,
+            burst_kib: self.limit.burst_kib,
             dhcp_options: self.dhcp_options.as_ref().map(crate::api::dhcp_options_to_wire).into(),
             ..Default::default()
         }
@@ -204,8 +240,13 @@ pub(super) enum NetworkCommand {
     List,
 }
 
-fn rate(text: &str) -> Result<RateMbps, crate::model::Invalid> {
-    let mbps: u32 =
-        text.parse().map_err(|_| crate::model::Invalid::new(text, "a rate of 1 to 100000 Mbit/s"))?;
-    RateMbps::try_from(mbps)
+fn rate(text: &str) -> Result<u32, Invalid> {
+    let refused = || Invalid::new(text, "a rate of 1 to 100000 Mbit/s, or 0 for no limit");
+    let mbps: u32 = text.parse().map_err(|_| refused())?;
+    if mbps == 0 { Ok(0) } else { RateMbps::try_from(mbps).map(RateMbps::mbps).map_err(|_| refused()) }
+}
+
+fn burst(text: &str) -> Result<u32, Invalid> {
+    let kib: u32 = text.parse().map_err(|_| Invalid::new(text, BurstKib::EXPECTED))?;
+    BurstKib::try_from(kib).map(BurstKib::kib)
 }

@@ -59,6 +59,18 @@ impl Client {
         Ok(answer.map_err(|error| self.failed(error))?.into_owned().results)
     }
 
+    pub(super) async fn update(
+        &self,
+        request: v1::UpdateVmNetworkRequest,
+    ) -> Result<v1::VmNetwork, CliError> {
+        let answer = self.service.update_vm_network(request).await.map_err(|error| self.failed(error))?;
+        answer
+            .into_owned()
+            .vm_network
+            .into_option()
+            .ok_or_else(|| CliError::Answer("it names no network".into()))
+    }
+
     pub(super) async fn get(&self, vm_id: &VmId) -> Result<v1::VmNetwork, CliError> {
         let request = v1::GetVmNetworkRequest { vm_id: vm_id.to_string(), ..Default::default() };
         let answer = self.service.get_vm_network(request).await.map_err(|error| match error.code {

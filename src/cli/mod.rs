@@ -190,6 +190,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
 async fn vm(client: &Client, format: Format, command: VmCommand) -> Result<String, CliError> {
     match command {
         VmCommand::Create(asked) => create(client, format, &asked).await,
+        VmCommand::Update(request) => Ok(output::vm(format, &client.update(request.into()).await?)),
         VmCommand::Show { vm_id } => Ok(output::vm(format, &client.get(&vm_id).await?)),
         VmCommand::List(asked) => Ok(output::vms(format, &client.list(asked.into()).await?)),
         VmCommand::Delete { vm_ids } => delete(client, &vm_ids).await.map(|()| String::new()),

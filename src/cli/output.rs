@@ -65,6 +65,7 @@ fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {
         "mtu": vm.mtu,
         "host_device": vm.host_device,
         "rate_limit_mbps": vm.rate_limit_mbps,
+        "burst_kib": vm.burst_kib,
         "created_at": time(format, vm.created_at.as_option()),
     })
 }

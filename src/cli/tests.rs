@@ -42,7 +42,7 @@ fn wrong_usage_is_refused_before_anybody_is_called() {
         ("vm create a --mac ff:ff:ff:ff:ff:ff", &["unicast"]),
         ("vm create a --hostname a_b", &["a_b", "label"]),
         ("vm create a --workspace a/b", &["--workspace", "a/b"]),
-        ("vm create a --rate-mbps 0", &["1 to 100000"]),
+        ("vm create a --rate-mbps 100001", &["1 to 100000"]),
         ("vm create a --rate-mbps fast", &["fast", "1 to 100000"]),
         ("vm create a --network BIG", &["BIG", "network name"]),
         ("vm list --output yaml", &["table, json"]),

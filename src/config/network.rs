@@ -1,6 +1,7 @@
 //! One `[[network]]` table → `model::Network`, and what several networks must not do to each other. Pure.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use ipnetwork::Ipv4Network;
@@ -9,8 +10,8 @@ use toml::Value;
 use super::section::Section;
 use super::{reservation, resolver};
 use crate::model::{
-    BridgeName, DhcpOptions, DnsMode, Domain, IfName, Invalid, Metadata, Network, NetworkName, Plumbing,
-    RateMbps, Relays, Reservation, Subnet, Upstream,
+    BridgeName, BurstKib, DhcpOptions, DnsMode, Domain, IfName, Invalid, Metadata, Network, NetworkName,
+    Plumbing, RateLimit, RateMbps, Relays, Reservation, Subnet, Upstream,
 };
 
 /// RFC 2132 section 9.2 with RFC 2131 section 3.3: this lease time means "infinity".
@@ -48,12 +49,14 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     });
     let bridge_ip = section.take("bridge_ip", "10.100.0.1/16", bridge_ip);
     let subnet = section.take("vm_subnet", "10.100.0.0/16", subnet);
+    let reserved = section.take("reserved_ranges", Value::Array(Vec::new()), reserved_ranges);
     let upstreams = section.take("dns_servers", vec!["8.8.8.8", "8.8.4.4"], upstreams);
     let dns = section.take("dns", "on", dns_mode);
     let dns_only_resolver = section.take("dns_only_resolver", false, flag);
     let domain = section.take("domain", "vm.internal", text::<Domain>);
     let limited = section.take("enable_rate_limit", true, flag);
     let rate = section.take("rate_limit_mbps", 100, rate);
+    let burst = section.take("rate_limit_burst_kib", "auto", burst);
     let mtu = section.take("mtu", 1500, mtu);
     let lease_seconds = section.take("lease_seconds", 43_200, lease_seconds);
     let relays = section.take("dhcp_relays", default_relays(plumbing), relays);
@@ -73,6 +76,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let resolver = section.table("resolver", |section| resolver::read(section, domain.as_ref()));
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
+    check_reserved(&mut section, reserved.as_deref(), subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
     if (dns, dns_only_resolver) == (Some(DnsMode::Off), Some(true)) {
         section.problem("dns_only_resolver", "needs dns = \"on\": there is no resolver of ours to ask");
@@ -85,20 +89,22 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     };
     let reservations = reservation::read(&mut section, tables, name.as_ref(), subnet, gateway);
     section.finish();
-    let (limited, rate) = (limited?, rate?);
+    let limit = RateLimit { rate: rate?, burst: burst? };
+    let limited = limited?;
     let (metadata, hop_limit) = (metadata?, hop_limit?);
     let network = Network {
         name: name?,
         bridge: bridge?,
         subnet: subnet?,
         gateway: gateway?,
+        reserved: reserved?,
         upstreams: upstreams?,
         dns: dns?,
         dns_only_resolver: dns_only_resolver?,
         resolver: resolver?,
         domain: domain?,
         mtu: mtu?,
-        rate_limit: limited.then_some(rate),
+        rate_limit: limited.then_some(limit),
         lease_seconds: lease_seconds?,
         plumbing: plumbing?,
         relays: relays?,
@@ -136,6 +142,20 @@ fn check_gateway(
         return None;
     }
     Some(bridge_ip.ip())
+}
+
+/// What is outside the subnet keeps nothing from anybody: it is a slip.
+fn check_reserved(
+    section: &mut Section<'_>,
+    reserved: Option<&[RangeInclusive<Ipv4Addr>]>,
+    subnet: Option<Subnet>,
+) {
+    let (Some(reserved), Some(subnet)) = (reserved, subnet) else { return };
+    for range in reserved.iter().filter(|r| !subnet.contains(*r.start()) || !subnet.contains(*r.end())) {
+        let (first, last) = (range.start(), range.end());
+        let beside = section.name_of("vm_subnet");
+        section.problem("reserved_ranges", format!("{first}-{last} is not inside {subnet} ({beside})"));
+    }
 }
 
 /// With `dns = "off"` the guests themselves ask the upstreams, and they have IPv4 only.
@@ -177,6 +197,25 @@ fn subnet(value: &Value) -> Result<Subnet, String> {
     }
 }
 
+fn reserved_ranges(value: &Value) -> Result<Vec<RangeInclusive<Ipv4Addr>>, String> {
+    let ranges: Option<Vec<_>> =
+        value.as_array().and_then(|items| items.iter().map(|item| range(item.as_str()?)).collect());
+    ranges.ok_or(
+        "a list of addresses, like [\"10.100.0.9\", \"10.100.0.20-10.100.0.29\", \"10.100.255.0/24\"]".into(),
+    )
+}
+
+/// One address, the first and the last of several, or all of a subnet.
+fn range(text: &str) -> Option<RangeInclusive<Ipv4Addr>> {
+    if text.contains('/') {
+        let network: Ipv4Network = text.parse().ok()?;
+        return (network.ip() == network.network()).then(|| network.network()..=network.broadcast());
+    }
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (Ipv4Addr, Ipv4Addr) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first <= last).then_some(first..=last)
+}
+
 pub(super) fn upstreams(value: &Value) -> Result<Vec<Upstream>, String> {
     let items = value.as_array().filter(|items| (1..=8).contains(&items.len()));
     let items = items.ok_or("a list of 1 to 8 DNS servers, like [\"8.8.8.8\", \"8.8.4.4\"]")?;
@@ -191,7 +230,16 @@ pub(super) fn upstreams(value: &Value) -> Result<Vec<Upstream>, String> {
 
 fn rate(value: &Value) -> Result<RateMbps, String> {
     let mbps = value.as_integer().and_then(|mbps| u32::try_from(mbps).ok());
-    mbps.and_then(|mbps| RateMbps::try_from(mbps).ok()).ok_or("a rate of 1 to 100000 Mbit/s".into())
+    mbps.and_then(|mbps| RateMbps::try_from(mbps).ok()).ok_or(RateMbps::EXPECTED.into())
+}
+
+fn burst(value: &Value) -> Result<Option<BurstKib>, String> {
+    if value.as_str() == Some("auto") {
+        return Ok(None);
+    }
+    let kib = value.as_integer().and_then(|kib| u32::try_from(kib).ok());
+    let burst = kib.and_then(|kib| BurstKib::try_from(kib).ok());
+    burst.map(Some).ok_or(format!("{}, or \"auto\"", BurstKib::EXPECTED))
 }
 
 fn dns_mode(value: &Value) -> Result<DnsMode, String> {

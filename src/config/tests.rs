@@ -25,7 +25,7 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
     assert_eq!(network.gateway.to_string(), "10.100.0.1");
     assert_eq!(network.subnet.to_string(), "10.100.0.0/16");
     assert_eq!(network.upstreams, ["8.8.8.8", "8.8.4.4"].map(|a| a.parse().unwrap()));
-    assert_eq!(network.rate_limit.unwrap().mbps(), 100);
+    assert_eq!(network.rate_limit.unwrap().rate.mbps(), 100);
     assert_eq!(network.dns, DnsMode::On);
     assert_eq!(network.domain.as_str(), "vm.internal");
     assert_eq!(
@@ -62,6 +62,8 @@ fn a_network_keeps_what_it_was_given() {
         lease_seconds = "infinite"
         metadata = true
         metadata_hop_limit = 2
+        rate_limit_burst_kib = 64
+        reserved_ranges = ["192.168.7.1", "192.168.7.10 - 192.168.7.19", "192.168.7.128/25"]
         [[network]]
         name = "red"
         bridge_name = "br-red"
@@ -75,6 +77,9 @@ fn a_network_keeps_what_it_was_given() {
     assert_eq!(blue.guest_dns()[0].to_string(), "9.9.9.9");
     assert_eq!((blue.rate_limit, blue.mtu, blue.lease_seconds), (None, 9000, u32::MAX));
     assert_eq!((blue.metadata, red.metadata), (Some(Metadata { hop_limit: 2 }), None));
+    let reserved = |last: u8| blue.is_reserved([192, 168, 7, last].into());
+    let kept: Vec<u8> = (0..=255).filter(|last| reserved(*last)).collect();
+    assert_eq!(kept, [1].into_iter().chain(10..=19).chain(128..=255).collect::<Vec<u8>>());
     assert_eq!(red.guest_dns()[0].to_string(), "10.0.0.1");
 }
 
@@ -197,6 +202,20 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
             &["network[0].enable_rate_limit: \"yes\" is not true or false"],
         ),
         (network("rate_limit_mbps = 0"), &["network[0].rate_limit_mbps: 0 is not a rate of 1 to 100000"]),
+        (
+            network("reserved_ranges = [\"10.100.0.9-10.100.0.1\"]"),
+            &["network[0].reserved_ranges: [\"10.100.0.9-10.100.0.1\"] is not a list of addresses, like"],
+        ),
+        (
+            network("reserved_ranges = [\"10.100.0.9\", \"10.101.0.0/24\"]"),
+            &[
+                "network[0].reserved_ranges: 10.101.0.0-10.101.0.255 is not inside 10.100.0.0/16 (network[0].vm_subnet)",
+            ],
+        ),
+        (
+            network("rate_limit_burst_kib = 15"),
+            &["network[0].rate_limit_burst_kib: 15 is not a burst of 16 to 1048576 KiB, or \"auto\""],
+        ),
         (network("rate_limit_mbps = 100001"), &["network[0].rate_limit_mbps: 100001"]),
         (network("rate_limit_mbps = 4294967297"), &["network[0].rate_limit_mbps: 4294967297"]),
         (network("mtu = 575"), &["network[0].mtu: 575 is not an MTU of 576 to 9000"]),
@@ -268,7 +287,7 @@ fn the_environment_goes_before_the_default_network_of_the_file() {
     assert_eq!(first.gateway.to_string(), "172.16.0.1");
     assert_eq!(first.subnet.to_string(), "172.16.0.0/20");
     assert_eq!(first.upstreams.iter().map(ToString::to_string).collect::<Vec<_>>(), ["1.1.1.1", "9.9.9.9"]);
-    assert_eq!(first.rate_limit.unwrap().mbps(), 250);
+    assert_eq!(first.rate_limit.unwrap().rate.mbps(), 250);
     assert_eq!(first.mtu, 9000);
     assert_eq!(second.bridge.as_str(), "br-b");
 

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::counters::{Messages, attribute};
+use super::raw::{Messages, attribute};
 
 // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
 const SUBSYSTEM: u16 = 1 << 8;

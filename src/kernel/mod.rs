@@ -13,6 +13,7 @@ mod metadata;
 mod netns;
 pub mod nft;
 mod observe;
+mod raw;
 mod routes;
 mod rtnl;
 mod steps;
@@ -31,7 +32,7 @@ pub use error::KernelError;
 pub use steps::Failed;
 pub use tap::HeldTap;
 
-use crate::model::{IfName, IndexRange, Place, RateMbps, Reading, Slot, Subnet};
+use crate::model::{IfName, IndexRange, Place, RateLimit, Reading, Slot, Subnet};
 use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 use lane::Lane;
@@ -190,10 +191,10 @@ impl Kernel {
     pub async fn wipe(
         &self,
         place: Place,
-        rate: Option<RateMbps>,
+        limit: Option<RateLimit>,
         tap: Option<HeldTap>,
     ) -> Result<bool, KernelError> {
-        self.background.run(move |hands| steps::wipe(hands, &place, rate, tap)).await?
+        self.background.run(move |hands| steps::wipe(hands, &place, limit, tap)).await?
     }
 
     /// Forgets the connections of guests that are gone.

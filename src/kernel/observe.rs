@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use netlink_packet_route::tc::TcMessage;
 
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
 use super::rtnl::Rtnl;
-use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes};
+use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes, tc};
 use crate::model::{IndexRange, Slot, Vm};
 use crate::plan::{Anchor, Observed, ObservedPort};
 
@@ -34,11 +34,9 @@ pub(super) fn observe(hands: &mut Hands, indexes: IndexRange) -> Result<Observed
     let qdiscs = hands.rtnl.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default()));
     for qdisc in qdiscs.doing(|| "listing queueing disciplines".into())? {
         let RouteNetlinkMessage::NewQueueDiscipline(qdisc) = qdisc else { continue };
-        let token_bucket =
-            qdisc.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "tbf"));
         let slot = u32::try_from(qdisc.header.index).ok().and_then(port_of);
         if let Some(port) = slot.and_then(|slot| ports.get_mut(&slot)) {
-            port.rate_limited |= token_bucket;
+            port.limit = port.limit.or(tc::limit_of(&qdisc));
         }
     }
     let mut names = netns::names()?;

@@ -7,7 +7,7 @@ use super::observe::mark;
 use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
 use super::{GUEST_SIDE_INDEX, TAP_INDEX, links, netns, observe, routes, tc};
-use crate::model::{Place, RateMbps, Slot, Vm};
+use crate::model::{Place, RateLimit, Slot, Vm};
 use crate::plan::{Anchor, Step, Undo};
 
 /// A step that failed. It has left nothing; what is to be taken back are the others.
@@ -144,7 +144,7 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             };
             hands.inside(&namespace, join).doing(|| format!("making {step}"))
         }
-        Step::RateLimit { slot, port, rate } => limit(hands, *slot, *port, *rate),
+        Step::RateLimit { slot, port, limit } => set_limit(hands, *slot, *port, *limit),
         Step::Port { port, bridge, .. } => {
             hands.rtnl.all(&links::port(*port, *bridge)).doing(|| format!("making {step}"))
         }
@@ -167,15 +167,16 @@ fn one_undo(hands: &mut Hands, undo: &Undo) -> Result<(), KernelError> {
 }
 
 /// A token bucket on both ends of the slot's veth, or none.
-fn limit(hands: &mut Hands, slot: Slot, port: u32, rate: Option<RateMbps>) -> Result<(), KernelError> {
-    let doing = || match rate {
-        Some(rate) => format!("limiting {} to {} Mbit/s", slot.host_device(), rate.mbps()),
+fn set_limit(hands: &mut Hands, slot: Slot, port: u32, limit: Option<RateLimit>) -> Result<(), KernelError> {
+    let doing = || match limit {
+        Some(limit) => format!("limiting {} to {} Mbit/s", slot.host_device(), limit.rate.mbps()),
         None => format!("taking the limit of {} away", slot.host_device()),
     };
     let namespace = netns::existing(slot)?;
-    let upload = || tc::set_limit(&mut Rtnl::open()?, GUEST_SIDE_INDEX, rate);
+    let upload = || tc::set_limit(&mut Rtnl::open()?, GUEST_SIDE_INDEX, limit);
     hands.inside(&namespace, upload).doing(doing)?;
-    tc::set_limit(&mut hands.rtnl, port, rate).doing(doing)
+    // Last: what is observed of a limit is this end.
+    tc::set_limit(&mut hands.rtnl, port, limit).doing(doing)
 }
 
 pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
@@ -187,7 +188,7 @@ pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>,
 pub(super) fn wipe(
     hands: &mut Hands,
     place: &Place,
-    rate: Option<RateMbps>,
+    limit: Option<RateLimit>,
     tap: Option<HeldTap>,
 ) -> Result<bool, KernelError> {
     let slot = place.slot;
@@ -207,8 +208,8 @@ pub(super) fn wipe(
         return Ok(false);
     }
     // A new queue instead of a changed one: what the last guest left waiting goes with the old.
-    limit(hands, slot, place.port, None)?;
-    limit(hands, slot, place.port, rate)?;
+    set_limit(hands, slot, place.port, None)?;
+    set_limit(hands, slot, place.port, limit)?;
     Ok(observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole))
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla as _};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{
     TcAction, TcActionAttribute, TcActionGeneric, TcActionMirror, TcActionMirrorOption, TcActionOption,
@@ -12,7 +12,8 @@ use netlink_packet_route::tc::{
 
 use super::error::gone_is_fine;
 use super::rtnl::{Request, Rtnl};
-use crate::model::RateMbps;
+use crate::model::RateLimit;
+use crate::plan::ObservedLimit;
 
 /// ETH_P_ALL in network byte order, as the filter's protocol wants it.
 const ALL_PROTOCOLS: u16 = (libc::ETH_P_ALL as u16).to_be();
@@ -67,18 +68,47 @@ pub(super) fn redirect(from: u32, to: u32) -> [Request; 2] {
     ]
 }
 
-/// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); replaces the one that is there, without a gap. Without a rate,
+/// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); changes the one that is there, without a gap. Without a limit,
 /// what is there goes.
-pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, rate: Option<RateMbps>) -> io::Result<()> {
+pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, limit: Option<RateLimit>) -> io::Result<()> {
     let mut message = TcMessage::with_index(device as i32);
     message.header.parent = TcHandle::ROOT;
-    let Some(rate) = rate else {
+    let Some(limit) = limit else {
         // ENOENT, of a device that has a qdisc of the kernel's own making: there was no limit.
         return gone_is_fine(rtnl.request(0, RouteNetlinkMessage::DelQueueDiscipline(message)));
     };
     message.attributes.push(TcAttribute::Kind("tbf".into()));
-    message.attributes.push(TcAttribute::Options(token_bucket(rate)));
+    message.attributes.push(TcAttribute::Options(token_bucket(limit)));
     rtnl.request(NLM_F_CREATE | NLM_F_REPLACE, RouteNetlinkMessage::NewQueueDiscipline(message))
+}
+
+/// The token bucket that a device has as its root qdisc, if that is one.
+pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
+    if !qdisc.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "tbf")) {
+        return None;
+    }
+    let options = qdisc.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    })?;
+    let option = |wanted| {
+        options.iter().find_map(|option| match option {
+            TcOption::Other(nla) if nla.kind() == wanted => {
+                let mut value = vec![0; nla.value_len()];
+                nla.emit_value(&mut value);
+                Some(value)
+            }
+            _ => None,
+        })
+    };
+    let parameters = option(TCA_TBF_PARMS)?;
+    let number = |at: usize| Some(u64::from(u32::from_ne_bytes(*parameters.get(at..)?.first_chunk()?)));
+    let in_full = option(TCA_TBF_RATE64).and_then(|rate| Some(u64::from_ne_bytes(*rate.first_chunk()?)));
+    let bytes_per_second = in_full.or(number(8))?;
+    // A time in ticks of 64 ns (PSCHED_SHIFT).
+    let nanoseconds = u128::from(number(28)?) * 64;
+    let burst = nanoseconds * u128::from(bytes_per_second) / 1_000_000_000;
+    Some(ObservedLimit { bytes_per_second, burst: u64::try_from(burst).ok()? })
 }
 
 // include/uapi/linux/pkt_sched.h
@@ -87,29 +117,30 @@ const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
 
-/// Bytes that may pass at once: four whole GSO packets, or two milliseconds of a fast guest's rate.
-fn burst(rate: RateMbps) -> u32 {
-    let two_milliseconds = rate.bytes_per_second() / 500;
-    two_milliseconds.max(256 * 1024).min(u32::MAX.into()) as u32
+/// Bytes that may pass at once.
+fn burst(limit: RateLimit) -> u32 {
+    // At most 2^30.
+    limit.burst().kib() * 1_024
 }
 
-/// Bytes that may wait: fifty milliseconds' worth.
-fn queue_limit(rate: RateMbps) -> u32 {
-    let fifty_milliseconds = rate.bytes_per_second() / 20 + u64::from(burst(rate));
-    fifty_milliseconds.min(u32::MAX.into()) as u32
+/// Bytes that may wait: fifty milliseconds' worth, and two packets that TCP has not segmented.
+fn queue_limit(limit: RateLimit) -> u32 {
+    let fifty_milliseconds = limit.rate.bytes_per_second() / 20;
+    // At most 625,000,000.
+    fifty_milliseconds.max(2 * 65_536) as u32
 }
 
-fn token_bucket(rate: RateMbps) -> Vec<TcOption> {
-    let bytes_per_second = rate.bytes_per_second();
+fn token_bucket(limit: RateLimit) -> Vec<TcOption> {
+    let bytes_per_second = limit.rate.bytes_per_second();
     // struct tc_tbf_qopt: two struct tc_ratespec of 12 bytes (rate, peak), then limit, buffer, mtu as u32. The rate
     // stands in full in TCA_TBF_RATE64 and the bucket in TCA_TBF_BURST; an Ethernet link layer needs no rate table.
     let mut parameters = [0_u8; 36];
     parameters[1] = TC_LINKLAYER_ETHERNET;
     parameters[8..12].copy_from_slice(&u32::try_from(bytes_per_second).unwrap_or(u32::MAX).to_ne_bytes());
-    parameters[24..28].copy_from_slice(&queue_limit(rate).to_ne_bytes());
+    parameters[24..28].copy_from_slice(&queue_limit(limit).to_ne_bytes());
     vec![
         TcOption::Other(DefaultNla::new(TCA_TBF_PARMS, parameters.to_vec())),
         TcOption::Other(DefaultNla::new(TCA_TBF_RATE64, bytes_per_second.to_ne_bytes().to_vec())),
-        TcOption::Other(DefaultNla::new(TCA_TBF_BURST, burst(rate).to_ne_bytes().to_vec())),
+        TcOption::Other(DefaultNla::new(TCA_TBF_BURST, burst(limit).to_ne_bytes().to_vec())),
     ]
 }

@@ -44,7 +44,7 @@ impl Admission {
     pub(super) fn new(networks: &[Arc<Network>]) -> Self {
         let pools = networks.iter().map(|network| Pool {
             network: network.clone(),
-            addresses: Ipam::new(network.subnet, network.gateway, &[], QUARANTINE),
+            addresses: Ipam::new(network.subnet, network.gateway, &network.reserved, QUARANTINE),
             holders: HashMap::new(),
         });
         Self { networks: pools.collect(), macs: HashMap::new() }
@@ -72,6 +72,8 @@ impl Admission {
         if pool.network.plumbing == Plumbing::External {
             return Err(ManagerError::External { network: pool.network.name.clone() });
         }
+        let rate_limit = request.rate_limit.over(pool.network.rate_limit);
+        let rate_limit = rate_limit.map_err(|burst| ManagerError::BurstWithoutRate { burst: burst.kib() })?;
         if let Some(mac) = request.mac
             && let Some(by) = self.macs.get(&mac)
         {
@@ -96,7 +98,7 @@ impl Admission {
             slot: Slot(0),
             mac,
             address,
-            rate_limit: request.rate_limit.or(pool.network.rate_limit),
+            rate_limit,
             created_at_us,
             dhcp_options: request.dhcp_options.unwrap_or_default(),
         };
@@ -108,7 +110,10 @@ impl Admission {
     pub(super) fn readmit(&mut self, vm: &Vm) -> Result<Arc<Network>, ManagerError> {
         let index = self.index(&vm.network)?;
         let pool = &mut self.networks[index];
-        pool.take(vm.address)?;
+        // One that has been reserved since stays the VM's as long as that lasts.
+        if !pool.network.is_reserved(vm.address) {
+            pool.take(vm.address)?;
+        }
         self.hold(index, vm);
         Ok(self.networks[index].network.clone())
     }
@@ -204,7 +209,7 @@ impl Pool {
 #[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
     use super::*;
-    use crate::model::testing;
+    use crate::model::{RateRequest, testing};
 
     fn request(id: &str) -> CreateVm {
         CreateVm {
@@ -214,7 +219,7 @@ mod tests {
             address: None,
             mac: None,
             hostname: None,
-            rate_limit: None,
+            rate_limit: RateRequest::default(),
             dhcp_options: None,
         }
     }
@@ -266,6 +271,26 @@ mod tests {
         assert!(matches!(admission.admit(c.clone(), now, 0), Err(ManagerError::MacTaken { .. })));
         c.mac = Some("02:00:00:00:00:01".parse().unwrap());
         assert_eq!(admission.admit(c, now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 2]));
+    }
+
+    #[test]
+    fn a_reserved_address_is_nobodys_but_stays_who_has_it() {
+        let now = Instant::now();
+        let a = admission().admit(request("a"), now, 0).unwrap().0;
+        let reserved = a.address..=Ipv4Addr::from([10, 100, 0, 9]);
+        let network = Network { reserved: vec![reserved], ..testing::network() };
+        let mut admission = Admission::new(&[Arc::new(network)]);
+        admission.readmit(&a).unwrap();
+        assert_eq!(
+            admission.admit(request("b"), now, 0).unwrap().0.address,
+            Ipv4Addr::from([10, 100, 0, 10])
+        );
+        let mut c = request("c");
+        c.address = Some([10, 100, 0, 5].into());
+        let refused = admission.admit(c, now, 0).unwrap_err().to_string();
+        assert!(refused.contains("10.100.0.5") && refused.contains("reserved"), "{refused}");
+        admission.release(&a, now);
+        assert!(admission.admit(CreateVm { address: Some(a.address), ..request("d") }, now, 0).is_err());
     }
 
     #[test]

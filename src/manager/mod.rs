@@ -18,8 +18,8 @@ use crate::dhcp::Leases;
 use crate::events::{EventKind, Events};
 use crate::kernel::{Failed, For, HeldTap, Kernel};
 use crate::model::{
-    Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, RateMbps, Slot,
-    Subnet, Vm, VmId, WorkspaceId,
+    Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, Rate, RateLimit,
+    RateRequest, Slot, Subnet, Vm, VmId, WorkspaceId,
 };
 use crate::plan::{self, Mend, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
@@ -38,8 +38,16 @@ pub struct CreateVm {
     pub address: Option<Ipv4Addr>,
     pub mac: Option<Mac>,
     pub hostname: Option<Hostname>,
-    pub rate_limit: Option<RateMbps>,
+    pub rate_limit: RateRequest,
     pub dhcp_options: Option<DhcpOptions>,
+}
+
+/// What a caller asks of a VM that runs; unset fields ask for nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpdateVm {
+    pub vm_id: VmId,
+    pub hostname: Option<Hostname>,
+    pub rate_limit: RateRequest,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +58,10 @@ pub enum ManagerError {
         "VM {vm_id} has a network already, with {field} {has}, not {asked}: delete it first or ask for the same"
     )]
     Differs { vm_id: VmId, field: &'static str, has: String, asked: String },
+    #[error(
+        "burst_kib {burst} limits nothing: without a limit there is no burst; ask for a rate_limit_mbps too"
+    )]
+    BurstWithoutRate { burst: u32 },
     #[error("mac_address {mac} is taken by VM {by}: choose another or leave it unset")]
     MacTaken { mac: Mac, by: VmId },
     #[error("ip_address {address} is taken by VM {by}: choose another or leave it unset")]
@@ -81,17 +93,11 @@ pub enum ManagerError {
     #[error("guestnet is stopping: repeat the call when it is back")]
     Stopping,
     #[error("the state could not be saved: {0}")]
-    Store(String),
+    Store(#[from] StoreError),
     #[error("looking for what an earlier run left: {0}")]
     Host(String),
     #[error("the network of VM {vm_id}: {what}")]
     Kernel { vm_id: VmId, what: String },
-}
-
-impl From<StoreError> for ManagerError {
-    fn from(error: StoreError) -> Self {
-        Self::Store(error.to_string())
-    }
 }
 
 /// A configured network and how full it is.
@@ -248,6 +254,12 @@ impl Manager {
         join(tokio::spawn(async move { inner.create(request).await }).await)
     }
 
+    /// Changes what can change while the VM runs.
+    pub async fn update(&self, request: UpdateVm) -> Result<Arc<Binding>, ManagerError> {
+        let inner = self.0.clone();
+        join(tokio::spawn(async move { inner.update(request).await }).await)
+    }
+
     /// Removes the VM's network; a VM that has none is fine.
     pub async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
         let (inner, vm_id) = (self.0.clone(), vm_id.clone());
@@ -365,6 +377,38 @@ impl Inner {
         self.kernel.undo(For::Caller, undos).await.iter().map(ToString::to_string).collect()
     }
 
+    async fn update(&self, request: UpdateVm) -> Result<Arc<Binding>, ManagerError> {
+        let vm_id = request.vm_id;
+        let _turn = self.turn(&vm_id).await;
+        let Some(before) = self.registry.by_vm(&vm_id) else {
+            return Err(ManagerError::NoVm { vm_id });
+        };
+        let rate_limit = request.rate_limit.over(before.vm.rate_limit);
+        let rate_limit = rate_limit.map_err(|burst| ManagerError::BurstWithoutRate { burst: burst.kib() })?;
+        let hostname = request.hostname.unwrap_or_else(|| before.vm.hostname.clone());
+        let vm = Vm { hostname, rate_limit, ..before.vm.clone() };
+        if vm == before.vm {
+            return Ok(before);
+        }
+        self.store.update(vm.clone()).await?;
+        if vm.rate_limit != before.vm.rate_limit
+            && let Err(mut errors) = self.set_limit(&vm).await
+        {
+            errors.extend(self.set_limit(&before.vm).await.err().into_iter().flatten());
+            errors.extend(self.store.update(before.vm.clone()).await.err().map(|error| error.to_string()));
+            return Err(failed(&vm, &errors));
+        }
+        let binding = Arc::new(Binding::new(vm, before.network.clone()));
+        self.registry.rebind(binding.clone());
+        Ok(binding)
+    }
+
+    async fn set_limit(&self, vm: &Vm) -> Result<(), Vec<String>> {
+        let place = self.pool.place(vm.slot).ok_or_else(|| vec!["its slot is gone".to_owned()])?;
+        let set = self.kernel.apply(For::Caller, vec![plan::limit(vm, &place)]).await;
+        set.map_err(|failure| vec![failure.to_string()])
+    }
+
     async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
         let _turn = self.turn(vm_id).await;
         let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
@@ -458,14 +502,20 @@ fn same(request: &CreateVm, binding: Arc<Binding>) -> Result<Arc<Binding>, Manag
     }
     let vm = &binding.vm;
     let options = |options: Option<&DhcpOptions>| options.map(|options| format!("{options:?}"));
-    let rate = |rate: Option<RateMbps>| rate.map(|rate| rate.mbps().to_string());
+    let rate = |limit: Option<RateLimit>| limit.map_or(0, |limit| limit.rate.mbps()).to_string();
+    let asked_rate = request.rate_limit.rate.map(|rate| match rate {
+        Rate::Unlimited => "0".to_owned(),
+        Rate::Limited(rate) => rate.mbps().to_string(),
+    });
+    let burst = vm.rate_limit.map(|limit| limit.burst().kib().to_string());
     let facts = [
         ("network_id", text(Some(&vm.network)), text(request.network.as_ref())),
         ("workspace_id", text(vm.workspace.as_ref()), text(request.workspace.as_ref())),
         ("ip_address", text(Some(&vm.address)), text(request.address.as_ref())),
         ("mac_address", text(Some(&vm.mac)), text(request.mac.as_ref())),
         ("hostname", text(Some(&vm.hostname)), text(request.hostname.as_ref())),
-        ("rate_limit_mbps", rate(vm.rate_limit), rate(request.rate_limit)),
+        ("rate_limit_mbps", Some(rate(vm.rate_limit)), asked_rate),
+        ("burst_kib", burst, request.rate_limit.burst.map(|burst| burst.kib().to_string())),
         ("dhcp_options", options(Some(&vm.dhcp_options)), options(request.dhcp_options.as_ref())),
     ];
     for (field, has, asked) in facts {

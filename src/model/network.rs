@@ -1,9 +1,11 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use super::{
-    BridgeName, DhcpOptions, Domain, Invalid, NetworkWalls, ResolverSettings, Subnet, Upstream, serde_as_text,
+    BridgeName, DhcpOptions, Domain, Invalid, NetworkWalls, RateLimit, ResolverSettings, Subnet, Upstream,
+    serde_as_text,
 };
 
 /// Name of a configured network, `^[a-z0-9][a-z0-9-]{0,31}$`; `network_id` in the API.
@@ -36,31 +38,6 @@ impl fmt::Display for NetworkName {
     }
 }
 serde_as_text!(NetworkName);
-
-/// A rate limit in Mbit/s (10^6 bit/s), 1 to 100,000, the same each way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RateMbps(u32);
-
-impl RateMbps {
-    pub fn mbps(self) -> u32 {
-        self.0
-    }
-
-    pub fn bytes_per_second(self) -> u64 {
-        u64::from(self.0) * 1_000_000 / 8
-    }
-}
-
-impl TryFrom<u32> for RateMbps {
-    type Error = Invalid;
-    fn try_from(mbps: u32) -> Result<Self, Invalid> {
-        if (1..=100_000).contains(&mbps) {
-            Ok(Self(mbps))
-        } else {
-            Err(Invalid::new(mbps, "a rate of 1 to 100000 Mbit/s"))
-        }
-    }
-}
 
 /// Who answers a network's guests' DNS questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,8 +97,10 @@ pub struct Network {
     pub domain: Domain,
     /// Bytes, of every link from the guest's interface to the bridge.
     pub mtu: u16,
+    /// Addresses of the subnet that no guest is given.
+    pub reserved: Vec<RangeInclusive<Ipv4Addr>>,
     /// Limit of a guest that asked for none of its own.
-    pub rate_limit: Option<RateMbps>,
+    pub rate_limit: Option<RateLimit>,
     /// Seconds; option 51.
     pub lease_seconds: u32,
     pub plumbing: Plumbing,
@@ -136,6 +115,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether the configuration keeps `address` from guests.
+    pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
+        self.reserved.iter().any(|range| range.contains(&address))
+    }
+
     /// The DNS servers a guest is told: the one place that decides it.
     pub fn guest_dns(&self) -> Vec<IpAddr> {
         match self.dns {

@@ -1,6 +1,6 @@
 use std::net::Ipv4Addr;
 
-use super::{DhcpOptions, Hostname, Mac, NetworkName, RateMbps, Slot, VmId, WorkspaceId};
+use super::{DhcpOptions, Hostname, Mac, NetworkName, RateLimit, Slot, VmId, WorkspaceId};
 
 /// Who may open the TAP without privileges: the jailed VMM's user and group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,7 +19,7 @@ pub struct Vm {
     pub mac: Mac,
     pub address: Ipv4Addr,
     pub hostname: Hostname,
-    pub rate_limit: Option<RateMbps>,
+    pub rate_limit: Option<RateLimit>,
     /// Microseconds since 1970-01-01 UTC.
     pub created_at_us: i64,
     /// What its guest is told beside its network's own.

@@ -11,11 +11,11 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
-pub use observed::{Anchor, Observed, ObservedPort};
+pub use observed::{Anchor, Observed, ObservedLimit, ObservedPort};
 pub use slot::{build_slot, clear_slot, wire_slot};
-pub use vm::{Mend, bind, mend, strays, unbind};
+pub use vm::{Mend, bind, limit, mend, strays, unbind};
 
-use crate::model::{Mac, Network, RateMbps, Shard, Slot, Subnet, VmId};
+use crate::model::{Mac, Network, RateLimit, Shard, Slot, Subnet, VmId};
 
 /// One kernel object of ours, made by a step and removed by its undo. Devices are named by the index that was chosen for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub enum Step {
     /// Both ways between `in0` and `tap0`; both up.
     Redirect { slot: Slot },
     /// A token bucket on each end of the veth: the guest's upload on `in0`, its download on `gv<slot>`. None takes them away.
-    RateLimit { slot: Slot, port: u32, rate: Option<RateMbps> },
+    RateLimit { slot: Slot, port: u32, limit: Option<RateLimit> },
     /// `gv<slot>` as an isolated, locked port that neither learns nor floods; up. Last: a port of a bridge is a whole slot.
     Port { slot: Slot, port: u32, bridge: u32 },
 

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use crate::model::{Mac, Slot};
+use crate::model::{Mac, RateLimit, Slot};
 
 /// What of ours is in the kernel now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,7 +40,8 @@ pub struct ObservedPort {
     /// Up, isolated, locked, neither learning nor flooding.
     pub in_shape: bool,
     pub forwarding: BTreeSet<Mac>,
-    pub rate_limited: bool,
+    /// The token bucket at the host's end, which is set last.
+    pub limit: Option<ObservedLimit>,
 }
 
 impl Observed {
@@ -53,5 +54,26 @@ impl Observed {
     /// Every slot of which there is anything.
     pub fn slots(&self) -> BTreeSet<Slot> {
         self.anchors.keys().chain(self.ports.keys()).copied().collect()
+    }
+}
+
+/// A token bucket as the kernel tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObservedLimit {
+    pub bytes_per_second: u64,
+    /// About: the kernel keeps it as the time that it takes.
+    pub burst: u64,
+}
+
+impl ObservedLimit {
+    pub fn of(limit: RateLimit) -> Self {
+        let burst = u64::from(limit.burst().kib()) * 1_024;
+        Self { bytes_per_second: limit.rate.bytes_per_second(), burst }
+    }
+
+    pub fn is(self, limit: RateLimit) -> bool {
+        let wanted = Self::of(limit);
+        self.bytes_per_second == wanted.bytes_per_second
+            && self.burst.abs_diff(wanted.burst) <= wanted.burst / 64
     }
 }

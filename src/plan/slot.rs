@@ -15,7 +15,7 @@ pub fn build_slot(place: &Place, network: &Network) -> Vec<Step> {
 /// The part of it from the TAP to the bridge.
 pub fn wire_slot(place: &Place, network: &Network) -> Vec<Step> {
     let (slot, port, mtu) = (place.slot, place.port, network.mtu);
-    let limit = network.rate_limit.map(|rate| Step::RateLimit { slot, port, rate: Some(rate) });
+    let limit = network.rate_limit.map(|limit| Step::RateLimit { slot, port, limit: Some(limit) });
     [Step::Veth { slot, port, mtu }, Step::Redirect { slot }]
         .into_iter()
         .chain(limit)

@@ -9,9 +9,8 @@ use crate::model::{IndexRange, Mac, Network, Place, Slot, Vm};
 /// What binds a VM to its slot: nothing passes before the last step.
 pub fn bind(vm: &Vm, place: &Place, network: &Network) -> Vec<Step> {
     let (slot, port, bridge) = (place.slot, place.port, place.shard.index);
-    let limit = Step::RateLimit { slot, port, rate: vm.rate_limit };
     // A slot comes with the network's own limit.
-    let limit = (vm.rate_limit != network.rate_limit).then_some(limit);
+    let limit = (vm.rate_limit != network.rate_limit).then(|| limit(vm, place));
     limit
         .into_iter()
         .chain([
@@ -21,6 +20,11 @@ pub fn bind(vm: &Vm, place: &Place, network: &Network) -> Vec<Step> {
             Step::ForwardingEntry { port, mac: vm.mac },
         ])
         .collect()
+}
+
+/// What gives a VM the limit that it is to have.
+pub fn limit(vm: &Vm, place: &Place) -> Step {
+    Step::RateLimit { slot: place.slot, port: place.port, limit: vm.rate_limit }
 }
 
 /// What unbinds a VM: nothing passes after the first step.
@@ -54,14 +58,19 @@ pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> M
     let again = Step::Port { slot: place.slot, port: place.port, bridge: place.shard.index };
     let again = (!port.in_shape).then_some(again);
     let missing = bind(vm, place, network).into_iter().filter(|step| !is_in(step, place, observed));
-    let limit = Step::RateLimit { slot: place.slot, port: place.port, rate: vm.rate_limit };
-    let limited = port.rate_limited == vm.rate_limit.is_some() || vm.rate_limit != network.rate_limit;
-    let limit = (!limited).then_some(limit);
+    // Whether it is the network's own or another, from before a configuration or a call that was cut off.
+    let as_it_should = match (port.limit, vm.rate_limit) {
+        (Some(observed), Some(limit)) => observed.is(limit),
+        (observed, limit) => observed.is_none() && limit.is_none(),
+    };
+    let limit = (!as_it_should).then(|| limit(vm, place));
     Mend { undo, steps: again.into_iter().chain(limit).chain(missing).collect() }
 }
 
 fn is_in(step: &Step, place: &Place, observed: &Observed) -> bool {
     match step {
+        // Seen to apart from the others.
+        Step::RateLimit { .. } => true,
         Step::Name { vm_id, slot } => observed.names.get(&vm_id.namespace()) == Some(slot),
         Step::Neighbour { bridge, address, mac } => observed.neighbours.contains(&(*bridge, *address, *mac)),
         Step::GuestRoute { bridge, address, .. } => observed.routes.contains(&(*bridge, *address)),
@@ -108,7 +117,7 @@ pub fn strays<'a>(
 mod tests {
     use super::*;
     use crate::model::testing;
-    use crate::plan::ObservedPort;
+    use crate::plan::{ObservedLimit, ObservedPort};
 
     fn standing() -> (Network, Vm, Place, Observed) {
         let (network, vm, place) = (testing::network(), testing::vm(1), testing::place(1));
@@ -118,7 +127,7 @@ mod tests {
             mtu: 1500,
             in_shape: true,
             forwarding: [vm.mac].into(),
-            rate_limited: true,
+            limit: network.rate_limit.map(ObservedLimit::of),
         };
         let observed = Observed {
             anchors: [(vm.slot, Anchor::Whole)].into(),

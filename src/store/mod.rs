@@ -96,6 +96,11 @@ impl Store {
         self.read(accounts::load)
     }
 
+    /// Remembers what of a VM can change while it runs: host name and limit. False when there is no such VM.
+    pub async fn update(&self, vm: Vm) -> Result<bool, StoreError> {
+        Ok(self.writer.write(Change::Update(Box::new(vm))).await? != Effect::Nothing)
+    }
+
     /// Forgets a VM; whether there was one.
     pub async fn remove(&self, vm_id: VmId) -> Result<bool, StoreError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

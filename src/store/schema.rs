@@ -68,6 +68,9 @@ const MIGRATIONS: &[&str] = &[
 ",
     super::policies::TABLES,
     super::dns_records::TABLE,
+    "
+    ALTER TABLE vm ADD COLUMN burst_kib INTEGER;
+",
 ];
 
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that

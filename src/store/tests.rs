@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::model::{DhcpOptions, Mac, RateMbps, Slot};
+use crate::model::{DhcpOptions, Mac, RateLimit, Slot};
 
 /// The `n`th of many VMs that have nothing in common.
 pub(super) fn vm(n: u32) -> Vm {
@@ -18,7 +18,10 @@ pub(super) fn vm(n: u32) -> Vm {
         mac: Mac::for_address(address),
         address,
         hostname: format!("web-{n}").parse().unwrap(),
-        rate_limit: n.is_multiple_of(2).then(|| RateMbps::try_from(250).unwrap()),
+        rate_limit: n.is_multiple_of(2).then(|| RateLimit {
+            rate: 250.try_into().unwrap(),
+            burst: n.is_multiple_of(4).then(|| 64.try_into().unwrap()),
+        }),
         created_at_us: 1_700_000_000_000_000 + i64::from(n),
         dhcp_options: DhcpOptions {
             ntp_servers: vec![[10, 100, 0, 1].into(); n as usize % 2],

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::Freed;
 use super::error::{Fault, StoreError, Taken};
 use super::{policies, user_data};
-use crate::model::{DhcpOptions, Invalid, RateMbps, Slot, Vm, VmId};
+use crate::model::{BurstKib, DhcpOptions, Invalid, RateLimit, RateMbps, Slot, Vm, VmId};
 
 pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     if let Some((what, by)) = holder(connection, vm)? {
@@ -15,8 +15,8 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     connection
         .prepare_cached(
             "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
-                             dhcp_options)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                             dhcp_options, burst_kib)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?
         .execute(params![
             vm.vm_id.as_str(),
@@ -26,14 +26,26 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
             vm.mac.to_string(),
             vm.address.to_string(),
             vm.hostname.as_str(),
-            vm.rate_limit.map(RateMbps::mbps),
+            vm.rate_limit.map(|limit| limit.rate.mbps()),
             vm.created_at_us,
             options_text(&vm.dhcp_options)?,
+            vm.rate_limit.and_then(|limit| limit.burst).map(BurstKib::kib),
         ])?;
     connection
         .prepare_cached("DELETE FROM freed WHERE network = ?1 AND address = ?2")?
         .execute(params![vm.network.as_str(), vm.address.to_string()])?;
     Ok(())
+}
+
+/// Changes what of a VM can change while it runs; whether there is such a VM.
+pub(super) fn update(connection: &Connection, vm: &Vm) -> rusqlite::Result<bool> {
+    let mut update = connection.prepare_cached(
+        "UPDATE vm SET hostname = ?2, rate_limit_mbps = ?3, burst_kib = ?4 WHERE vm_id = ?1",
+    )?;
+    let (rate, burst) = (vm.rate_limit.map(|limit| limit.rate.mbps()), vm.rate_limit.and_then(|l| l.burst));
+    let updated =
+        update.execute(params![vm.vm_id.as_str(), vm.hostname.as_str(), rate, burst.map(BurstKib::kib)])?;
+    Ok(updated > 0)
 }
 
 /// Who has something of `vm`'s that only one VM can have.
@@ -77,7 +89,7 @@ pub(super) fn remove(connection: &Connection, vm_id: &VmId, now_us: i64) -> rusq
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<Vm>> {
     let mut select = connection.prepare(
         "SELECT vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
-                dhcp_options
+                dhcp_options, burst_kib
          FROM vm ORDER BY created_at_us, vm_id",
     )?;
     select.query_map([], read)?.collect()
@@ -94,7 +106,10 @@ pub(super) fn load_freed(connection: &Connection) -> rusqlite::Result<Vec<Freed>
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {
     let workspace = row.get_ref(2)?.as_str_or_null()?.map(|_| parsed(row, 2)).transpose()?;
-    let rate_limit = row.get::<_, Option<u32>>(7)?.map(RateMbps::try_from).transpose();
+    let number = |column: usize| row.get::<_, Option<u32>>(column);
+    let refused = |column| move |invalid: Invalid| unreadable(column, Type::Integer, invalid);
+    let rate = number(7)?.map(RateMbps::try_from).transpose().map_err(refused(7))?;
+    let burst = number(10)?.map(BurstKib::try_from).transpose().map_err(refused(10))?;
     Ok(Vm {
         vm_id: parsed(row, 0)?,
         network: parsed(row, 1)?,
@@ -103,7 +118,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {
         mac: parsed(row, 4)?,
         address: parsed(row, 5)?,
         hostname: parsed(row, 6)?,
-        rate_limit: rate_limit.map_err(|invalid: Invalid| unreadable(7, Type::Integer, invalid))?,
+        rate_limit: rate.map(|rate| RateLimit { rate, burst }),
         created_at_us: row.get(8)?,
         dhcp_options: options(row, 9)?,
     })

@@ -25,6 +25,7 @@ const LARGEST_BATCH: usize = 256;
 #[derive(Debug)]
 pub(super) enum Change {
     Insert(Box<Vm>, Box<Account>),
+    Update(Box<Vm>),
     KeepAccounts(Vec<(VmId, Account)>),
     Remove { vm_id: VmId, now_us: i64 },
     InsertReservations(Vec<Arc<Reservation>>),
@@ -158,6 +159,7 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
             vms::insert(connection, vm)?;
             accounts::keep(connection, &vm.vm_id, account).map(|()| Effect::Changed)?
         }
+        Change::Update(vm) => vms::update(connection, vm)?.into(),
         Change::KeepAccounts(counted) => {
             for (vm_id, account) in counted {
                 accounts::keep(connection, vm_id, account)?;

@@ -175,7 +175,12 @@ async fn a_refusal_has_its_code_and_names_the_value_and_what_fits() {
             &["mac_address", "01:00:5e:00:00:01", "unicast"],
         ),
         (with(|r| r.hostname = Some("a b".into())), invalid, &["hostname", "a b", "one label"]),
-        (with(|r| r.rate_limit_mbps = Some(0)), invalid, &["rate_limit_mbps", "\"0\"", "1 to 100000"]),
+        (
+            with(|r| r.rate_limit_mbps = Some(100_001)),
+            invalid,
+            &["rate_limit_mbps", "\"100001\"", "1 to 100000"],
+        ),
+        (with(|r| r.burst_kib = Some(15)), invalid, &["burst_kib", "\"15\"", "16 to 1048576"]),
         (with(|r| r.network_id = Some("dmz".into())), ErrorCode::NotFound, &["dmz", "default, small"]),
         (
             with(|r| r.ip_address = Some("10.100.0.9".into())),

@@ -15,6 +15,7 @@ mod lab;
 
 mod api;
 mod bad_input;
+mod bad_state;
 mod booted;
 mod crash;
 mod demo;
@@ -22,8 +23,10 @@ mod dhcp;
 mod dns;
 mod first_guest;
 mod guest_config;
+mod limits;
 mod metadata;
 mod needs_kernel;
+mod networks;
 mod operate;
 mod plumbing;
 mod restart;

@@ -29,6 +29,7 @@ fn what_a_vm_manager_is_told_is_all_it_needs() {
         "tap_device": "tap0", "ip_address": "10.100.0.2", "netmask": "255.255.0.0", "prefix_len": 16,
         "gateway": "10.100.0.1", "mac_address": "06:00:0a:64:00:02", "dns_servers": ["10.100.0.1"],
         "hostname": "web-1", "domain": "vm.internal", "mtu": 1500, "host_device": "gv0", "rate_limit_mbps": 50,
+        "burst_kib": 96,
         "created_at": vm["created_at"],
     });
     assert_eq!(vm, expected);

@@ -34,9 +34,24 @@ impl TapGuest {
     pub fn attach(lab: &Lab, vm: &Value) -> Self {
         let field = |name: &str| vm[name].as_str().unwrap_or_else(|| panic!("no {name}: {vm}"));
         let netns = lab.host.enter(&Path::new("/run/netns").join(field("namespace")));
-        let tap = netns.run(|| open_tap(field("tap_device")).expect("the VM's TAP"));
+        let tap = netns.run(|| open_tap(field("tap_device"), libc::IFF_VNET_HDR).expect("the VM's TAP"));
+        Self::attach_to(tap, vm)
+    }
+
+    /// The same with the VM's TAP open already.
+    pub fn attach_to(tap: File, vm: &Value) -> Self {
+        Self::configure(tap, vm, libc::IFF_VNET_HDR)
+    }
+
+    /// The same with a TAP that was opened as `PLAIN`.
+    pub fn attach_to_plain(tap: File, vm: &Value) -> Self {
+        Self::configure(tap, vm, PLAIN)
+    }
+
+    fn configure(tap: File, vm: &Value, flags: i32) -> Self {
+        let field = |name: &str| vm[name].as_str().unwrap_or_else(|| panic!("no {name}: {vm}"));
         let namespace = Namespace::new();
-        let own = namespace.run(|| open_tap("eth0").expect("the guest's own TAP"));
+        let own = namespace.run(|| open_tap("eth0", flags).expect("the guest's own TAP"));
         let guest = Self { stop: None, carriers: Vec::new(), namespace };
         let mtu = vm["mtu"].to_string();
         guest.run(
@@ -103,20 +118,25 @@ fn carry(mut from: File, mut to: File, stopped: &io::PipeReader) {
     }
 }
 
-/// A TAP of the calling thread's namespace, made if it is not there, as a VMM opens it: with virtio-net headers, checksums
-/// and segmentation left to the other side.
-pub fn open_tap(name: &str) -> io::Result<File> {
+/// Frames without virtio-net headers: no flag.
+pub const PLAIN: i32 = 0;
+
+/// A TAP of the calling thread's namespace, made if it is not there, as a VMM opens it: with IFF_VNET_HDR in `flags`, checksums
+/// and segmentation are left to the other side.
+pub fn open_tap(name: &str, flags: i32) -> io::Result<File> {
     let tap = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: `tap` is open and `request` is a whole ifreq with a terminated name; the kernel only reads it.
     unsafe { ioctl::tunsetiff(tap.as_raw_fd(), &request)? };
-    let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    // SAFETY: takes an integer, no memory.
-    unsafe { ioctl::tunsetoffload(tap.as_raw_fd(), offloads.into())? };
+    if flags & libc::IFF_VNET_HDR != 0 {
+        let offloads = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+        // SAFETY: takes an integer, no memory.
+        unsafe { ioctl::tunsetoffload(tap.as_raw_fd(), offloads.into())? };
+    }
     Ok(tap)
 }

@@ -42,6 +42,7 @@ fn network(name: &str) -> Arc<Network> {
         resolver: ResolverSettings::default(),
         domain: "vm.internal".parse().unwrap(),
         mtu: 1500,
+        reserved: Vec::new(),
         rate_limit: None,
         lease_seconds: 3600,
         ..testing::network()

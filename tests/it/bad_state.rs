@@ -1,0 +1,129 @@
+//! A state directory that lets the service down: a clear message, nothing half done, and guests keep their networks.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::lab::daemon::{Paths, serve_command};
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
+
+fn database(lab: &Lab) -> PathBuf {
+    Paths::of(lab).state.join("guestnet.db")
+}
+
+/// A lab whose host has a VM and a stopped service.
+fn with_a_vm(lab: &Lab) -> TapGuest {
+    let daemon = Daemon::start(lab);
+    let guest = TapGuest::attach(lab, &daemon.json(&["vm", "create", "vm1"]));
+    assert!(daemon.stop().success());
+    guest
+}
+
+/// The service refuses to start and says each of `named`; the host, its guests and the database are left as they are.
+fn assert_refused(lab: &Lab, guest: &TapGuest, named: &[&str]) {
+    let (before, bytes) = (lab.host_state(), fs::read(database(lab)).ok());
+    let output = serve_command(lab, "").output().unwrap();
+    assert_says(&output, 1, named);
+    assert_same(&before, &lab.host_state());
+    assert!(fs::read(database(lab)).ok() == bytes, "the database was touched");
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
+fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str) -> String {
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sS", "--unix-socket"]).arg(daemon.socket());
+    curl.args(["-H", "Content-Type: application/json", "-d", body]);
+    curl.arg(format!("http://localhost/guestnet.v1.GuestNetworkService/{rpc}"));
+    let answer: serde_json::Value = serde_json::from_slice(&curl.output().unwrap().stdout).unwrap();
+    answer["code"].as_str().unwrap_or("ok").to_owned()
+}
+
+#[test]
+fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
+    let lab = Lab::new();
+    let state = Paths::of(&lab).state;
+    fs::create_dir(&state).unwrap();
+    let mount = ["-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", state.to_str().unwrap()];
+    lab.on_host("mount", &mount);
+    let daemon = Daemon::start(&lab);
+    let vm1 = daemon.json(&["vm", "create", "vm1"]);
+    let filler = state.join("filler");
+    let fill = || {
+        let mut dd = lab.host_command("dd");
+        dd.arg("if=/dev/zero").arg(format!("of={}", filler.display())).arg("bs=4k");
+        assert!(!dd.output().unwrap().status.success(), "the disk does not get full");
+    };
+    fill();
+    // What the write-ahead log has room for still goes in.
+    let mut refused = None;
+    for number in 0..500 {
+        let output = daemon.client(&["vm", "create", &format!("more-{number}")]);
+        if !output.status.success() {
+            refused = Some(output);
+            break;
+        }
+    }
+    assert_says(&refused.expect("a refusal"), 1, &["full", "free some space", state.to_str().unwrap()]);
+    let before = lab.host_state();
+    assert_eq!(connect_code(&lab, &daemon, "CreateVmNetwork", r#"{"vmId":"vm2"}"#), "resource_exhausted");
+    assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
+    assert_same(&before, &lab.host_state());
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1, "it has its network still");
+    let guest = TapGuest::attach(&lab, &vm1);
+    // A crash, and a start that needs more room than there is: refused, and no guest notices.
+    daemon.crash();
+    assert_refused(&lab, &guest, &["full", "free some space", state.to_str().unwrap()]);
+    drop(guest);
+    lab.on_host("rm", &[filler.to_str().unwrap()]);
+    let daemon = Daemon::start(&lab);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1);
+    daemon.guestnet(&["vm", "create", "vm2"]);
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    assert_eq!(daemon.client(&["vm", "show", "vm1"]).status.code(), Some(1));
+}
+
+#[test]
+fn a_read_only_state_directory_stops_the_start_and_no_guest() {
+    let lab = Lab::new();
+    let guest = with_a_vm(&lab);
+    let state = Paths::of(&lab).state;
+    let state = state.to_str().unwrap();
+    lab.on_host("mount", &["--bind", state, state]);
+    lab.on_host("mount", &["-o", "remount,bind,ro", state]);
+    assert_refused(&lab, &guest, &[state, "Read-only", "readable and writable"]);
+    lab.on_host("umount", &[state]);
+    assert_eq!(Daemon::start(&lab).json(&["vm", "list"])[0]["vm_id"], "vm1");
+}
+
+#[test]
+fn a_torn_database_is_named_left_as_it_is_and_stops_no_guest() {
+    let lab = Lab::new();
+    let guest = with_a_vm(&lab);
+    let (file, whole) = (database(&lab), fs::read(database(&lab)).unwrap());
+    let name = file.display().to_string();
+    type Tear = fn(&mut Vec<u8>);
+    let tears: [Tear; 4] = [
+        |bytes| bytes.truncate(bytes.len() / 2),
+        |bytes| bytes.clear(),
+        |bytes| bytes[100..].fill(0x5a),
+        |bytes| bytes[..16].fill(0),
+    ];
+    for tear in tears {
+        let mut torn = whole.clone();
+        tear(&mut torn);
+        fs::write(&file, torn).unwrap();
+        assert_refused(&lab, &guest, &[&name, "damaged", "left as it is", ".recover"]);
+    }
+    // Its copy is put back: all is well.
+    fs::write(&file, &whole).unwrap();
+    assert_eq!(Daemon::start(&lab).json(&["vm", "list"])[0]["vm_id"], "vm1");
+}
+
+#[test]
+fn a_database_of_a_newer_guestnet_is_refused_with_both_versions() {
+    let lab = Lab::new();
+    let guest = with_a_vm(&lab);
+    let connection = rusqlite::Connection::open(database(&lab)).unwrap();
+    connection.pragma_update(None, "user_version", 999).unwrap();
+    connection.close().unwrap();
+    assert_refused(&lab, &guest, &["newer guestnet", "999", "run that version"]);
+}

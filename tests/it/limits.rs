@@ -1,0 +1,151 @@
+//! Rate limits, as a guest's own TCP sees them: unsegmented packets and all.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_says};
+
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    Upload,
+    Download,
+}
+
+/// A TCP connection of the guest to the internet: the guest's end, and the other.
+fn connect(lab: &Lab, guest: &TapGuest, port: u16) -> (TcpStream, TcpStream) {
+    let listener = lab.inet.run(|| TcpListener::bind((WEB, port)).unwrap());
+    let own = guest.namespace.run(|| TcpStream::connect((WEB, port)).unwrap());
+    let (other, _) = listener.accept().unwrap();
+    (own, other)
+}
+
+/// What TCP brings through in Mbit/s, counted where it arrives, from the first byte on.
+fn goodput(lab: &Lab, guest: &TapGuest, way: Way, time: Duration) -> f64 {
+    let (own, other) = connect(lab, guest, 5001);
+    let (mut from, mut to) = match way {
+        Way::Upload => (own, other),
+        Way::Download => (other, own),
+    };
+    let sender = std::thread::spawn(move || {
+        let bytes = vec![0; 1 << 20];
+        while from.write(&bytes).is_ok() {}
+    });
+    let mut buffer = vec![0; 1 << 20];
+    let mut received = to.read(&mut buffer).unwrap();
+    assert!(received > 0);
+    received = 0;
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        match to.read(&mut buffer) {
+            Ok(length) if length > 0 => received += length,
+            other => panic!("the connection ended after {received} bytes: {other:?}"),
+        }
+    }
+    let megabits = received as f64 * 8.0 / 1e6 / begun.elapsed().as_secs_f64();
+    drop(to);
+    sender.join().unwrap();
+    megabits
+}
+
+fn assert_goodput(lab: &Lab, guest: &TapGuest, way: Way, mbps: u32) {
+    let measured = goodput(lab, guest, way, Duration::from_secs(3));
+    let share = measured / f64::from(mbps);
+    assert!((0.9..=1.0).contains(&share), "{way:?} at {mbps} Mbit/s: {measured:.2} Mbit/s arrived");
+}
+
+fn rates(vm: &Value) -> (u64, u64) {
+    (vm["rate_limit_mbps"].as_u64().unwrap(), vm["burst_kib"].as_u64().unwrap())
+}
+
+#[test]
+fn tcp_gets_what_the_limit_says_both_ways_and_live() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "10"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    for mbps in [10, 100, 1_000] {
+        let updated = daemon.json(&["vm", "update", "vm1", "--rate-mbps", &mbps.to_string()]);
+        assert_eq!(rates(&updated).0, u64::from(mbps));
+        assert_goodput(&lab, &guest, Way::Upload, mbps);
+        assert_goodput(&lab, &guest, Way::Download, mbps);
+    }
+}
+
+#[test]
+fn a_limit_changes_under_a_transfer_that_does_not_notice() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "1000"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    let (mut own, mut other) = connect(&lab, &guest, 5002);
+    let sender = std::thread::spawn(move || {
+        let bytes = vec![7; 1 << 16];
+        while own.write(&bytes).is_ok() {}
+    });
+    let mut buffer = vec![0; 1 << 16];
+    for mbps in ["5", "500", "0", "50", "1000"] {
+        daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", mbps]);
+        let mut more = 0;
+        while more < 1 << 20 {
+            let length = other.read(&mut buffer).unwrap();
+            assert!(length > 0 && buffer[..length].iter().all(|byte| *byte == 7));
+            more += length;
+        }
+    }
+    drop(other);
+    sender.join().unwrap();
+}
+
+#[test]
+fn without_a_limit_there_is_none_and_one_may_be_asked_for_anyway() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\nenable_rate_limit = false\nrate_limit_mbps = 10\n");
+    let free = daemon.json(&["vm", "create", "free"]);
+    assert_eq!(rates(&free), (0, 0));
+    let guest = TapGuest::attach(&lab, &free);
+    for way in [Way::Upload, Way::Download] {
+        let measured = goodput(&lab, &guest, way, Duration::from_secs(1));
+        assert!(measured > 200.0, "{way:?}: {measured:.2} Mbit/s without a limit");
+    }
+    let limited = daemon.json(&["vm", "create", "limited", "--rate-mbps", "20", "--burst-kib", "64"]);
+    assert_eq!(rates(&limited), (20, 64));
+    assert_eq!(limited, daemon.json(&["vm", "create", "limited", "--rate-mbps", "20"]), "repeated");
+    assert_says(
+        &daemon.client(&["vm", "create", "limited", "--rate-mbps", "0"]),
+        1,
+        &["rate_limit_mbps", "20"],
+    );
+    assert_says(&daemon.client(&["vm", "create", "vm3", "--burst-kib", "64"]), 2, &["burst_kib 64"]);
+    assert_says(&daemon.client(&["vm", "create", "vm3", "--rate-mbps", "100001"]), 2, &["100001", "100000"]);
+    assert_says(&daemon.client(&["vm", "update", "limited"]), 2, &["--rate-mbps"]);
+    assert_says(&daemon.client(&["vm", "update", "none", "--rate-mbps", "5"]), 1, &["none"]);
+    // Removed live, and what was asked for survives a restart.
+    daemon.guestnet(&["vm", "update", "limited", "--rate-mbps", "0"]);
+    daemon.guestnet(&["vm", "update", "free", "--rate-mbps", "30"]);
+    assert!(daemon.stop().success());
+    let daemon = Daemon::start_with(&lab, "[[network]]\nenable_rate_limit = true\nrate_limit_mbps = 10\n");
+    assert_eq!(rates(&daemon.json(&["vm", "show", "limited"])), (0, 0));
+    assert_eq!(rates(&daemon.json(&["vm", "show", "free"])).0, 30);
+}
+
+#[test]
+fn a_host_name_changes_while_the_vm_runs() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--hostname", "old"]);
+    let updated = daemon.json(&["vm", "update", "vm1", "--hostname", "new"]);
+    assert_eq!((updated["hostname"].as_str(), &updated["ip_address"]), (Some("new"), &vm["ip_address"]));
+    let guest = TapGuest::attach(&lab, &vm);
+    let resolve = |name: &str| {
+        let mut nslookup = guest.namespace.command("busybox");
+        let output =
+            nslookup.args(["nslookup", "-type=a", &format!("{name}.vm.internal."), "10.100.0.1"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let address = vm["ip_address"].as_str().unwrap();
+    assert!(resolve("new").contains(address));
+    assert!(!resolve("old").contains(address));
+}

@@ -1,0 +1,100 @@
+//! Several networks on one host: each with its own bridge, subnet, DNS, limits and MTU, closed to each other.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use crate::lab::{Daemon, Lab, TapGuest, UPLINK, WEB, assert_says};
+
+const NETWORKS: &str = r#"
+[[network]]
+name = "front"
+domain = "front.example"
+rate_limit_mbps = 50
+reserved_ranges = ["10.100.0.2-10.100.0.9"]
+
+[[network]]
+name = "store"
+bridge_name = "br-store"
+bridge_ip = "10.200.0.254/24"
+vm_subnet = "10.200.0.0/24"
+dns = "off"
+dns_servers = ["8.8.4.4"]
+enable_rate_limit = false
+mtu = 9000
+"#;
+
+fn reaches(guest: &TapGuest, address: &str) -> bool {
+    let mut ping = guest.namespace.command("busybox");
+    ping.args(["ping", "-c", "1", "-W", "2", address]).output().unwrap().status.success()
+}
+
+#[test]
+fn each_network_has_its_own_settings_and_is_closed_to_the_others() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, NETWORKS);
+    let front = daemon.json(&["vm", "create", "front-1"]);
+    let store = daemon.json(&["vm", "create", "store-1", "--network", "store"]);
+    let facts = [
+        "network_id",
+        "ip_address",
+        "prefix_len",
+        "gateway",
+        "domain",
+        "mtu",
+        "rate_limit_mbps",
+        "dns_servers",
+    ];
+    let of = |vm: &serde_json::Value| facts.map(|fact| vm[fact].to_string()).join(" ");
+    assert_eq!(of(&front), r#""front" "10.100.0.10" 16 "10.100.0.1" "front.example" 1500 50 ["10.100.0.1"]"#);
+    assert_eq!(of(&store), r#""store" "10.200.0.1" 24 "10.200.0.254" "vm.internal" 9000 0 ["8.8.4.4"]"#);
+
+    let (a, b) = (TapGuest::attach(&lab, &front), TapGuest::attach(&lab, &store));
+    for (guest, own, other) in [(&a, "10.100.0.1", "10.200.0.254"), (&b, "10.200.0.254", "10.100.0.1")] {
+        assert!(reaches(guest, own) && reaches(guest, WEB));
+        assert!(!reaches(guest, other), "a guest reached the gateway {other} of another network");
+    }
+    // Both answer the host: they are there, and closed to each other.
+    for address in ["10.100.0.10", "10.200.0.1"] {
+        lab.on_host("busybox", &["ping", "-c", "1", "-W", "5", address]);
+    }
+    assert!(!reaches(&a, "10.200.0.1") && !reaches(&b, "10.100.0.10"));
+    let listener = b.namespace.run(|| TcpListener::bind("10.200.0.1:80").unwrap());
+    let reached = a.namespace.run(|| {
+        TcpStream::connect_timeout(&"10.200.0.1:80".parse().unwrap(), std::time::Duration::from_secs(2))
+            .is_ok()
+    });
+    assert!(!reached, "a guest reached a service of a guest of another network");
+    drop(listener);
+
+    let networks = daemon.json(&["network", "list"]);
+    let counted = |at: usize| (networks[at]["vm_count"].as_u64(), networks[at]["free_addresses"].as_u64());
+    assert_eq!(counted(0), (Some(1), Some(65_533 - 8 - 1)));
+    assert_eq!(counted(1), (Some(1), Some(253 - 1)));
+    let reserved = daemon.client(&["vm", "create", "front-2", "--ip", "10.100.0.9"]);
+    assert_says(&reserved, 2, &["10.100.0.9", "reserved"]);
+}
+
+#[test]
+fn jumbo_frames_pass_whole() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, NETWORKS);
+    let vm = daemon.json(&["vm", "create", "store-1", "--network", "store"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", "10.200.0.254"]);
+    let sent = |daemon: &Daemon<'_>| daemon.json(&["stats", "store-1"])[0]["tx_packets"].as_u64().unwrap();
+    let before = sent(&daemon);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", "-s", "8900", "10.200.0.254"]);
+    assert_eq!(sent(&daemon) - before, 1, "a jumbo frame was sent in pieces");
+
+    // TCP learns the smaller MTU on its way (RFC 1191): as much as it likes gets to the internet.
+    let listener = lab.inet.run(|| TcpListener::bind((WEB, 5001)).unwrap());
+    let mut own = guest.namespace.run(|| TcpStream::connect((WEB, 5001)).unwrap());
+    let (mut other, from) = listener.accept().unwrap();
+    assert_eq!(from.ip().to_string(), UPLINK);
+    let sender = std::thread::spawn(move || own.write_all(&vec![1; 1 << 20]).unwrap());
+    let mut received = Vec::new();
+    other.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    other.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), 1 << 20);
+    sender.join().unwrap();
+}
