@@ -12,7 +12,7 @@ use ipnetwork::Ipv4Network;
 use crate::events::{Event, EventKind};
 use crate::manager::{CreateVm, NetworkStatus, UpdateVm};
 use crate::model::{
-    BurstKib, GuestNet, Invalid, Mac, NetworkName, Rate, RateMbps, RateRequest, Subnet, Vm, VmId,
+    BurstKib, GuestNet, Invalid, Mac, NetworkName, Rate, RateMbps, RateRequest, Subnet, TapRequest, Vm, VmId,
 };
 use crate::proto::guestnet::v1;
 use crate::registry::Binding;
@@ -80,6 +80,12 @@ pub fn create_vm(request: &v1::CreateVmNetworkRequestView<'_>) -> Result<CreateV
         mac: parse_set("mac_address", request.mac_address)?,
         hostname: parse_set("hostname", request.hostname)?,
         rate_limit: rate_request(request.rate_limit_mbps, request.burst_kib)?,
+        tap: TapRequest {
+            uid: id("tap_uid", request.tap_uid)?,
+            gid: id("tap_gid", request.tap_gid)?,
+            multi_queue: request.tap_multi_queue,
+            offload: request.tap_offload,
+        },
         dhcp_options: options.as_ref().map(super::reservations::options).transpose()?,
     })
 }
@@ -104,6 +110,14 @@ fn rate_request(rate_mbps: Option<u32>, burst_kib: Option<u32>) -> Result<RateRe
     })
 }
 
+/// A user's or group's id: the last number means "none" to the kernel.
+fn id(field: &'static str, id: Option<u32>) -> Result<Option<u32>, FieldError> {
+    match id {
+        Some(u32::MAX) => Err(FieldError::new(field, Invalid::new(u32::MAX, "an id of 0 to 4294967294"))),
+        id => Ok(id),
+    }
+}
+
 pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
     let Binding { vm, guest, .. } = binding;
     v1::VmNetwork {
@@ -124,6 +138,10 @@ pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
         created_at: timestamp_us(vm.created_at_us).into(),
         rate_limit_mbps: vm.rate_limit.map(|limit| limit.rate.mbps()).unwrap_or_default(),
         burst_kib: vm.rate_limit.map(|limit| limit.burst().kib()).unwrap_or_default(),
+        tap_uid: vm.tap.uid,
+        tap_gid: vm.tap.gid,
+        tap_multi_queue: vm.tap.multi_queue,
+        tap_offload: vm.tap.offload,
         domain: guest.domain.to_string(),
         ..Default::default()
     }
@@ -206,7 +224,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{DnsMode, Network, RateLimit, Slot, testing};
+    use crate::model::{DnsMode, Network, RateLimit, Slot, TapOptions, testing};
 
     fn limit(mbps: u32) -> Option<RateLimit> {
         Some(RateLimit { rate: mbps.try_into().unwrap(), burst: None })
@@ -237,6 +255,7 @@ mod tests {
             address: [10, 100, 1, 2].into(),
             hostname: "web-1".parse().unwrap(),
             rate_limit: rate_limit.and_then(limit),
+            tap: TapOptions { uid: Some(1_000), ..TapOptions::default() },
             created_at_us: 1_790_000_000_123_456,
             ..testing::vm(1)
         };
@@ -264,6 +283,8 @@ mod tests {
             created_at: Timestamp::from_unix(1_790_000_000, 123_456_000).into(),
             rate_limit_mbps: 5,
             burst_kib: 72,
+            tap_uid: Some(1_000),
+            tap_offload: true,
             domain: "vm.internal".into(),
             ..Default::default()
         };

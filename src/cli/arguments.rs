@@ -137,6 +137,18 @@ pub(super) struct CreateVm {
     /// DHCP options of its own, as in the configuration: 'ntp_servers = ["10.0.0.1"], bootfile_name = "a"'.
     #[arg(long, value_name = "TOML", value_parser = dhcp_options)]
     dhcp_options: Option<DhcpOptions>,
+    /// The only user who may open the TAP without CAP_NET_ADMIN [default: all inside the netns].
+    #[arg(long, value_name = "UID", value_parser = id())]
+    tap_uid: Option<u32>,
+    /// The only group whose members may open the TAP without CAP_NET_ADMIN [default: all inside the netns].
+    #[arg(long, value_name = "GID", value_parser = id())]
+    tap_gid: Option<u32>,
+    /// For a VMM that opens the TAP once per queue.
+    #[arg(long)]
+    tap_multi_queue: bool,
+    /// For a VMM that reads and writes plain frames: no virtio-net headers, no checksums and segmentation left to the guest.
+    #[arg(long)]
+    tap_no_offload: bool,
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +209,10 @@ impl CreateVm {
             rate_limit_mbps: self.limit.rate_mbps,
             burst_kib: self.limit.burst_kib,
             dhcp_options: self.dhcp_options.as_ref().map(crate::api::dhcp_options_to_wire).into(),
+            tap_uid: self.tap_uid,
+            tap_gid: self.tap_gid,
+            tap_multi_queue: self.tap_multi_queue.then_some(true),
+            tap_offload: self.tap_no_offload.then_some(false),
             ..Default::default()
         }
     }
@@ -249,4 +265,9 @@ fn rate(text: &str) -> Result<u32, Invalid> {
 fn burst(text: &str) -> Result<u32, Invalid> {
     let kib: u32 = text.parse().map_err(|_| Invalid::new(text, BurstKib::EXPECTED))?;
     BurstKib::try_from(kib).map(BurstKib::kib)
+}
+
+/// A user's or group's id: the last number means "none" to the kernel.
+fn id() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(..i64::from(u32::MAX))
 }

@@ -66,6 +66,10 @@ fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {
         "host_device": vm.host_device,
         "rate_limit_mbps": vm.rate_limit_mbps,
         "burst_kib": vm.burst_kib,
+        "tap_uid": vm.tap_uid,
+        "tap_gid": vm.tap_gid,
+        "tap_multi_queue": vm.tap_multi_queue,
+        "tap_offload": vm.tap_offload,
         "created_at": time(format, vm.created_at.as_option()),
     })
 }

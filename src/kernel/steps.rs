@@ -120,13 +120,17 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             links::bridge(&mut hands.rtnl, shard, *gateway, *subnet, *mtu)
         }
         Step::Namespace { slot, port } => netns::create(hands, *slot, &mark(*port)),
-        Step::Tap { slot, mtu } => {
+        Step::Tap { slot, mtu, multi_queue } => {
             let namespace = netns::existing(*slot)?;
             let make = || {
-                tap::create(Vm::TAP, TAP_INDEX)?;
+                tap::create(Vm::TAP, TAP_INDEX, *multi_queue)?;
                 Rtnl::open()?.all(&[links::up(TAP_INDEX, Some(*mtu))])
             };
             hands.inside(&namespace, make).doing(|| format!("making {step}"))
+        }
+        Step::TapOptions { slot, tap } => {
+            let namespace = netns::existing(*slot)?;
+            hands.inside(&namespace, || tap::set(Vm::TAP, *tap)).doing(|| format!("making {step}"))
         }
         Step::Veth { slot, port, mtu } => {
             links::veth(&mut hands.rtnl, *slot, *port, &netns::existing(*slot)?, *mtu)

@@ -11,9 +11,12 @@ use nix::net::if_::if_nametoindex;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
 use super::rtnl::Rtnl;
+use crate::model::TapOptions;
 
 mod ioctl {
     nix::ioctl_write_int!(tunsetpersist, b'T', 203);
+    nix::ioctl_write_int!(tunsetowner, b'T', 204);
+    nix::ioctl_write_int!(tunsetgroup, b'T', 206);
     nix::ioctl_write_int!(tunsetoffload, b'T', 208);
     // These are declared as _IOW('T', n, int) and take a pointer.
     nix::ioctl_write_ptr_bad!(
@@ -43,6 +46,7 @@ mod ioctl {
 // include/uapi/linux/if_link.h
 const IFLA_TUN_OWNER: u16 = 1;
 const IFLA_TUN_GROUP: u16 = 2;
+const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// The virtio-net header that a TAP starts with: struct virtio_net_hdr.
 const HEADER: libc::c_int = 10;
@@ -56,20 +60,22 @@ fn open() -> io::Result<File> {
     tun.map_err(|error| io::Error::new(error.kind(), format!("/dev/net/tun: {error}")))
 }
 
-fn attach(tun: &File, name: &str) -> io::Result<()> {
+/// With `flags` beside those that every TAP of ours has.
+fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
     let mut request = request_for(name);
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: `tun` is open and `request` is a whole ifreq with a terminated name; the kernel only reads it.
     unsafe { ioctl::tunsetiff(tun.as_raw_fd(), &request)? };
     Ok(())
 }
 
 /// Makes a persistent TAP of that index, with virtio-net headers, in the calling thread's namespace.
-pub(super) fn create(name: &str, index: u32) -> io::Result<()> {
+pub(super) fn create(name: &str, index: u32, multi_queue: bool) -> io::Result<()> {
+    let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
     let tun = open()?;
     // SAFETY: the kernel reads one unsigned integer, which outlives the call.
     unsafe { ioctl::tunsetifindex(tun.as_raw_fd(), &index)? };
-    attach(&tun, name)?;
+    attach(&tun, name, libc::IFF_VNET_HDR | queues)?;
     // SAFETY: takes an integer, no memory.
     unsafe { ioctl::tunsetpersist(tun.as_raw_fd(), 1)? };
     Ok(())
@@ -82,9 +88,36 @@ pub(super) fn hold(name: &str, index: u32) -> io::Result<Option<HeldTap>> {
         return Ok(None);
     }
     let tun = open()?;
-    attach(&tun, name)?;
+    match attach(&tun, name, libc::IFF_VNET_HDR) {
+        // One of several queues, on which this would be one more: it cannot be held, but it can be in use.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            return match queues(&mut Rtnl::open()?, index)? {
+                0 => Ok(None),
+                _ => Err(io::Error::from_raw_os_error(libc::EBUSY)),
+            };
+        }
+        attached => attached?,
+    }
     // One that its last user did not leave persistent may have gone in between; this is then a new one, which goes with `tun`.
     Ok(is(name, index).then_some(HeldTap(tun)))
+}
+
+/// Sets who may open the TAP `name` of the calling thread's namespace, and whether frames have a virtio-net header.
+pub(super) fn set(name: &str, options: TapOptions) -> io::Result<()> {
+    let queues = if options.multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    let headers = if options.offload { libc::IFF_VNET_HDR } else { 0 };
+    let tun = open()?;
+    attach(&tun, name, headers | queues)?;
+    // SAFETY: each takes an integer, no memory.
+    unsafe {
+        if let Some(uid) = options.uid {
+            ioctl::tunsetowner(tun.as_raw_fd(), uid.into())?;
+        }
+        if let Some(gid) = options.gid {
+            ioctl::tunsetgroup(tun.as_raw_fd(), gid.into())?;
+        }
+    }
+    Ok(())
 }
 
 impl HeldTap {
@@ -116,18 +149,38 @@ impl HeldTap {
 
 /// Whether only some user or group may open the TAP: such a one cannot be made anybody's again.
 pub(super) fn has_owner(rtnl: &mut Rtnl, index: u32) -> io::Result<bool> {
+    let facts = facts(rtnl, index)?;
+    Ok(facts.iter().any(|fact| matches!(fact.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP)))
+}
+
+/// How many queues of a TAP are open.
+fn queues(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
+    let facts = facts(rtnl, index)?;
+    let open = facts.iter().find(|fact| fact.kind() == IFLA_TUN_NUM_QUEUES).map(|fact| {
+        let mut value = [0; 4];
+        if fact.value_len() == value.len() {
+            fact.emit_value(&mut value);
+        }
+        u32::from_ne_bytes(value)
+    });
+    Ok(open.unwrap_or_default())
+}
+
+/// What the kernel tells of a TAP; nothing when there is none of that index.
+fn facts(rtnl: &mut Rtnl, index: u32) -> io::Result<Vec<InfoTun>> {
     let asked = LinkMessageBuilder::<LinkUnspec>::new().index(index).build();
     let Some(RouteNetlinkMessage::NewLink(link)) = rtnl.get(RouteNetlinkMessage::GetLink(asked))? else {
-        return Ok(false);
+        return Ok(Vec::new());
     };
-    let is_owner = |info: &InfoTun| matches!(info.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP);
-    let of_tun =
-        |info: &LinkInfo| matches!(info, LinkInfo::Data(InfoData::Tun(of)) if of.iter().any(is_owner));
-    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+    let infos = link.attributes.into_iter().filter_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => Some(infos),
         _ => None,
     });
-    Ok(infos.flatten().any(of_tun))
+    let of_tun = infos.flatten().filter_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(facts)) => Some(facts),
+        _ => None,
+    });
+    Ok(of_tun.flatten().collect())
 }
 
 /// Whether the calling thread's namespace has a device of that name and index.

@@ -27,6 +27,10 @@ impl Admitted {
         &self.0.network
     }
 
+    pub(super) fn multi_queue(&self) -> bool {
+        self.0.tap.multi_queue
+    }
+
     pub(super) fn on(self, slot: Slot) -> Vm {
         Vm { slot, ..self.0 }
     }
@@ -99,6 +103,7 @@ impl Admission {
             mac,
             address,
             rate_limit,
+            tap: request.tap.into(),
             created_at_us,
             dhcp_options: request.dhcp_options.unwrap_or_default(),
         };
@@ -209,7 +214,7 @@ impl Pool {
 #[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
     use super::*;
-    use crate::model::{RateRequest, testing};
+    use crate::model::{RateRequest, TapRequest, testing};
 
     fn request(id: &str) -> CreateVm {
         CreateVm {
@@ -220,6 +225,7 @@ mod tests {
             mac: None,
             hostname: None,
             rate_limit: RateRequest::default(),
+            tap: TapRequest::default(),
             dhcp_options: None,
         }
     }

@@ -19,7 +19,7 @@ use crate::events::{EventKind, Events};
 use crate::kernel::{Failed, For, HeldTap, Kernel};
 use crate::model::{
     Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, Rate, RateLimit,
-    RateRequest, Slot, Subnet, Vm, VmId, WorkspaceId,
+    RateRequest, Slot, Subnet, TapRequest, Vm, VmId, WorkspaceId,
 };
 use crate::plan::{self, Mend, Observed, Step, Undo};
 use crate::registry::{Binding, Registry};
@@ -39,6 +39,7 @@ pub struct CreateVm {
     pub mac: Option<Mac>,
     pub hostname: Option<Hostname>,
     pub rate_limit: RateRequest,
+    pub tap: TapRequest,
     pub dhcp_options: Option<DhcpOptions>,
 }
 
@@ -318,7 +319,7 @@ impl Inner {
         }
         let admitted = self.admission().admit(request, Instant::now(), microseconds_now())?;
         let network = self.admission().network(admitted.network())?;
-        let place = match self.pool.take(&network.name).await {
+        let place = match self.pool.take(&network, admitted.multi_queue()).await {
             Ok(place) => place,
             Err(error) => {
                 let vm = admitted.on(Slot(0));
@@ -333,7 +334,11 @@ impl Inner {
             Ok(account) => account,
             Err(error) => {
                 self.admission().release(&vm, Instant::now());
-                self.pool.put_back(&network.name, place.slot);
+                if vm.tap.multi_queue {
+                    self.pool.leave(&vm, network, None);
+                } else {
+                    self.pool.put_back(&network.name, place.slot);
+                }
                 return Err(error);
             }
         };
@@ -456,7 +461,7 @@ impl Inner {
         };
         if let (Err(_), Some(place)) = (&undone, place)
             && let Err(Failed { error, .. }) =
-                self.kernel.apply(For::Caller, plan::bind(vm, &place, network)).await
+                self.kernel.apply(For::Caller, plan::rebind(vm, &place, network)).await
         {
             error!(%error, "a VM that could not be deleted could not be bound again: delete it again");
         }
@@ -516,6 +521,10 @@ fn same(request: &CreateVm, binding: Arc<Binding>) -> Result<Arc<Binding>, Manag
         ("hostname", text(Some(&vm.hostname)), text(request.hostname.as_ref())),
         ("rate_limit_mbps", Some(rate(vm.rate_limit)), asked_rate),
         ("burst_kib", burst, request.rate_limit.burst.map(|burst| burst.kib().to_string())),
+        ("tap_uid", text(vm.tap.uid.as_ref()), text(request.tap.uid.as_ref())),
+        ("tap_gid", text(vm.tap.gid.as_ref()), text(request.tap.gid.as_ref())),
+        ("tap_multi_queue", text(Some(&vm.tap.multi_queue)), text(request.tap.multi_queue.as_ref())),
+        ("tap_offload", text(Some(&vm.tap.offload)), text(request.tap.offload.as_ref())),
         ("dhcp_options", options(Some(&vm.dhcp_options)), options(request.dhcp_options.as_ref())),
     ];
     for (field, has, asked) in facts {

@@ -85,8 +85,14 @@ impl Pool {
         self.state().stock.place(slot).cloned()
     }
 
-    /// A slot with nothing in it: a ready one, else the next that is built.
-    pub(super) async fn take(&self, network: &NetworkName) -> Result<Place, String> {
+    /// A slot with nothing in it: a ready one, else the next that is built. One whose TAP takes several queues is built on the
+    /// spot: no TAP can be made one.
+    pub(super) async fn take(&self, network: &Arc<Network>, multi_queue: bool) -> Result<Place, String> {
+        if multi_queue {
+            let slot = self.0.try_build(network, true).await?;
+            return self.place(slot).ok_or_else(|| "its slot is gone".into());
+        }
+        let network = &network.name;
         let built = {
             let mut state = self.state();
             if let Some(place) = state.stock.take(network) {
@@ -315,7 +321,7 @@ impl Inner {
     }
 
     async fn build(&self, network: &Arc<Network>) {
-        let built = self.try_build(network).await;
+        let built = self.try_build(network, false).await;
         let mut state = self.state();
         match built {
             Ok(slot) => state.stock.give(&network.name, slot, hand_over),
@@ -328,13 +334,13 @@ impl Inner {
     }
 
     /// Builds a slot, or leaves nothing of it.
-    async fn try_build(&self, network: &Arc<Network>) -> Result<Slot, String> {
+    async fn try_build(&self, network: &Arc<Network>, multi_queue: bool) -> Result<Slot, String> {
         let shard = self.room(network).await.map_err(|error| error.to_string())?;
         loop {
             let slot = self.state().stock.number().ok_or("this host has as many slots as it can")?;
             let place = self.place_on(slot, &shard);
             let Err(Failed { applied, error }) =
-                self.kernel.apply(For::Background, plan::build_slot(&place, network)).await
+                self.kernel.apply(For::Background, plan::build_slot(&place, network, multi_queue)).await
             else {
                 self.state().stock.add(place);
                 return Ok(slot);

@@ -41,7 +41,7 @@ pub use reservation::Reservation;
 pub use resolver::{DnsAction, DnsName, DnsRecord, DnsRule, ForwardZone, ResolverSettings};
 pub use subnet::Subnet;
 pub use upstream::{Upstream, UpstreamTransport};
-pub use vm::{TapOwner, Vm};
+pub use vm::{TapOptions, TapRequest, Vm};
 pub use vm_id::{VmId, WorkspaceId};
 pub use walls::{Action, Caps, NetworkWalls};
 

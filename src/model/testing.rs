@@ -41,6 +41,7 @@ pub(crate) fn vm(n: u8) -> Vm {
         mac: Mac::for_address(address),
         address,
         rate_limit: network().rate_limit,
+        tap: TapOptions::default(),
         created_at_us: 1_700_000_000_000_000,
         dhcp_options: DhcpOptions::default(),
     }

@@ -13,9 +13,9 @@ use std::net::Ipv4Addr;
 pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
 pub use observed::{Anchor, Observed, ObservedLimit, ObservedPort};
 pub use slot::{build_slot, clear_slot, wire_slot};
-pub use vm::{Mend, bind, limit, mend, strays, unbind};
+pub use vm::{Mend, bind, limit, mend, rebind, strays, unbind};
 
-use crate::model::{Mac, Network, RateLimit, Shard, Slot, Subnet, VmId};
+use crate::model::{Mac, Network, RateLimit, Shard, Slot, Subnet, TapOptions, VmId};
 
 /// One kernel object of ours, made by a step and removed by its undo. Devices are named by the index that was chosen for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,9 @@ pub enum Step {
     /// the index of its port.
     Namespace { slot: Slot, port: u32 },
     /// `tap0`, persistent, with virtio-net headers, up.
-    Tap { slot: Slot, mtu: u16 },
+    Tap { slot: Slot, mtu: u16, multi_queue: bool },
+    /// Who may open it, and with which headers. Goes with the slot: no other VM gets one that was somebody's.
+    TapOptions { slot: Slot, tap: TapOptions },
     /// `gv<slot>` on the host, down, and its peer `in0` in the netns.
     Veth { slot: Slot, port: u32, mtu: u16 },
     /// Both ways between `in0` and `tap0`; both up.
@@ -97,7 +99,11 @@ impl Step {
             }
             Self::ForwardingEntry { port, mac } => Undo::ForwardingEntry { port: *port, mac: *mac },
             // These live in the netns or on the veth and go with it; a limit is reset when the slot is wiped.
-            Self::Tap { .. } | Self::Redirect { .. } | Self::RateLimit { .. } | Self::Port { .. } => {
+            Self::Tap { .. }
+            | Self::TapOptions { .. }
+            | Self::Redirect { .. }
+            | Self::RateLimit { .. }
+            | Self::Port { .. } => {
                 return None;
             }
         })
@@ -110,6 +116,7 @@ impl Step {
             Self::UnreachableSubnet { .. } => "unreachable",
             Self::Namespace { .. } => "namespace",
             Self::Tap { .. } => "tap",
+            Self::TapOptions { .. } => "tap-options",
             Self::Veth { .. } => "veth",
             Self::Redirect { .. } => "redirect",
             Self::RateLimit { .. } => "rate",
@@ -154,6 +161,7 @@ impl fmt::Display for Step {
             Self::UnreachableSubnet { subnet } => write!(f, "route unreachable {subnet}"),
             Self::Namespace { slot, .. } => write!(f, "network namespace {}", slot.namespace()),
             Self::Tap { slot, .. } => write!(f, "tap0 of {}", slot.namespace()),
+            Self::TapOptions { slot, .. } => write!(f, "the options of tap0 of {}", slot.namespace()),
             Self::Veth { slot, .. } => write!(f, "veth {}", slot.host_device()),
             Self::Redirect { slot } => write!(f, "the redirect between tap0 and in0 of {}", slot.namespace()),
             Self::RateLimit { slot, .. } => write!(f, "the rate limit of {}", slot.host_device()),

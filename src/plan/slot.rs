@@ -4,9 +4,9 @@ use super::{Step, Undo};
 use crate::model::{Network, Place};
 
 /// A slot of `network`, from its netns to its port.
-pub fn build_slot(place: &Place, network: &Network) -> Vec<Step> {
+pub fn build_slot(place: &Place, network: &Network, multi_queue: bool) -> Vec<Step> {
     let (slot, port, mtu) = (place.slot, place.port, network.mtu);
-    [Step::Namespace { slot, port }, Step::Tap { slot, mtu }]
+    [Step::Namespace { slot, port }, Step::Tap { slot, mtu, multi_queue }]
         .into_iter()
         .chain(wire_slot(place, network))
         .collect()
@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_built_from_its_netns_to_its_port() {
-        let steps = build_slot(&testing::place(1), &testing::network());
+        let steps = build_slot(&testing::place(1), &testing::network(), false);
         assert!(matches!(steps.first(), Some(Step::Namespace { .. })));
         assert!(matches!(steps.last(), Some(Step::Port { .. })), "a port of a bridge is a whole slot");
     }

@@ -4,10 +4,17 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
 use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, wire_slot};
-use crate::model::{IndexRange, Mac, Network, Place, Slot, Vm};
+use crate::model::{IndexRange, Mac, Network, Place, Slot, TapOptions, Vm};
 
 /// What binds a VM to its slot: nothing passes before the last step.
 pub fn bind(vm: &Vm, place: &Place, network: &Network) -> Vec<Step> {
+    let tap = Step::TapOptions { slot: place.slot, tap: vm.tap };
+    let tap = (vm.tap != TapOptions::default()).then_some(tap);
+    tap.into_iter().chain(rebind(vm, place, network)).collect()
+}
+
+/// The same for a VM whose TAP is as it was: a VMM may have it open.
+pub fn rebind(vm: &Vm, place: &Place, network: &Network) -> Vec<Step> {
     let (slot, port, bridge) = (place.slot, place.port, place.shard.index);
     // A slot comes with the network's own limit.
     let limit = (vm.rate_limit != network.rate_limit).then(|| limit(vm, place));
@@ -43,14 +50,16 @@ pub struct Mend {
 /// open, and its guest is back as soon as it is wired again.
 pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> Mend {
     if observed.standing(place.slot) != Some(place.shard.index) {
+        let veth = vec![Undo::Veth { port: place.port }];
+        let build = || [build_slot(place, network, vm.tap.multi_queue), bind(vm, place, network)].concat();
         let (undo, steps) = match observed.anchors.get(&place.slot) {
             Some(Anchor::Tap | Anchor::Whole) => {
-                (vec![Undo::Veth { port: place.port }], wire_slot(place, network))
+                (veth, [wire_slot(place, network), rebind(vm, place, network)].concat())
             }
-            Some(_) => (clear_slot(place), build_slot(place, network)),
-            None => (vec![Undo::Veth { port: place.port }], build_slot(place, network)),
+            Some(_) => (clear_slot(place), build()),
+            None => (veth, build()),
         };
-        return Mend { undo, steps: [steps, bind(vm, place, network)].concat() };
+        return Mend { undo, steps };
     }
     let port = &observed.ports[&place.slot];
     let strangers = port.forwarding.iter().filter(|mac| **mac != vm.mac);
@@ -71,6 +80,8 @@ fn is_in(step: &Step, place: &Place, observed: &Observed) -> bool {
     match step {
         // Seen to apart from the others.
         Step::RateLimit { .. } => true,
+        // Set before the name is given.
+        Step::TapOptions { slot, .. } => observed.names.values().any(|named| named == slot),
         Step::Name { vm_id, slot } => observed.names.get(&vm_id.namespace()) == Some(slot),
         Step::Neighbour { bridge, address, mac } => observed.neighbours.contains(&(*bridge, *address, *mac)),
         Step::GuestRoute { bridge, address, .. } => observed.routes.contains(&(*bridge, *address)),

@@ -70,6 +70,10 @@ const MIGRATIONS: &[&str] = &[
     super::dns_records::TABLE,
     "
     ALTER TABLE vm ADD COLUMN burst_kib INTEGER;
+    ALTER TABLE vm ADD COLUMN tap_uid INTEGER;
+    ALTER TABLE vm ADD COLUMN tap_gid INTEGER;
+    ALTER TABLE vm ADD COLUMN tap_multi_queue INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE vm ADD COLUMN tap_offload INTEGER NOT NULL DEFAULT 1;
 ",
 ];
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::model::{DhcpOptions, Mac, RateLimit, Slot};
+use crate::model::{DhcpOptions, Mac, RateLimit, Slot, TapOptions};
 
 /// The `n`th of many VMs that have nothing in common.
 pub(super) fn vm(n: u32) -> Vm {
@@ -22,6 +22,12 @@ pub(super) fn vm(n: u32) -> Vm {
             rate: 250.try_into().unwrap(),
             burst: n.is_multiple_of(4).then(|| 64.try_into().unwrap()),
         }),
+        tap: TapOptions {
+            uid: n.is_multiple_of(3).then_some(n),
+            multi_queue: n.is_multiple_of(5),
+            offload: !n.is_multiple_of(7),
+            gid: None,
+        },
         created_at_us: 1_700_000_000_000_000 + i64::from(n),
         dhcp_options: DhcpOptions {
             ntp_servers: vec![[10, 100, 0, 1].into(); n as usize % 2],

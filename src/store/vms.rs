@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::Freed;
 use super::error::{Fault, StoreError, Taken};
 use super::{policies, user_data};
-use crate::model::{BurstKib, DhcpOptions, Invalid, RateLimit, RateMbps, Slot, Vm, VmId};
+use crate::model::{BurstKib, DhcpOptions, Invalid, RateLimit, RateMbps, Slot, TapOptions, Vm, VmId};
 
 pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     if let Some((what, by)) = holder(connection, vm)? {
@@ -15,8 +15,8 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     connection
         .prepare_cached(
             "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
-                             dhcp_options, burst_kib)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                             dhcp_options, burst_kib, tap_uid, tap_gid, tap_multi_queue, tap_offload)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
         )?
         .execute(params![
             vm.vm_id.as_str(),
@@ -30,6 +30,10 @@ pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
             vm.created_at_us,
             options_text(&vm.dhcp_options)?,
             vm.rate_limit.and_then(|limit| limit.burst).map(BurstKib::kib),
+            vm.tap.uid,
+            vm.tap.gid,
+            vm.tap.multi_queue,
+            vm.tap.offload,
         ])?;
     connection
         .prepare_cached("DELETE FROM freed WHERE network = ?1 AND address = ?2")?
@@ -89,7 +93,7 @@ pub(super) fn remove(connection: &Connection, vm_id: &VmId, now_us: i64) -> rusq
 pub(super) fn load(connection: &Connection) -> rusqlite::Result<Vec<Vm>> {
     let mut select = connection.prepare(
         "SELECT vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, created_at_us,
-                dhcp_options, burst_kib
+                dhcp_options, burst_kib, tap_uid, tap_gid, tap_multi_queue, tap_offload
          FROM vm ORDER BY created_at_us, vm_id",
     )?;
     select.query_map([], read)?.collect()
@@ -119,6 +123,12 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {
         address: parsed(row, 5)?,
         hostname: parsed(row, 6)?,
         rate_limit: rate.map(|rate| RateLimit { rate, burst }),
+        tap: TapOptions {
+            uid: number(11)?,
+            gid: number(12)?,
+            multi_queue: row.get(13)?,
+            offload: row.get(14)?,
+        },
         created_at_us: row.get(8)?,
         dhcp_options: options(row, 9)?,
     })

@@ -181,6 +181,7 @@ async fn a_refusal_has_its_code_and_names_the_value_and_what_fits() {
             &["rate_limit_mbps", "\"100001\"", "1 to 100000"],
         ),
         (with(|r| r.burst_kib = Some(15)), invalid, &["burst_kib", "\"15\"", "16 to 1048576"]),
+        (with(|r| r.tap_uid = Some(u32::MAX)), invalid, &["tap_uid", "4294967295"]),
         (with(|r| r.network_id = Some("dmz".into())), ErrorCode::NotFound, &["dmz", "default, small"]),
         (
             with(|r| r.ip_address = Some("10.100.0.9".into())),

@@ -65,6 +65,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     assert_says(&refused.expect("a refusal"), 1, &["full", "free some space", state.to_str().unwrap()]);
     let before = lab.host_state();
     assert_eq!(connect_code(&lab, &daemon, "CreateVmNetwork", r#"{"vmId":"vm2"}"#), "resource_exhausted");
+    assert_eq!(connect_code(&lab, &daemon, "DeleteVmNetwork", r#"{"vmId":"vm1"}"#), "resource_exhausted");
     assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
     assert_same(&before, &lab.host_state());
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1, "it has its network still");

@@ -100,6 +100,24 @@ fn a_limit_changes_under_a_transfer_that_does_not_notice() {
 }
 
 #[test]
+fn a_limit_that_a_crash_kept_from_the_kernel_is_set_at_the_next_start() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "10"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    // As if it had been written down and no more.
+    let (netns, port) = (vm["namespace"].as_str().unwrap(), vm["host_device"].as_str().unwrap());
+    let old = ["root", "tbf", "rate", "1gbit", "burst", "256k", "limit", "1m"];
+    lab.on_host("ip", &[&["netns", "exec", netns, "tc", "qdisc", "change", "dev", "in0"], &old[..]].concat());
+    lab.on_host("tc", &[&["qdisc", "change", "dev", port], &old[..]].concat());
+    daemon.crash();
+    let daemon = Daemon::start(&lab);
+    assert_goodput(&lab, &guest, Way::Upload, 10);
+    assert_goodput(&lab, &guest, Way::Download, 10);
+    drop(daemon);
+}
+
+#[test]
 fn without_a_limit_there_is_none_and_one_may_be_asked_for_anyway() {
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, "[[network]]\nenable_rate_limit = false\nrate_limit_mbps = 10\n");

@@ -33,5 +33,6 @@ mod restart;
 mod scale;
 mod slots;
 mod stats;
+mod tap;
 mod validators;
 mod walls;

@@ -23,13 +23,23 @@ fn a_vm_that_came_and_went_leaves_the_host_as_it_was() {
 fn what_a_vm_manager_is_told_is_all_it_needs() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
-    let vm = daemon.json(&["vm", "create", "web_1", "--workspace", "ws-1", "--rate-mbps", "50"]);
+    let vm = daemon.json(&[
+        "vm",
+        "create",
+        "web_1",
+        "--workspace",
+        "ws-1",
+        "--rate-mbps",
+        "50",
+        "--tap-uid",
+        "1000",
+    ]);
     let expected = serde_json::json!({
         "vm_id": "web_1", "network_id": "default", "workspace_id": "ws-1", "namespace": "vm-web_1",
         "tap_device": "tap0", "ip_address": "10.100.0.2", "netmask": "255.255.0.0", "prefix_len": 16,
         "gateway": "10.100.0.1", "mac_address": "06:00:0a:64:00:02", "dns_servers": ["10.100.0.1"],
         "hostname": "web-1", "domain": "vm.internal", "mtu": 1500, "host_device": "gv0", "rate_limit_mbps": 50,
-        "burst_kib": 96,
+        "burst_kib": 96, "tap_uid": 1000, "tap_gid": null, "tap_multi_queue": false, "tap_offload": true,
         "created_at": vm["created_at"],
     });
     assert_eq!(vm, expected);
