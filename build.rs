@@ -8,6 +8,7 @@ const FILES: [&str; 12] = [
     "proto/guestnet/v1/guestnet.proto",
     "proto/guestnet/v1/lease.proto",
     "proto/guestnet/v1/network.proto",
+    "proto/guestnet/v1/reload.proto",
     "proto/guestnet/v1/reservation.proto",
     "proto/guestnet/v1/policy.proto",
     "proto/guestnet/v1/stats.proto",

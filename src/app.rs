@@ -11,9 +11,9 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::api::{ApiServer, ApiSocket, Bounds, LeaseSources, SocketError, Sources};
+use crate::api::{ApiServer, ApiSocket, Bounds, Entrances, LeaseSources, SocketError, Sources};
 use crate::bridges::{Bridges, BridgesError};
-use crate::config::{Config, ConfigError};
+use crate::config::{ApiConfig, Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, Journal, JournalError, Leases};
 use crate::dns::{DnsAdmin, DnsEndpoints, DnsError, DnsServer};
 use crate::events::Events;
@@ -21,9 +21,11 @@ use crate::host::{Host, HostError};
 use crate::kernel::{For, Kernel, KernelError};
 use crate::manager::{Manager, ManagerError, Parts};
 use crate::metadata::{MetadataError, MetadataServer};
+use crate::metrics::{self, Histogram, MetricsError, MetricsServer};
 use crate::model::{DnsMode, Network, Plumbing};
 use crate::plan;
 use crate::registry::Registry;
+use crate::reload::Reloader;
 use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
@@ -54,6 +56,8 @@ pub enum AppError {
     Metadata(#[from] MetadataError),
     #[error(transparent)]
     Socket(#[from] SocketError),
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
 }
@@ -68,16 +72,17 @@ impl AppError {
     }
 }
 
-/// Runs the daemon until SIGTERM or SIGINT. `config` is the file named on the command line.
-pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
-    let config = Config::load(config)?;
+/// Runs the daemon until SIGTERM or SIGINT. `config_file` is the file named on the command line.
+pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
+    let config = Config::load(config_file)?;
     raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
     let managed = managed(&config);
     Host::check_routes(&kernel, &managed).await?;
     let store = open_store(&config).await?;
-    let socket = ApiSocket::bind(&config.api_socket)?;
+    let entrances = entrances(&config.api)?;
+    let reloader = Reloader::new(config_file.map(Path::to_owned), &config);
     let host = Host::check(kernel.clone(), store.clone(), &managed).await?;
     let host = Arc::new(Mutex::new(host));
 
@@ -85,13 +90,21 @@ pub async fn serve(config: Option<&Path>) -> Result<(), AppError> {
         .map_err(|source| AppError::Io { doing: "listening for SIGTERM", source })?;
     let mut interrupt = signal(SignalKind::interrupt())
         .map_err(|source| AppError::Io { doing: "listening for SIGINT", source })?;
-    match start(&config, kernel, store, host.clone(), socket).await {
+    let mut hangup = signal(SignalKind::hangup())
+        .map_err(|source| AppError::Io { doing: "listening for SIGHUP", source })?;
+    let mut watchdog = Watchdog::new();
+    match start(&config, kernel, store, host.clone(), entrances, &reloader).await {
         Ok(running) => {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             info!(networks = config.networks.len(), "guestnet is ready");
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    // What came of it is logged: nobody waits for an answer to a signal.
+                    _ = hangup.recv() => drop(reloader.reload()),
+                    () = watchdog.fed() => {}
+                }
             }
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
             running.stop().await;
@@ -139,6 +152,15 @@ fn managed(config: &Config) -> Vec<Arc<Network>> {
     config.networks.iter().filter(|network| network.plumbing == Plumbing::Managed).cloned().collect()
 }
 
+/// The sockets, so that callers may connect from here on; they wait until the API is started.
+fn entrances(api: &ApiConfig) -> Result<Entrances, SocketError> {
+    let socket = ApiSocket::bind(&api.socket, api.socket_group.as_deref())?;
+    let read_only = api.read_only_socket.as_deref();
+    let read_only =
+        read_only.map(|path| ApiSocket::bind(path, api.read_only_group.as_deref())).transpose()?;
+    Ok(Entrances { socket, read_only, tls: api.tls.clone() })
+}
+
 /// The store, which forgets devices and settings of another boot: nothing of them is left.
 async fn open_store(config: &Config) -> Result<Arc<Store>, AppError> {
     let store = Store::open(&config.state_directory)?;
@@ -158,7 +180,28 @@ fn raise_file_limit() {
     }
 }
 
+/// systemd's watchdog: restarts a service whose main loop is stuck. Never comes round where systemd did not ask for it.
+struct Watchdog(Option<tokio::time::Interval>);
+
+impl Watchdog {
+    fn new() -> Self {
+        // Twice as often as systemd wants to hear of us (sd_watchdog_enabled(3)).
+        Self(sd_notify::watchdog_enabled().map(|period| tokio::time::interval(period / 2)))
+    }
+
+    async fn fed(&mut self) {
+        match &mut self.0 {
+            Some(interval) => {
+                interval.tick().await;
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
 struct Running {
+    _metrics: MetricsServer,
     api: ApiServer,
     dns: Vec<DnsServer>,
     bridges: Bridges,
@@ -177,7 +220,8 @@ async fn start(
     kernel: Kernel,
     store: Arc<Store>,
     host: Arc<Mutex<Host>>,
-    socket: ApiSocket,
+    entrances: Entrances,
+    reloader: &Reloader,
 ) -> Result<Running, AppError> {
     let (registry, events) = (Registry::default(), Events::default());
     let (leases, journal) = Leases::open(&config.state_directory, events.clone())?;
@@ -233,8 +277,10 @@ async fn start(
     }
     host.lock().await.open_for_guests()?;
     manager.adopt().await?;
-    let admin = DnsAdmin::new(dns.iter().map(DnsServer::control).collect(), store.clone());
+    let controls: Vec<_> = dns.iter().map(DnsServer::control).collect();
+    let admin = DnsAdmin::new(controls.clone(), store.clone());
     let lease_sources = LeaseSources { registry, leases };
+    let (bind, unbind) = (Arc::<Histogram>::default(), Arc::<Histogram>::default());
     let sources = Sources {
         started_at: SystemTime::now(),
         events: events.clone(),
@@ -242,8 +288,23 @@ async fn start(
         dns: admin,
         leases: lease_sources,
         reservations,
+        bind,
+        unbind,
+        reloader: reloader.clone(),
     };
-    let api = ApiServer::start(socket, manager.clone(), sources, Bounds::default())
+    let measured = metrics::Source {
+        started_at: sources.started_at,
+        manager: manager.clone(),
+        events: events.clone(),
+        dhcp: sources.dhcp.clone(),
+        dns: controls,
+        bind: sources.bind.clone(),
+        unbind: sources.unbind.clone(),
+        vm_labels: reloader.vm_labels(),
+    };
+    let metrics = MetricsServer::start(&config.metrics, measured).await?;
+    let api = ApiServer::start(entrances, manager.clone(), sources, Bounds::default())
+        .await
         .map_err(|source| AppError::Io { doing: "serving the API", source })?;
     // Last: a start that fails leaves no slots.
     let slots = tokio::spawn({
@@ -253,7 +314,19 @@ async fn start(
     manager.ready().await;
     let keeping = tokio::spawn(stats.clone().keep());
     let watching = tokio::spawn(walls.watch(events));
-    Ok(Running { api, dns, bridges, metadata, manager, slots, stats, keeping, watching, _journal: journal })
+    Ok(Running {
+        _metrics: metrics,
+        api,
+        dns,
+        bridges,
+        metadata,
+        manager,
+        slots,
+        stats,
+        keeping,
+        watching,
+        _journal: journal,
+    })
 }
 
 impl Running {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -104,12 +105,15 @@ pub struct Events(Arc<Shared>);
 struct Shared {
     stream: broadcast::Sender<Event>,
     recent: Mutex<VecDeque<Event>>,
+    /// In the order of `EventKind::ALL`.
+    counts: [AtomicU64; EventKind::ALL.len()],
 }
 
 impl Default for Events {
     fn default() -> Self {
         let recent = Mutex::new(VecDeque::with_capacity(RECENT));
-        Self(Arc::new(Shared { stream: broadcast::Sender::new(BACKLOG), recent }))
+        let counts = Default::default();
+        Self(Arc::new(Shared { stream: broadcast::Sender::new(BACKLOG), recent, counts }))
     }
 }
 
@@ -123,6 +127,9 @@ impl Events {
         detail: impl Into<String>,
     ) {
         let (vm_id, network) = (vm_id.cloned(), network.cloned());
+        if let Some(count) = EventKind::ALL.iter().position(|other| *other == kind) {
+            self.0.counts[count].fetch_add(1, Relaxed);
+        }
         let event = Event { at: SystemTime::now(), kind, vm_id, network, detail: detail.into() };
         let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == RECENT {
@@ -142,6 +149,11 @@ impl Events {
     pub fn watch_from_recent(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
         let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
         (recent.iter().cloned().collect(), self.0.stream.subscribe())
+    }
+
+    /// How many of each kind there were.
+    pub fn counts(&self) -> impl Iterator<Item = (EventKind, u64)> {
+        EventKind::ALL.into_iter().zip(self.0.counts.iter().map(|count| count.load(Relaxed)))
     }
 
     /// The last `most` events, oldest first.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::prelude::*;
 
 fn main() -> anyhow::Result<ExitCode> {
     log();
@@ -19,9 +20,25 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(runtime.block_on(guestnet::cli::run())))
 }
 
-/// To standard error: for people on a terminal, as JSON otherwise. GUESTNET_LOG sets the level (default: info).
+/// To the journal where systemd gave us one, else to standard error: for people on a terminal, as JSON otherwise.
+/// GUESTNET_LOG sets the level (default: info), GUESTNET_LOG_FORMAT human, json or journald.
 fn log() {
     let filter = EnvFilter::try_from_env("GUESTNET_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if std::io::stderr().is_terminal() { logger.init() } else { logger.json().init() }
+    let format = std::env::var("GUESTNET_LOG_FORMAT").unwrap_or_default();
+    let to_journal =
+        format == "journald" || (format.is_empty() && std::env::var_os("JOURNAL_STREAM").is_some());
+    if to_journal && let Ok(journal) = tracing_journald::layer() {
+        return tracing_subscriber::registry().with(filter).with(journal).init();
+    }
+    // A log that cannot be written (a full disk) is lost, and nothing else: fmt passes over errors of its writer.
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
+    match format.as_str() {
+        "human" => logger.init(),
+        "json" => logger.json().init(),
+        _ if std::io::stderr().is_terminal() => logger.init(),
+        _ => logger.json().init(),
+    }
 }

@@ -14,6 +14,8 @@ use super::errors::refusal;
 pub enum Access {
     Full,
     ReadOnly,
+    /// Known, and in no list of those who may call.
+    None,
 }
 
 /// The peer of a connection.
@@ -50,12 +52,20 @@ pub(super) struct Gate;
 
 impl Gate {
     fn check(ctx: &RequestContext) -> Result<(), ConnectError> {
+        let caller = ctx.extensions().get::<Caller>();
+        if let Some(Caller { peer, access: Access::None }) = caller {
+            let words = format!(
+                "the certificate's SPIFFE id {:?} is in neither spiffe_ids nor read_only_spiffe_ids under [api]",
+                peer.to_string()
+            );
+            return Err(refusal(ErrorCode::PermissionDenied, "UNLISTED_CALLER", words));
+        }
         // Health and reflection have no spec of ours, and change nothing.
         let Some(spec) = ctx.spec().filter(|spec| spec.procedure.starts_with("/guestnet.")) else {
             return Ok(());
         };
         let reads = spec.idempotency_level == IdempotencyLevel::NoSideEffects;
-        let full = ctx.extensions().get::<Caller>().is_some_and(|caller| caller.access == Access::Full);
+        let full = caller.is_some_and(|caller| caller.access == Access::Full);
         if reads || full {
             return Ok(());
         }

@@ -8,6 +8,7 @@ mod errors;
 mod events;
 mod guest_config;
 mod leases;
+mod listener;
 mod policy;
 mod reservations;
 mod server;
@@ -16,15 +17,18 @@ mod socket;
 mod stats;
 mod status;
 mod streams;
+mod tls;
 mod vms;
 pub mod wire;
 
 pub use caller::{Access, Caller, Peer};
 pub use leases::LeaseSources;
 pub use reservations::{options as dhcp_options_from_wire, wire_options as dhcp_options_to_wire};
-pub use server::{ApiServer, Bounds};
+pub use server::{ApiServer, Bounds, Entrances};
+pub(crate) use socket::SocketFile;
 pub use socket::{ApiSocket, SocketError};
 pub use status::Sources;
+pub use tls::TlsError;
 
 /// Where the API listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/guestnet/guestnet.sock";

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use connectrpc::compression::CompressionPolicy;
 use connectrpc::http_body::{Body, Frame, SizeHint};
 use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
@@ -16,15 +17,18 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::caller::{Access, Caller, Gate, Peer};
+use super::caller::{Access, Gate};
 use super::connections::{Connections, InFlight, Place};
+use super::listener::{Arrival, Listener};
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
 use super::status::Sources;
+use super::tls::Tls;
+use crate::config::{SpiffeIds, TlsConfig};
 use crate::manager::Manager;
 use crate::proto::guestnet::v1::GUEST_NETWORK_SERVICE_SERVICE_NAME;
 
@@ -64,43 +68,74 @@ impl Default for Bounds {
     }
 }
 
+/// Where callers may come from.
+pub struct Entrances {
+    pub socket: ApiSocket,
+    /// For callers that may only read.
+    pub read_only: Option<ApiSocket>,
+    pub tls: Option<TlsConfig>,
+}
+
 /// The running API. Dropped without `stop` it is cut off.
 pub struct ApiServer {
     service: Service,
     drain: Duration,
     stopping: watch::Sender<bool>,
-    accepting: JoinHandle<JoinSet<()>>,
-    _file: SocketFile,
+    accepting: Vec<JoinHandle<JoinSet<()>>>,
+    _files: Vec<SocketFile>,
 }
 
 impl ApiServer {
     /// Answers callers from here on. Needs a tokio runtime.
-    pub fn start(socket: ApiSocket, manager: Manager, sources: Sources, bounds: Bounds) -> io::Result<Self> {
-        let ApiSocket { listener, file } = socket;
-        let listener = UnixListener::from_std(listener)?;
+    pub async fn start(
+        entrances: Entrances,
+        manager: Manager,
+        sources: Sources,
+        bounds: Bounds,
+    ) -> io::Result<Self> {
         let (stopping, stop) = watch::channel(false);
+        let allowed = sources.reloader.allowed();
         let service = Service::new(manager, sources, stop.clone());
-        let drain = bounds.drain;
-        let acceptor = Acceptor {
-            rpc: rpc(service.clone(), &bounds)?,
-            connections: Connections::new(bounds.connections),
-            requests: Arc::new(Semaphore::new(bounds.requests)),
-            bounds,
-            stop,
+        let (drain, rpc) = (bounds.drain, rpc(service.clone(), &bounds)?);
+        let requests = Arc::new(Semaphore::new(bounds.requests));
+        let (mut listeners, mut files) = (Vec::new(), Vec::new());
+        let sockets = [(Some(entrances.socket), Access::Full), (entrances.read_only, Access::ReadOnly)];
+        for (socket, access) in sockets {
+            let Some(ApiSocket { listener, file }) = socket else { continue };
+            listeners.push(Listener::Unix { listener: UnixListener::from_std(listener)?, access });
+            files.push(file);
+        }
+        if let Some(config) = entrances.tls {
+            listeners.extend(over_tcp(config, &allowed).await);
+        }
+        let accept = |listener| {
+            let (rpc, requests, bounds, stop) = (rpc.clone(), requests.clone(), bounds.clone(), stop.clone());
+            let connections = Connections::new(bounds.connections);
+            tokio::spawn(Acceptor { rpc, connections, requests, bounds, stop }.run(listener))
         };
-        let accepting = tokio::spawn(acceptor.run(listener));
-        Ok(Self { service, drain, stopping, accepting, _file: file })
+        let accepting = listeners.into_iter().map(accept).collect();
+        Ok(Self { service, drain, stopping, accepting, _files: files })
     }
 
     /// Takes no more requests, lets those in flight finish within the bound, and removes the socket. Changes that have begun
     /// are waited for beyond their callers' connections.
     pub async fn stop(mut self) {
         self.stopping.send_replace(true);
-        let Ok(mut connections) = (&mut self.accepting).await else { return };
-        let drained = async { while connections.join_next().await.is_some() {} };
+        let mut connections = Vec::new();
+        for accepting in &mut self.accepting {
+            connections.extend(accepting.await.ok());
+        }
+        let drained = async {
+            for connections in &mut connections {
+                while connections.join_next().await.is_some() {}
+            }
+        };
         if tokio::time::timeout(self.drain, drained).await.is_err() {
-            tracing::warn!(open = connections.len(), "API connections cut off at the stop");
-            connections.shutdown().await;
+            let open: usize = connections.iter().map(JoinSet::len).sum();
+            tracing::warn!(open, "API connections cut off at the stop");
+            for connections in &mut connections {
+                connections.shutdown().await;
+            }
         }
         if tokio::time::timeout(self.drain, self.service.settled()).await.is_err() {
             tracing::warn!("a change was still under way at the stop");
@@ -110,7 +145,30 @@ impl ApiServer {
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.accepting.abort();
+        self.accepting.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// The listener over TCP; none, with the reason said, where its certificates or its address do not fit: whoever calls over
+/// the socket is not kept waiting for that.
+async fn over_tcp(config: TlsConfig, allowed: &Arc<ArcSwap<SpiffeIds>>) -> Option<Listener> {
+    let address = config.listen;
+    let tls = match Tls::open(config) {
+        Ok(tls) => Arc::new(tls),
+        Err(error) => {
+            tracing::error!(%error, "the API is not served over TCP");
+            return None;
+        }
+    };
+    match TcpListener::bind(address).await {
+        Ok(listener) => {
+            tracing::info!(%address, "the API is served over TCP with mutual TLS");
+            Some(Listener::Tcp { listener, tls, allowed: allowed.clone() })
+        }
+        Err(error) => {
+            tracing::error!(%address, %error, "the API is not served over TCP");
+            None
+        }
     }
 }
 
@@ -144,28 +202,28 @@ struct Acceptor {
 
 impl Acceptor {
     /// Accepts until the stop; the connections then still open.
-    async fn run(self, listener: UnixListener) -> JoinSet<()> {
+    async fn run(self, listener: Listener) -> JoinSet<()> {
         let mut open = JoinSet::new();
         let mut stop = self.stop.clone();
         loop {
             while open.try_join_next().is_some() {}
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return open,
-                (stream, place) = self.next(&listener) => {
-                    open.spawn(self.clone().serve(stream, place));
+                (arrival, place) = self.next(&listener) => {
+                    open.spawn(self.clone().serve(arrival, place));
                 }
             }
         }
     }
 
     /// Waits for a place first and accepts then: dropped in between, it has lost nobody's connection.
-    async fn next(&self, listener: &UnixListener) -> (UnixStream, Place) {
+    async fn next(&self, listener: &Listener) -> (Arrival, Place) {
         let place = self.connections.place().await;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok(arrival) => {
                     place.taken();
-                    return (stream, place);
+                    return (arrival, place);
                 }
                 Err(error) => {
                     // Out of file descriptors, most likely: accept(2) would fail at once again.
@@ -176,14 +234,22 @@ impl Acceptor {
         }
     }
 
-    async fn serve(self, stream: UnixStream, mut place: Place) {
+    async fn serve(self, arrival: Arrival, mut place: Place) {
         let Self { rpc, requests, bounds, mut stop, .. } = self;
+        let met = tokio::select! {
+            met = arrival.meet() => met,
+            () = place.evicted() => return,
+            _ = stop.wait_for(|stop| *stop) => return,
+        };
+        let (stream, caller) = match met {
+            Ok(met) => met,
+            Err(error) => return tracing::debug!(%error, "an API caller did not say who it is"),
+        };
         let in_flight = place.requests();
         let rpc = TowerToHyperService::new(rpc);
-        let caller = caller(&stream);
         let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
             let (rpc, requests, in_flight) = (rpc.clone(), requests.clone(), in_flight());
-            request.extensions_mut().extend(caller.clone().map(with_caller).unwrap_or_default());
+            request.extensions_mut().insert(caller.clone());
             async move {
                 // The semaphore is never closed.
                 let _permit = requests.acquire_owned().await;
@@ -218,20 +284,6 @@ impl Acceptor {
             }
         }
     }
-}
-
-/// The process at the other end, as the kernel has it.
-fn caller(stream: &UnixStream) -> Option<Caller> {
-    let credentials = stream.peer_cred().ok()?;
-    let pid = credentials.pid().unwrap_or_default();
-    let peer = Peer::Process { pid, uid: credentials.uid(), gid: credentials.gid() };
-    Some(Caller { peer, access: Access::Full })
-}
-
-fn with_caller(caller: Caller) -> http::Extensions {
-    let mut extensions = http::Extensions::new();
-    extensions.insert(caller);
-    extensions
 }
 
 /// An answer's body: as long as there is more of it, its connection is at work.

@@ -12,13 +12,14 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::{Semaphore, watch};
 
 use super::caller::{Peer, peer};
-use super::errors::{code_of, status};
+use super::errors::{code_of, refusal, status};
 use super::policy;
 use super::streams::Streams;
 use super::{Sources, dns, events, guest_config, reservations, stats, status as status_of, vms, wire};
 use crate::manager::{CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
+use crate::reload::Reloaded;
 use crate::walls::WallsError;
 
 /// Changes under way at one time; callers beyond it wait.
@@ -64,10 +65,18 @@ impl Service {
         work: impl Future<Output = Result<T, ManagerError>> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let permit = self.changes.clone().acquire_owned().await;
+        let taken = match verb {
+            "create" => Some(self.sources.bind.clone()),
+            "delete" => Some(self.sources.unbind.clone()),
+            _ => None,
+        };
         let task = tokio::spawn(async move {
             let _permit = permit;
             let begun = Instant::now();
             let done = work.await;
+            if let (Ok(_), Some(taken)) = (&done, taken) {
+                taken.observe(begun.elapsed());
+            }
             let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
             let caller = peer.map(tracing::field::display);
             match &done {
@@ -459,5 +468,19 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::GetWallDropsResponse> {
         let drops = self.manager.walls().drops().await.map_err(policy::failed)?;
         Response::ok(policy::drops(drops))
+    }
+
+    async fn reload_configuration(
+        &self,
+        ctx: RequestContext,
+        _request: ServiceRequest<'_, v1::ReloadConfigurationRequest>,
+    ) -> ServiceResult<v1::ReloadConfigurationResponse> {
+        let caller = peer(&ctx).map(tracing::field::display);
+        tracing::info!(caller, "asked to read the configuration again");
+        let reloaded = self.sources.reloader.reload().map_err(|error| {
+            refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
+        })?;
+        let Reloaded { applied, needs_restart } = reloaded;
+        Response::ok(v1::ReloadConfigurationResponse { applied, needs_restart, ..Default::default() })
     }
 }

@@ -18,6 +18,8 @@ pub enum SocketError {
     NotASocket { path: PathBuf },
     #[error("socket {path}: not a path for a unix socket: at most 107 bytes, none of them zero")]
     Path { path: PathBuf },
+    #[error("socket {path}: there is no group {group}: make it (groupadd --system {group}) or name another")]
+    Group { path: PathBuf, group: String },
     #[error("socket {path}: {doing}: {source}")]
     Io { path: PathBuf, doing: &'static str, source: io::Error },
 }
@@ -31,7 +33,22 @@ pub struct ApiSocket {
 
 impl ApiSocket {
     /// Callers may connect from here on; they wait until the server is started.
-    pub fn bind(path: &Path) -> Result<Self, SocketError> {
+    /// `group` may open it beside the owner.
+    pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, SocketError> {
+        Self::bind_with(path, group, 0o660)
+    }
+
+    /// For whoever may enter the directory.
+    pub fn bind_for_all(path: &Path) -> Result<Self, SocketError> {
+        Self::bind_with(path, None, 0o666)
+    }
+
+    pub(crate) fn into_parts(self) -> (UnixListener, SocketFile) {
+        (self.listener, self.file)
+    }
+
+    fn bind_with(path: &Path, group: Option<&str>, mode: u32) -> Result<Self, SocketError> {
+        let group = group.map(|name| group_id(path, name)).transpose()?;
         let address = SockAddr::unix(path).map_err(|_| SocketError::Path { path: path.to_owned() })?;
         let failed = |doing| move |source| SocketError::Io { path: path.to_owned(), doing, source };
 
@@ -43,11 +60,24 @@ impl ApiSocket {
         socket.bind(&address).map_err(failed("binding it"))?;
         let file = SocketFile::of(path).map_err(failed("reading it back"))?;
         // Before listen(2), which lets callers in: nobody connects under the umask's rights.
-        fs::set_permissions(path, Permissions::from_mode(0o660)).map_err(failed("setting its rights"))?;
+        if let Some(group) = group {
+            std::os::unix::fs::lchown(path, None, Some(group)).map_err(failed("giving it to its group"))?;
+        }
+        fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed("setting its rights"))?;
         socket.listen(1024).map_err(failed("listening on it"))?;
         socket.set_nonblocking(true).map_err(failed("listening on it"))?;
         Ok(Self { listener: socket.into(), file })
     }
+}
+
+fn group_id(path: &Path, name: &str) -> Result<u32, SocketError> {
+    let no_group = || SocketError::Group { path: path.to_owned(), group: name.to_owned() };
+    let found = nix::unistd::Group::from_name(name).map_err(|errno| SocketError::Io {
+        path: path.to_owned(),
+        doing: "looking up its group",
+        source: errno.into(),
+    })?;
+    Ok(found.ok_or_else(no_group)?.gid.as_raw())
 }
 
 /// Removes a socket file that nobody listens on. Who listens is asked by connecting, the only sure way.
@@ -77,7 +107,7 @@ fn remove_if_stale(path: &Path, address: &SockAddr) -> Result<(), SocketError> {
 
 /// The file a socket is bound to, known by inode: a successor's file at the same path is not ours to remove.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     identity: (u64, u64),
 }
@@ -113,7 +143,7 @@ mod tests {
     fn callers_come_before_the_server_is_ready_and_only_owner_and_group() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run/guestnet.sock");
-        let socket = ApiSocket::bind(&path).unwrap();
+        let socket = ApiSocket::bind(&path, None).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
         UnixStream::connect(&path).unwrap();
         drop(socket);
@@ -124,8 +154,8 @@ mod tests {
     fn a_second_server_is_refused_and_the_first_keeps_its_socket() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guestnet.sock");
-        let _first = ApiSocket::bind(&path).unwrap();
-        let error = ApiSocket::bind(&path).unwrap_err();
+        let _first = ApiSocket::bind(&path, None).unwrap();
+        let error = ApiSocket::bind(&path, None).unwrap_err();
         assert!(matches!(error, SocketError::InUse { .. }), "{error}");
         assert!(error.to_string().contains("guestnet.sock"), "{error}");
         UnixStream::connect(&path).unwrap();
@@ -137,7 +167,7 @@ mod tests {
         let path = folder.path().join("guestnet.sock");
         drop(UnixListener::bind(&path).unwrap());
         assert!(path.exists());
-        let _socket = ApiSocket::bind(&path).unwrap();
+        let _socket = ApiSocket::bind(&path, None).unwrap();
         UnixStream::connect(&path).unwrap();
     }
 
@@ -146,14 +176,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guestnet.sock");
         fs::write(&path, "precious").unwrap();
-        assert!(matches!(ApiSocket::bind(&path).unwrap_err(), SocketError::NotASocket { .. }));
+        assert!(matches!(ApiSocket::bind(&path, None).unwrap_err(), SocketError::NotASocket { .. }));
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
         let dangling = folder.path().join("dangling.sock");
         std::os::unix::fs::symlink(folder.path().join("nowhere"), &dangling).unwrap();
-        assert!(matches!(ApiSocket::bind(&dangling).unwrap_err(), SocketError::NotASocket { .. }));
+        assert!(matches!(ApiSocket::bind(&dangling, None).unwrap_err(), SocketError::NotASocket { .. }));
 
         let long = folder.path().join("x".repeat(120));
-        let error = ApiSocket::bind(&long).unwrap_err().to_string();
+        let error = ApiSocket::bind(&long, None).unwrap_err().to_string();
         assert!(error.contains("107 bytes"), "{error}");
     }
 
@@ -161,12 +191,21 @@ mod tests {
     fn a_successors_socket_survives_its_predecessor() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guestnet.sock");
-        let predecessor = ApiSocket::bind(&path).unwrap();
+        let predecessor = ApiSocket::bind(&path, None).unwrap();
         fs::remove_file(&path).unwrap();
-        let successor = ApiSocket::bind(&path).unwrap();
+        let successor = ApiSocket::bind(&path, None).unwrap();
         drop(predecessor);
         assert!(path.exists());
         drop(successor);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_group_that_does_not_exist_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("guestnet.sock");
+        let error = ApiSocket::bind(&path, Some("no-such-group")).unwrap_err().to_string();
+        assert!(error.contains("no-such-group") && error.contains("groupadd"), "{error}");
         assert!(!path.exists());
     }
 }

@@ -8,8 +8,10 @@ use crate::dhcp;
 use crate::dns::{DnsAdmin, DnsCounters};
 use crate::events::Events;
 use crate::manager::{Manager, ManagerError};
+use crate::metrics::Histogram;
 use crate::model::LeaseState;
 use crate::proto::guestnet::v1;
+use crate::reload::Reloader;
 use crate::reservations::Reservations;
 
 /// Events that a status shows.
@@ -26,6 +28,10 @@ pub struct Sources {
     pub dns: DnsAdmin,
     pub leases: LeaseSources,
     pub reservations: Reservations,
+    /// Where the time is counted that changes take.
+    pub bind: Arc<Histogram>,
+    pub unbind: Arc<Histogram>,
+    pub reloader: Reloader,
 }
 
 pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStatusResponse, ManagerError> {

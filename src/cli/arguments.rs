@@ -2,8 +2,11 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 
+use super::capture::CaptureArguments;
 use super::dns::DnsCommand;
+use super::doctor::DoctorArguments;
 use super::events::EventsArguments;
 use super::gen_arguments::GenCommand;
 use super::lease::LeaseCommand;
@@ -11,6 +14,7 @@ use super::output::Format;
 use super::policy::{ForwardCommand, PolicyCommand};
 use super::reservation::{ReservationCommand, dhcp_options};
 use super::stats::StatsCommand;
+use super::top::TopArguments;
 use super::user_data::UserDataCommand;
 use crate::api::DEFAULT_SOCKET;
 use crate::model::{BurstKib, DhcpOptions, Hostname, Invalid, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
@@ -76,6 +80,22 @@ pub(super) enum Command {
     Stats(StatsCommand),
     /// What happens to guests and host, as it happens.
     Events(EventsArguments),
+    /// Guests by traffic, live.
+    Top(TopArguments),
+    /// The packets of one guest, as pcap.
+    Capture(CaptureArguments),
+    /// Have the service read its configuration again.
+    Reload,
+    /// What a shell sources to complete commands: guestnet completions bash > /etc/bash_completion.d/guestnet
+    Completions { shell: Shell },
+    /// Man pages of all commands, into a folder.
+    #[command(hide = true)]
+    Man {
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+    /// What is wrong with this host, or with one guest's way, and the command that mends it.
+    Doctor(DoctorArguments),
     /// How the service, its networks and its guests are doing, on one screen.
     Status,
     /// The resolvers: what they do, why a name resolves as it does, records of one's own.

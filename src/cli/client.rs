@@ -281,6 +281,22 @@ impl Client {
         Ok(answer.into_owned().forwards)
     }
 
+    pub(super) async fn reload(&self) -> Result<v1::ReloadConfigurationResponse, CliError> {
+        let answer = self.service.reload_configuration(v1::ReloadConfigurationRequest::default()).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned())
+    }
+
+    /// What the service remembers of what happened.
+    pub(super) async fn remembered_events(&self) -> Result<Vec<v1::Event>, CliError> {
+        let request = v1::WatchEventsRequest { include_recent: true, ..Default::default() };
+        let mut answers = self.watch_events(request).await?;
+        let mut events = Vec::new();
+        while let Some(event) = answers.next().await?.and_then(|answer| answer.event.into_option()) {
+            events.push(event);
+        }
+        Ok(events)
+    }
+
     pub(super) fn failed(&self, error: ConnectError) -> CliError {
         failed(&self.socket, error)
     }

@@ -3,21 +3,26 @@
 //! configuration.
 
 mod arguments;
+mod capture;
 mod client;
 mod dns;
 mod dns_client;
+mod doctor;
 mod events;
 mod gen_arguments;
 mod gen_dhcp;
 mod generate;
 mod lease;
+mod manual;
 mod output;
 mod policy;
 mod progress;
+mod reload;
 mod reservation;
 mod reservation_file;
 mod stats;
 mod status;
+mod top;
 mod user_data;
 
 use std::ffi::OsString;
@@ -64,6 +69,9 @@ enum CliError {
         "the service at {socket} did not answer in time: journalctl -u guestnet, then repeat the command"
     )]
     TimedOut { socket: String },
+    /// All is said already.
+    #[error("something is wrong: see above")]
+    Unwell,
     #[error("{0} is for one VM only: name one, or leave it out")]
     ForOneOnly(&'static str),
     /// Of several VMs, those that could not be made or deleted.
@@ -179,6 +187,16 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         Command::Stats(command) => stats::run(&client, format, command).await,
         Command::UserData(command) => user_data::run(&client, command).await,
         Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
+        Command::Top(asked) => top::run(&client, format, asked).await,
+        Command::Capture(asked) => capture::run(&client, asked).await.map(|()| Vec::new()),
+        Command::Reload => Ok(reload::print(format, &client.reload().await?).into_bytes()),
+        Command::Completions { shell } => Ok(manual::completions(shell)),
+        Command::Man { folder } => manual::pages(&folder).map(|()| Vec::new()),
+        Command::Doctor(asked) => {
+            let (printed, wrong) = doctor::run(&client, format, asked).await?;
+            write(&mut io::stdout().lock(), printed.as_bytes())?;
+            if wrong { Err(CliError::Unwell) } else { Ok(Vec::new()) }
+        }
         Command::Status => Ok(status::print(format, &client.status().await?, SystemTime::now()).into_bytes()),
         Command::Dns(command) => dns::run(&client, format, command).await.map(String::into_bytes),
         Command::Policy(command) => policy::policy(&client, format, command).await.map(String::into_bytes),

@@ -6,6 +6,7 @@ mod network;
 mod reservation;
 mod resolver;
 mod section;
+mod service;
 mod walls;
 
 use std::io;
@@ -17,12 +18,15 @@ use toml::{Table, Value};
 use crate::model::{Network, Reservation};
 pub use section::Problem;
 use section::Section;
+pub use service::{ApiConfig, MetricsConfig, SpiffeIds, TlsConfig};
 
 /// A checked configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Absolute, and short enough for a socket's address.
-    pub api_socket: PathBuf,
+    /// The file as it was read.
+    pub file: Table,
+    pub api: ApiConfig,
+    pub metrics: MetricsConfig,
     /// Absolute.
     pub state_directory: PathBuf,
     /// At least one; the first is the default network.
@@ -68,11 +72,11 @@ impl Config {
         let mut file: Table = text.unwrap_or_default().parse().map_err(|syntax: toml::de::Error| {
             Problems(vec![Problem { key: String::new(), message: syntax.to_string() }])
         })?;
+        let whole = file.clone();
         let mut problems = Vec::new();
 
-        let mut api = Section::of(&mut file, "api", &mut problems);
-        let api_socket = api.take("socket", "/run/guestnet/guestnet.sock", socket_path);
-        api.finish();
+        let api = service::api(&mut file, &mut problems);
+        let metrics = service::metrics(&mut file, &mut problems);
         let mut state = Section::of(&mut file, "state", &mut problems);
         let state_directory = state.take("directory", "/var/lib/guestnet", absolute_path);
         state.finish();
@@ -89,17 +93,17 @@ impl Config {
         let clashes = network::clashes(&read);
         problems.extend(clashes.into_iter().map(|(key, message)| Problem { key, message }));
         problems.extend(env::refusal(&env));
-        let known = "unknown key; known here: [api], [state], [[network]]";
+        let known = "unknown key; known here: [api], [metrics], [state], [[network]]";
         problems.extend(file.into_iter().map(|(key, _)| Problem { key, message: known.into() }));
 
-        match (api_socket, state_directory) {
-            (Some(api_socket), Some(state_directory)) if problems.is_empty() => {
+        match (api, metrics, state_directory) {
+            (Some(api), Some(metrics), Some(state_directory)) if problems.is_empty() => {
                 let (mut networks, mut reservations) = (Vec::new(), Vec::new());
                 for read in read {
                     networks.push(Arc::new(read.network));
                     reservations.extend(read.reservations);
                 }
-                Ok(Self { api_socket, state_directory, networks, reservations })
+                Ok(Self { file: whole, api, metrics, state_directory, networks, reservations })
             }
             _ => Err(Problems(problems)),
         }

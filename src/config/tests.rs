@@ -17,7 +17,7 @@ fn with_env(text: &str, variables: &[(&str, &str)]) -> Result<Config, Problems> 
 #[test]
 fn without_a_file_there_is_one_network_with_the_guides_settings() {
     let config = Config::from_parts(None, no_env).unwrap();
-    assert_eq!(config.api_socket, Path::new("/run/guestnet/guestnet.sock"));
+    assert_eq!(config.api.socket, Path::new("/run/guestnet/guestnet.sock"));
     assert_eq!(config.state_directory, Path::new("/var/lib/guestnet"));
     let [network] = config.networks.as_slice() else { panic!("{config:?}") };
     assert_eq!(network.name.as_str(), "default");
@@ -37,8 +37,9 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
 #[test]
 fn the_example_file_shows_every_key_with_its_default() {
     let example = include_str!("../../config/guestnet.toml");
-    assert_eq!(Config::from_parts(Some(example), no_env), Config::from_parts(None, no_env));
-    let listed = refused("[api]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1");
+    let of = |text| Config { file: Table::new(), ..Config::from_parts(text, no_env).unwrap() };
+    assert_eq!(of(Some(example)), of(None));
+    let listed = refused("[api]\nx = 1\n[metrics]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1");
     for known in listed.lines().flat_map(|line| line.split_once("known here: ").unwrap().1.split(", ")) {
         let shown =
             [format!("\n{known} = "), format!("\n[network.{known}]")].iter().any(|key| example.contains(key));
@@ -141,6 +142,20 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
             &["api.socket: \"run/x\" is not an absolute path of at most 107 bytes"],
         ),
         (long, &["api.socket: ", "at most 107 bytes"]),
+        (
+            "[api]\nlisten = \"127.0.0.1:1\"".into(),
+            &["api.listen: 127.0.0.1:1 needs tls_certificate", "mutual TLS"],
+        ),
+        ("[api]\nlisten = \"here\"".into(), &["api.listen: \"here\" is not an address and port"]),
+        (
+            "[api]\nspiffe_ids = [\"metald\"]".into(),
+            &["api.spiffe_ids: [\"metald\"] is not a list of SPIFFE ids"],
+        ),
+        (
+            "[api]\nread_only_socket = \"/run/guestnet/guestnet.sock\"".into(),
+            &["api.read_only_socket: it is the socket"],
+        ),
+        ("[metrics]\nlisten = \"0.0.0.0:9477\"".into(), &["metrics.listen: \"0.0.0.0:9477\"", "loopback"]),
         ("[state]\ndirectory = 7".into(), &["state.directory: 7 is not an absolute path"]),
         ("[network]\nname = \"a\"".into(), &["network: ", "is not a [[network]] table"]),
         ("network = []".into(), &["network: [] is not a [[network]] table"]),

@@ -3,12 +3,17 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::{Answer, Outcome, Silence};
+use crate::metrics::{Histogram, Latency};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Live counters of one network's DHCP server.
         #[derive(Debug, Default)]
-        pub struct Counters { $(pub(super) $name: AtomicU64,)* }
+        pub struct Counters {
+            $(pub(super) $name: AtomicU64,)*
+            /// From the receipt of a batch of requests until its answers are sent.
+            pub(super) answer_time: Histogram,
+        }
 
         /// [`Counters`] at one moment.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,6 +22,10 @@ macro_rules! counters {
         impl Counters {
             pub fn snapshot(&self) -> Counts {
                 Counts { $($name: self.$name.load(Relaxed),)* }
+            }
+
+            pub fn answer_time(&self) -> Latency {
+                self.answer_time.snapshot()
             }
         }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tracing::{info, trace, warn};
 
@@ -150,7 +150,7 @@ impl Shell {
                 }
                 continue;
             }
-            let now = SystemTime::now();
+            let (now, begun) = (SystemTime::now(), Instant::now());
             replies.clear();
             let book = self.book.clone();
             let mut page = book.open();
@@ -161,6 +161,7 @@ impl Shell {
             book.close(page);
             let lost = replies.frames().len() - socket.send(replies.frames());
             self.counters.send_failed.fetch_add(lost as u64, Relaxed);
+            self.counters.answer_time.observe_many(begun.elapsed(), replies.frames().len() as u64);
         }
     }
 

@@ -41,12 +41,15 @@ impl Paths {
     }
 }
 
-/// A configuration with the lab's paths, `networks` (TOML) after them; without any, the default network with a small pool: many
-/// labs run side by side.
+/// A configuration with the lab's paths, `networks` (TOML) after them; what stands there before a table is of `[api]`. Without
+/// a network, the default one with a small pool: many labs run side by side.
 pub fn config(lab: &Lab, networks: &str) -> String {
     let paths = Paths::of(lab);
-    let networks = if networks.is_empty() { "[[network]]\npool_size = 8\n" } else { networks };
-    format!("[api]\nsocket = {:?}\n\n[state]\ndirectory = {:?}\n\n{networks}\n", paths.socket, paths.state)
+    let small = if networks.contains("[[network]]") { "" } else { "[[network]]\npool_size = 8\n" };
+    format!(
+        "[state]\ndirectory = {:?}\n\n[api]\nsocket = {:?}\n{networks}\n{small}",
+        paths.state, paths.socket
+    )
 }
 
 /// `guestnet serve` as a command, not yet started, with `networks` as its configuration.

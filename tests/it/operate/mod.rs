@@ -1,3 +1,6 @@
 //! What operators and callers see of the service beside VMs' networks themselves.
 
+mod access;
 mod api;
+mod doctor;
+mod metrics;

@@ -1,0 +1,93 @@
+//! `guestnet doctor`: findings for people or programs; exit code 1 if something is wrong.
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use serde_json::json;
+
+use super::CliError;
+use super::client::Client;
+use super::output::{Format, pretty};
+use crate::doctor::{self, Finding, Seen, Verdict};
+use crate::model::VmId;
+use crate::proto::guestnet::v1;
+
+#[derive(Debug, Args)]
+pub(super) struct DoctorArguments {
+    /// Follow this guest's way hop by hop, instead of looking at the host.
+    vm_id: Option<VmId>,
+}
+
+/// What is printed, and whether something is wrong.
+pub(super) async fn run(
+    client: &Client,
+    format: Format,
+    asked: DoctorArguments,
+) -> Result<(String, bool), CliError> {
+    let (found, conclusion) = match asked.vm_id {
+        Some(vm_id) => {
+            let found = vm(client, &vm_id).await?;
+            let conclusion = doctor::conclusion(&found);
+            (found, conclusion)
+        }
+        None => {
+            let found = host(client).await?;
+            let conclusion = summary(&found);
+            (found, conclusion)
+        }
+    };
+    let wrong = found.iter().any(|finding| finding.verdict == Verdict::Problem);
+    let printed = match format {
+        Format::Json => pretty(&json!({"healthy": !wrong, "conclusion": conclusion, "findings": found})),
+        Format::Table => screen(&found, &conclusion),
+    };
+    Ok((printed, wrong))
+}
+
+async fn host(client: &Client) -> Result<Vec<Finding>, CliError> {
+    let (service, status, seen) = match client.status().await {
+        Ok(status) => {
+            let vms = client.list(v1::ListVmNetworksRequest::default()).await?;
+            let vm_ids: BTreeSet<String> = vms.into_iter().map(|vm| vm.vm_id).collect();
+            let events = client.remembered_events().await?;
+            (None, Some(status), Seen { vm_ids, events })
+        }
+        Err(error) => (Some(error.to_string()), None, Seen::default()),
+    };
+    let networks = doctor::networks_of(status.as_ref());
+    Ok(doctor::check_host(&doctor::look(service, networks, &seen).await))
+}
+
+async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {
+    let vm = client.get(vm_id).await?;
+    let leases = client.list_leases(None).await?;
+    let lease = leases.iter().find(|lease| lease.vm_id == vm.vm_id);
+    let request = v1::GetNetworkStatsRequest { vm_ids: vec![vm.vm_id.clone()], ..Default::default() };
+    let stats = client.stats(request).await?;
+    let facts = doctor::look_at_vm(&vm, lease, stats.stats.first()).await;
+    Ok(doctor::check_vm(&facts))
+}
+
+fn summary(found: &[Finding]) -> String {
+    let count = |verdict| found.iter().filter(|finding| finding.verdict == verdict).count();
+    format!(
+        "{} ok, {} warnings, {} problems",
+        count(Verdict::Ok),
+        count(Verdict::Warning),
+        count(Verdict::Problem)
+    )
+}
+
+fn screen(found: &[Finding], conclusion: &str) -> String {
+    let line = |finding: &Finding| {
+        let Finding { check, verdict, seen, meaning, mend } = finding;
+        let mut out = format!("{verdict:<8} {check:<13} {seen}\n");
+        if *verdict != Verdict::Ok {
+            out += &format!("{:22} {meaning}\n", "");
+            out += &mend.as_ref().map(|mend| format!("{:22} mend: {mend}\n", "")).unwrap_or_default();
+        }
+        out
+    };
+    let lines: String = found.iter().map(line).collect();
+    format!("{lines}\n{conclusion}\n")
+}

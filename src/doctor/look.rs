@@ -1,0 +1,214 @@
+//! Looks at the host: reads, asks, and changes nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::host::{Device, Facts, NetworkFacts};
+use super::probe;
+use crate::config::Config;
+use crate::kernel::Kernel;
+use crate::model::{DnsMode, Upstream};
+use crate::proto::guestnet::v1;
+
+/// What the service says, if it answers.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    pub vm_ids: BTreeSet<String>,
+    pub events: Vec<v1::Event>,
+}
+
+/// The networks of the service's answer; where it does not answer, of the configuration.
+pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> {
+    let Some(status) = status else {
+        let networks = Config::load(None).map(|config| config.networks).unwrap_or_default();
+        let facts = networks.iter().map(|network| NetworkFacts {
+            name: network.name.to_string(),
+            bridge: network.bridge.to_string(),
+            gateway: network.gateway.to_string(),
+            subnet: network.subnet.to_string(),
+            mtu: network.mtu.into(),
+            managed: true,
+            upstreams: network.upstreams.iter().map(|upstream| (upstream.clone(), false)).collect(),
+            resolver: (network.dns == DnsMode::On).then_some(false),
+            ..Default::default()
+        });
+        return facts.collect();
+    };
+    let facts = status.networks.iter().filter_map(|of| {
+        let network = of.network.as_option()?;
+        Some(NetworkFacts {
+            name: network.network_id.clone(),
+            bridge: network.bridge_name.clone(),
+            gateway: network.gateway.clone(),
+            subnet: network.vm_subnet.clone(),
+            mtu: network.mtu,
+            managed: Path::new("/sys/class/net").join(&network.bridge_name).join("bridge").exists()
+                || !Path::new("/sys/class/net").join(&network.bridge_name).exists(),
+            upstreams: network
+                .dns_servers
+                .iter()
+                .filter_map(|text| Some((text.parse().ok()?, false)))
+                .collect(),
+            resolver: of.dns.is_set().then_some(false),
+            free_addresses: Some(network.free_addresses),
+            ..Default::default()
+        })
+    });
+    facts.collect()
+}
+
+/// Everything that the checks want to know. `service` is why the service does not answer.
+pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &Seen) -> Facts {
+    let events = |kind: &str| {
+        seen.events.iter().filter(|event| event.kind == kind).map(|event| event.detail.clone()).collect()
+    };
+    let stale_namespaces = if service.is_some() { Vec::new() } else { stale_namespaces(&seen.vm_ids) };
+    let mut facts = Facts {
+        service,
+        ip_forward: sysctl("ipv4/ip_forward"),
+        forward: rules("filter", "FORWARD"),
+        postrouting: rules("nat", "POSTROUTING"),
+        bridge_nf_call_iptables: sysctl("bridge/bridge-nf-call-iptables"),
+        send_redirects_all: sysctl("ipv4/conf/all/send_redirects"),
+        has_default_route: Some(uplink().is_some()),
+        conntrack: number("netfilter/nf_conntrack_count").zip(number("netfilter/nf_conntrack_max")),
+        clock_synchronised: clock_synchronised(),
+        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        tun: device("/dev/net/tun"),
+        kvm: device("/dev/kvm"),
+        dhcp_sockets: udp_listeners(67),
+        stale_namespaces,
+        rogue_dhcp: events("rogue_dhcp_server"),
+        spoofing: events("spoof_denied"),
+        uplink_mtu: uplink().and_then(|name| {
+            Some((name.clone(), read(&format!("/sys/class/net/{name}/mtu"))?.parse().ok()?))
+        }),
+        networks: Vec::new(),
+    };
+    let kernel = Kernel::open().ok();
+    for network in networks {
+        facts.networks.push(look_at_network(kernel.as_ref(), network).await);
+    }
+    facts
+}
+
+async fn look_at_network(kernel: Option<&Kernel>, network: NetworkFacts) -> NetworkFacts {
+    let bridge = network.bridge.clone();
+    let sys = Path::new("/sys/class/net").join(&bridge);
+    let gateway: Option<Ipv4Addr> = network.gateway.parse().ok();
+    let overlap = match (kernel, network.subnet.parse()) {
+        (Some(kernel), Ok(subnet)) => kernel.overlapping_route(subnet).await.ok().flatten(),
+        _ => None,
+    };
+    // The kernel takes the larger of the two (ip-sysctl).
+    let rp_filter =
+        ["all", &bridge].into_iter().filter_map(|of| sysctl(&format!("ipv4/conf/{of}/rp_filter"))).max();
+    let ask = network.upstreams.iter().map(|(upstream, _)| upstream.clone()).collect::<Vec<_>>();
+    let resolver = network.resolver.is_some().then_some(gateway).flatten();
+    let (upstreams, resolver) = tokio::task::spawn_blocking(move || {
+        std::thread::scope(|scope| {
+            let asked: Vec<_> = ask
+                .iter()
+                .map(|upstream| scope.spawn(|| (upstream.clone(), probe::answers(upstream))))
+                .collect();
+            let resolver = resolver.map(|gateway| probe::answers(&Upstream::plain(IpAddr::V4(gateway))));
+            let upstreams = asked.into_iter().filter_map(|thread| thread.join().ok()).collect();
+            (upstreams, resolver)
+        })
+    })
+    .await
+    .unwrap_or_default();
+    NetworkFacts {
+        bridge_exists: sys.exists(),
+        bridge_is_up: flags(&bridge).is_some_and(|flags| flags & 1 == 1),
+        bridge_has_gateway: gateway.is_some_and(|gateway| has_address(&bridge, gateway)),
+        rp_filter,
+        overlap,
+        upstreams,
+        resolver,
+        ..network
+    }
+}
+
+pub(super) fn read(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+fn sysctl(key: &str) -> Option<String> {
+    read(&format!("/proc/sys/net/{key}"))
+}
+
+fn number(key: &str) -> Option<u64> {
+    sysctl(key)?.parse().ok()
+}
+
+/// IFF_UP is the lowest bit (netdevice(7)).
+pub(super) fn flags(device: &str) -> Option<u32> {
+    let text = read(&format!("/sys/class/net/{device}/flags"))?;
+    u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()
+}
+
+fn has_address(device: &str, address: Ipv4Addr) -> bool {
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    addresses
+        .filter(|entry| entry.interface_name == device)
+        .filter_map(|entry| entry.address.and_then(|address| address.as_sockaddr_in().map(|v4| v4.ip())))
+        .any(|has| has == address)
+}
+
+fn rules(table: &str, chain: &str) -> Option<Vec<String>> {
+    iptables::new(false).and_then(|tables| tables.list(table, chain)).ok()
+}
+
+/// The device of the default route: /proc/net/route has destination and mask in hex.
+fn uplink() -> Option<String> {
+    let routes = fs::read_to_string("/proc/net/route").ok()?;
+    routes.lines().skip(1).find_map(|line| {
+        let mut words = line.split_whitespace();
+        let (device, destination) = (words.next()?, words.next()?);
+        (destination == "00000000" && words.nth(5)? == "00000000").then(|| device.to_owned())
+    })
+}
+
+/// Local addresses of UDP sockets on `port`; /proc/net/udp has them in hex, the address in host order.
+fn udp_listeners(port: u16) -> Vec<String> {
+    let sockets = fs::read_to_string("/proc/net/udp").unwrap_or_default();
+    let local = |line: &str| {
+        let (address, on) = line.split_whitespace().nth(1)?.split_once(':')?;
+        let address = u32::from_str_radix(address, 16).ok()?;
+        (u16::from_str_radix(on, 16).ok()? == port).then(|| Ipv4Addr::from(address.to_ne_bytes()).to_string())
+    };
+    sockets.lines().skip(1).filter_map(local).collect()
+}
+
+fn device(path: &str) -> Device {
+    match fs::metadata(path) {
+        Err(_) => Device::Missing,
+        Ok(metadata) if !metadata.file_type().is_char_device() => Device::Replaced,
+        Ok(_) => match fs::OpenOptions::new().read(true).write(true).open(path) {
+            Ok(_) => Device::Usable,
+            Err(error) => Device::Refused(error.to_string()),
+        },
+    }
+}
+
+fn stale_namespaces(vm_ids: &BTreeSet<String>) -> Vec<String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut stale: Vec<String> =
+        names.filter(|name| name.strip_prefix("vm-").is_some_and(|vm_id| !vm_ids.contains(vm_id))).collect();
+    stale.sort();
+    stale
+}
+
+fn clock_synchronised() -> Option<bool> {
+    // SAFETY: timex is plain numbers, all zero is valid and asks for nothing to be changed.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: `timex` is valid and outlives the call; with modes 0 it is only written to.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    (state >= 0).then_some(state != libc::TIME_ERROR)
+}

@@ -1,0 +1,67 @@
+//! `guestnet doctor`: what is wrong with this host or with one guest's way, in words, with the command that mends it. In: what
+//! the service says, /proc, /sys, the firewall, answers to a question or a ping. Out: findings; it changes nothing.
+
+mod host;
+mod look;
+mod probe;
+mod vm;
+
+use std::fmt;
+
+use serde::Serialize;
+
+pub use host::{Facts, NetworkFacts, check as check_host};
+pub use look::{Seen, look, networks_of};
+pub use vm::{VmFacts, check as check_vm, conclusion, look as look_at_vm};
+
+/// How a check came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    /// It works, and may not for long, or not for all.
+    Warning,
+    /// Guests suffer.
+    Problem,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "problem",
+        })
+    }
+}
+
+/// What one check found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    pub check: &'static str,
+    pub verdict: Verdict,
+    /// What was looked at, and what was there.
+    pub seen: String,
+    /// What that means for guests.
+    pub meaning: String,
+    /// The command that mends it.
+    pub mend: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, seen: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Ok, seen: seen.into(), meaning: String::new(), mend: None }
+    }
+
+    fn warning(check: &'static str, seen: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Warning, meaning: meaning.into(), ..Self::ok(check, seen) }
+    }
+
+    fn problem(check: &'static str, seen: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self { verdict: Verdict::Problem, meaning: meaning.into(), ..Self::ok(check, seen) }
+    }
+
+    fn mended_by(self, command: impl Into<String>) -> Self {
+        Self { mend: Some(command.into()), ..self }
+    }
+}

@@ -1,0 +1,168 @@
+//! `guestnet doctor`: each thing that can be broken in a lab is broken, found, named and mended by the command that it says.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::lab::tap_guest::open_tap;
+use crate::lab::{Daemon, Lab, text};
+
+/// Networks of the lab's own upstreams only, so that doctor need not wait for the dead.
+fn examine(daemon: &Daemon<'_>, arguments: &[&str]) -> (Output, Vec<Value>) {
+    let arguments = [&["doctor"], arguments, &["--json"]].concat();
+    let output = daemon.client(&arguments);
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+    let wrong = report["findings"].as_array().unwrap().iter().filter(|finding| finding["verdict"] != "ok");
+    let wrong: Vec<Value> = wrong.cloned().collect();
+    let sick = wrong.iter().any(|finding| finding["verdict"] == "problem");
+    assert_eq!(output.status.code(), Some(i32::from(sick)), "{}", text(&output));
+    assert_eq!(report["healthy"], !sick);
+    (output, wrong)
+}
+
+/// This machine's own state shows through the lab's namespaces: no /dev/kvm, a clock that nobody sets.
+fn of_the_lab(mut wrong: Vec<Value>) -> Vec<Value> {
+    wrong.retain(|finding| !["kvm", "clock"].contains(&finding["check"].as_str().unwrap()));
+    wrong
+}
+
+/// The one finding, with its check's name and words in what was seen.
+fn only(wrong: Vec<Value>, check: &str, verdict: &str, seen: &str) -> Value {
+    let wrong = of_the_lab(wrong);
+    let [finding] = wrong.as_slice() else { panic!("not only {check}: {wrong:#?}") };
+    assert_eq!(
+        (finding["check"].as_str(), finding["verdict"].as_str()),
+        (Some(check), Some(verdict)),
+        "{finding}"
+    );
+    assert!(finding["seen"].as_str().unwrap().contains(seen), "{finding}");
+    assert!(!finding["meaning"].as_str().unwrap().is_empty() && finding["mend"].is_string(), "{finding}");
+    finding.clone()
+}
+
+/// Runs the command that a finding names, on the lab's host.
+fn mend(lab: &Lab, finding: &Value) {
+    let command = finding["mend"].as_str().unwrap();
+    lab.on_host("sh", &["-c", command]);
+}
+
+#[test]
+fn a_healthy_host_passes_and_each_breakage_is_found_and_mended_by_what_doctor_says() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let (output, wrong) = examine(&daemon, &[]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(of_the_lab(wrong), Vec::<Value>::new());
+
+    let broken: [(&[&str], &str, &str, &str); 7] = [
+        (&["sysctl", "-qw", "net.ipv4.ip_forward=0"], "ip_forward", "problem", "is 0"),
+        (
+            &["iptables", "-I", "FORWARD", "1", "-i", "br-vms", "-j", "DROP"],
+            "forward",
+            "problem",
+            "-i br-vms -j DROP",
+        ),
+        (&["sysctl", "-qw", "net.ipv4.conf.all.send_redirects=1"], "redirects", "warning", "is 1"),
+        (
+            &["ip", "route", "add", "10.100.7.0/24", "via", "198.51.100.10"],
+            "routes",
+            "problem",
+            "10.100.7.0/24",
+        ),
+        (&["ip", "link", "set", "br-vms", "down"], "bridge", "problem", "br-vms is down"),
+        (&["ip", "netns", "add", "vm-forgotten"], "stale", "warning", "vm-forgotten"),
+        (&["ip", "link", "set", "up0", "mtu", "1280"], "mtu", "warning", "1280"),
+    ];
+    for (breaking, check, verdict, seen) in broken {
+        lab.on_host(breaking[0], &breaking[1..]);
+        let (_, mut wrong) = examine(&daemon, &[]);
+        if check == "bridge" {
+            // A bridge that is down takes its gateway's resolver and the subnet's unreachable rest with it.
+            wrong.retain(|finding| !["resolver", "routes"].contains(&finding["check"].as_str().unwrap()));
+        }
+        let finding = only(wrong, check, verdict, seen);
+        if check == "mtu" {
+            lab.on_host("ip", &["link", "set", "up0", "mtu", "1500"]);
+        } else {
+            mend(&lab, &finding);
+        }
+        let (_, wrong) = examine(&daemon, &[]);
+        assert_eq!(of_the_lab(wrong), Vec::<Value>::new(), "{check} is not mended");
+    }
+}
+
+#[test]
+fn what_only_the_operator_can_mend_is_named_too() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    // Docker, ufw: a flushed firewall with a policy of DROP.
+    lab.on_host("iptables", &["-P", "FORWARD", "DROP"]);
+    assert_eq!(of_the_lab(examine(&daemon, &[]).1), Vec::<Value>::new(), "guestnet's own rules go first");
+    lab.on_host("iptables", &["-F", "FORWARD"]);
+    only(examine(&daemon, &[]).1, "forward", "problem", "no rule of guestnet");
+    drop(daemon);
+
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    lab.on_host("iptables", &["-t", "nat", "-F", "POSTROUTING"]);
+    only(examine(&daemon, &[]).1, "nat", "problem", "10.100.0.0/16");
+    drop(daemon);
+
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\ndns_servers = [\"8.8.8.8\", \"198.51.100.99\"]");
+    only(examine(&daemon, &[]).1, "upstreams", "warning", "198.51.100.99");
+    lab.on_host("ip", &["route", "del", "default"]);
+    let (_, wrong) = examine(&daemon, &[]);
+    let checks: Vec<&str> = wrong.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
+    assert!(checks.contains(&"uplink") && checks.contains(&"upstreams"), "{checks:?}");
+    let _other_dhcp_server = lab.host.run(|| std::net::UdpSocket::bind("0.0.0.0:67"));
+    drop(daemon);
+
+    let dead = lab
+        .host_command(crate::lab::guestnet_binary())
+        .args(["--socket", "/run/none", "doctor"])
+        .output()
+        .unwrap();
+    assert_eq!(dead.status.code(), Some(1));
+    assert!(text(&dead).contains("systemctl start guestnet"), "{}", text(&dead));
+}
+
+#[test]
+fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "a"]);
+    let port = vm["host_device"].as_str().unwrap();
+    let stop = |daemon: &Daemon<'_>| {
+        let output = daemon.client(&["doctor", "a", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), report["conclusion"].as_str().unwrap().to_owned())
+    };
+    let (code, conclusion) = stop(&daemon);
+    assert_eq!(
+        (code, conclusion.as_str()),
+        (Some(1), "packets stop at: tap (nobody has tap0 open)"),
+        "no VMM runs"
+    );
+
+    let _vmm = lab.host.enter(Path::new("/run/netns/vm-a")).run(|| open_tap("tap0").unwrap());
+    assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
+    for (breaking, stops_at) in [
+        (vec!["ip", "link", "set", port, "down"], "port"),
+        (vec!["ip", "link", "set", port, "nomaster"], "bridge"),
+    ] {
+        lab.on_host(breaking[0], &breaking[1..]);
+        let (code, conclusion) = stop(&daemon);
+        assert_eq!(code, Some(1));
+        assert!(
+            conclusion.starts_with(&format!("packets stop at: {stops_at}")),
+            "{breaking:?}: {conclusion}"
+        );
+        lab.on_host("ip", &["link", "set", port, "up"]);
+    }
+    let screen = daemon.client(&["doctor", "a"]);
+    assert!(text(&screen).contains("mend: "), "{}", text(&screen));
+    assert_eq!(daemon.client(&["doctor", "nobody"]).status.code(), Some(1));
+}

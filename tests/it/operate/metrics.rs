@@ -1,0 +1,125 @@
+//! Metrics as Prometheus reads them, the dashboard and the alert rules that go with them.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::lab::{Daemon, Lab, text};
+
+fn packaging(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(file)
+}
+
+/// Debian's prometheus package brings promtool.
+fn promtool() -> Command {
+    let install = Command::new(packaging("apt-install")).arg("prometheus").output().unwrap();
+    assert!(install.status.success(), "{}", text(&install));
+    Command::new("promtool")
+}
+
+fn scrape(lab: &Lab, accept: &str) -> String {
+    let socket = lab.directory().join("metrics.sock");
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sS", "-i", "--max-time", "10", "-H", &format!("Accept: {accept}"), "--unix-socket"])
+        .arg(socket);
+    let output = curl.arg("http://localhost/metrics").output().unwrap();
+    text(&output).replace("\r\n", "\n")
+}
+
+/// The value of a series, written as in the page.
+fn value(page: &str, series: &str) -> f64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {series} in\n{page}")).parse().unwrap()
+}
+
+fn config(lab: &Lab, more: &str) -> String {
+    format!(
+        "[metrics]\nsocket = {:?}\nlisten = \"127.0.0.1:9477\"\n{more}",
+        lab.directory().join("metrics.sock")
+    )
+}
+
+#[test]
+fn metrics_come_in_both_formats_and_are_as_prometheus_wants_them() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &config(&lab, ""));
+    daemon.guestnet(&["vm", "create", "a", "b"]);
+    daemon.guestnet(&["vm", "delete", "b"]);
+    let page = scrape(&lab, "*/*");
+    let (head, body) = page.split_once("\n\n").unwrap();
+    assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+    assert_eq!(value(body, "guestnet_vms{network=\"default\"}"), 1.0);
+    assert_eq!(value(body, "guestnet_bind_duration_seconds_count"), 2.0);
+    assert_eq!(value(body, "guestnet_unbind_duration_seconds_count"), 1.0);
+    assert_eq!(value(body, "guestnet_events_total{kind=\"bound\"}"), 2.0);
+    assert!(value(body, "guestnet_bind_duration_seconds_sum") > 0.0);
+    assert!(!body.contains("vm_id"), "series of VMs are for who asks for them:\n{body}");
+
+    let mut check = promtool()
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(body.as_bytes()).unwrap();
+    let checked = check.wait_with_output().unwrap();
+    assert!(checked.status.success(), "{}\n{body}", text(&checked));
+
+    let page = scrape(&lab, "application/openmetrics-text;version=1.0.0");
+    assert!(page.contains("application/openmetrics-text"), "{page}");
+    assert!(page.ends_with("# EOF\n"), "{page}");
+    let port = lab.on_host("curl", &["-sS", "http://127.0.0.1:9477/metrics"]);
+    assert!(port.contains("guestnet_vms"), "{port}");
+    let elsewhere = lab.on_host("curl", &["-sS", "http://127.0.0.1:9477/"]);
+    assert!(elsewhere.contains("/metrics"), "{elsewhere}");
+}
+
+#[test]
+fn each_vm_has_series_of_its_own_where_the_operator_asked_for_them() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &config(&lab, "vm_labels = true"));
+    daemon.guestnet(&["vm", "create", "a"]);
+    let page = scrape(&lab, "*/*");
+    assert_eq!(
+        value(&page, "guestnet_guest_receive_bytes_total{network=\"default\",vm_id=\"a\"}"),
+        0.0,
+        "{page}"
+    );
+}
+
+/// The names of guestnet's metrics that `text` speaks of.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with("guestnet_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn dashboard_and_alert_rules_fit_prometheus_and_speak_of_metrics_that_there_are() {
+    let checked =
+        promtool().args(["check", "rules"]).arg(packaging("prometheus/alerts.yml")).output().unwrap();
+    assert!(checked.status.success(), "{}", text(&checked));
+    let tested =
+        promtool().args(["test", "rules"]).arg(packaging("prometheus/alerts_test.yml")).output().unwrap();
+    assert!(tested.status.success(), "{}", text(&tested));
+
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &config(&lab, ""));
+    daemon.guestnet(&["vm", "create", "a"]);
+    let there = named(&scrape(&lab, "*/*"));
+    let rules = std::fs::read_to_string(packaging("prometheus/alerts.yml")).unwrap();
+    let dashboard: Value =
+        serde_json::from_str(&std::fs::read_to_string(packaging("grafana/guestnet.json")).unwrap()).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries: Vec<&str> = panels
+        .iter()
+        .flat_map(|panel| panel["targets"].as_array().unwrap())
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    for name in named(&(rules + &queries.join(" "))) {
+        assert!(there.contains(&name), "{name} is not served");
+    }
+}
