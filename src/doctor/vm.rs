@@ -34,8 +34,8 @@ pub struct VmFacts {
 }
 
 const UP: u32 = libc::IFF_UP as u32;
-/// Somebody has the TAP open: a VMM runs.
-const RUNNING: u32 = libc::IFF_RUNNING as u32;
+/// Somebody has the TAP open: a VMM runs. IFF_RUNNING follows only within a second.
+const LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
 
 pub async fn look(
     vm: &v1::VmNetwork,
@@ -121,7 +121,7 @@ pub fn check(facts: &VmFacts) -> Vec<Finding> {
             Finding::problem("tap", "tap0 is down", "the guest's packets stop at its TAP")
                 .mended_by(format!("ip -n vm-{vm_id} link set tap0 up"))
         }
-        Some(flags) if flags & RUNNING == 0 => {
+        Some(flags) if flags & LOWER_UP == 0 => {
             Finding::problem("tap", "nobody has tap0 open", "no VMM runs on it: the guest is not there")
                 .mended_by(format!("start the VM with tap0 inside /run/netns/vm-{vm_id}"))
         }

@@ -3,4 +3,6 @@
 mod access;
 mod api;
 mod doctor;
+mod foreign;
 mod metrics;
+mod service;
