@@ -40,7 +40,10 @@ fn the_example_file_shows_every_key_with_its_default() {
     let of = |text| Config { file: Table::new(), ..Config::from_parts(text, no_env).unwrap() };
     assert_eq!(of(Some(example)), of(None));
     let page = include_str!("../../docs/configuration.md");
-    assert!(page.contains(example), "docs/configuration.md is not current: put config/guestnet.toml into its fence");
+    assert!(
+        page.contains(example),
+        "docs/configuration.md is not current: put config/guestnet.toml into its fence"
+    );
     let listed = refused("[api]\nx = 1\n[metrics]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1");
     for known in listed.lines().flat_map(|line| line.split_once("known here: ").unwrap().1.split(", ")) {
         let shown =

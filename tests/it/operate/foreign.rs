@@ -35,7 +35,7 @@ fn connect_node_speaks_json_and_protobuf_with_the_service() {
     let mut protoc = Command::new("protoc");
     protoc.arg("-I").arg(project("proto"));
     protoc.arg(format!("--plugin=protoc-gen-es={}", tools.join("node_modules/.bin/protoc-gen-es").display()));
-    protoc.arg(format!("--es_out=target=js:{}", generated.display())).args(protos());
+    protoc.arg(format!("--es_out=target=js,import_extension=js:{}", generated.display())).args(protos());
     succeed(&mut protoc);
     fs::copy(project("tests/foreign/client.mjs"), tools.join("client.mjs")).unwrap();
 
