@@ -1,6 +1,6 @@
 //! Generates the API's messages, service and client from `proto/`, and its descriptor set for reflection; needs `protoc`
 //! (Debian: protobuf-compiler).
-const FILES: [&str; 12] = [
+const FILES: &[&str] = &[
     "proto/google/rpc/error_details.proto",
     "proto/guestnet/v1/dns.proto",
     "proto/guestnet/v1/events.proto",
@@ -18,7 +18,7 @@ const FILES: [&str; 12] = [
 
 fn main() {
     if let Err(error) = connectrpc_build::Config::new()
-        .files(&FILES)
+        .files(FILES)
         .includes(&["proto/"])
         .include_file("_connectrpc.rs")
         .emit_descriptor_set("api.fds.bin")

@@ -23,6 +23,7 @@ mod measure;
 mod packet;
 mod policy;
 mod report;
+mod stats;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("packet", packet::run),
     ("dns", dns::run),
     ("policy", policy::run),
+    ("stats", stats::run),
 ];
 
 fn main() -> ExitCode {

@@ -71,7 +71,7 @@ fn packet_ns(lab: &Lab, vm: &Value) -> f64 {
     let sink = lab.inet.run(|| UdpSocket::bind((WEB, 9)).expect("a sink"));
     let field = |name: &str| vm[name].as_str().expect("a field of the VM").to_owned();
     let netns = lab.host.enter(&std::path::Path::new("/run/netns").join(field("namespace")));
-    let tap = netns.run(|| open_tap(&field("tap_device")).expect("the VM's TAP"));
+    let tap = netns.run(|| open_tap(&field("tap_device"), libc::IFF_VNET_HDR).expect("the VM's TAP"));
     let frame = frame(&field("mac_address"), &gateway_mac(lab), &field("ip_address"));
     let round = || {
         let mut tap = &tap;

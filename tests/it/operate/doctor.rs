@@ -147,7 +147,8 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
         "no VMM runs"
     );
 
-    let _vmm = lab.host.enter(Path::new("/run/netns/vm-a")).run(|| open_tap("tap0").unwrap());
+    let _vmm =
+        lab.host.enter(Path::new("/run/netns/vm-a")).run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
     assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
     for (breaking, stops_at) in [
         (vec!["ip", "link", "set", port, "down"], "port"),
