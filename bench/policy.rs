@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use guestnet::config::Config;
 use guestnet::kernel::Kernel;
-use guestnet::model::{Account, Mac, Network, Slot, Vm};
+use guestnet::model::{Account, Mac, Network, Slot, TapOptions, Vm};
 use guestnet::policy::PolicySpec;
 use guestnet::store::Store;
 use guestnet::walls::{Guest, Walls};
@@ -179,6 +179,7 @@ fn vm(n: u32, network: &Network) -> Vm {
         address: address(n),
         hostname: format!("vm-{n}").parse().expect("a host name"),
         rate_limit: None,
+        tap: TapOptions::default(),
         dhcp_options: guestnet::model::DhcpOptions::default(),
         created_at_us: 0,
     }
