@@ -232,7 +232,13 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     }
 
     // Rebinds at T2, by broadcast, when nothing it sends to the server alone arrives.
-    let cut = "table bridge cut { chain c { type filter hook prerouting priority -300; ip daddr 10.9.0.1 udp dport 67 drop; } }";
+    let cut = "table bridge cut {
+        chain c {
+            type filter hook prerouting priority -300
+            ip daddr 10.9.0.1 udp dport 67 drop
+        }
+    }
+";
     fs::write(lab.directory().join("cut"), cut).unwrap();
     lab.on_host("nft", &["-f", &lab.directory().join("cut").display().to_string()]);
     sniffer.all();
