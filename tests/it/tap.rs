@@ -1,9 +1,13 @@
 //! The TAP as a jailed VMM opens it: by a user of its own, with as many queues and such headers as it asked for.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::Value;
 
 use crate::lab::tap_guest::{PLAIN, open_tap};
@@ -15,9 +19,21 @@ fn netns(lab: &Lab, vm: &Value) -> Namespace {
     lab.host.enter(&Path::new("/run/netns").join(vm["namespace"].as_str().unwrap()))
 }
 
+/// The device node that a jail has, in this thread's eyes alone: the machine's own may be root's.
+fn everybodys_tun() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+    mount(Some("jail"), "/dev/net", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    let tun = Path::new("/dev/net/tun");
+    // Documentation/admin-guide/devices.txt: character device 10, 200.
+    mknod(tun, SFlag::S_IFCHR, Mode::empty(), makedev(10, 200)).unwrap();
+    std::fs::set_permissions(tun, Permissions::from_mode(0o666)).unwrap();
+}
+
 /// Opens the VM's TAP inside its netns as that user and group, with no capability.
 fn open_as(netns: &Namespace, uid: u32, gid: u32, flags: i32) -> io::Result<File> {
     netns.run(|| {
+        everybodys_tun();
         // Of this thread alone, which ends after it: the raw calls, not libc's, which change the whole process.
         let none: *const libc::gid_t = std::ptr::null();
         // SAFETY: no groups are read, for there are none; the others take integers, no memory.
@@ -112,6 +128,6 @@ fn a_vmm_without_virtio_headers_gets_plain_whole_frames() {
     let guest = TapGuest::attach_to_plain(tap, &vm);
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
     // A page comes as TCP: segments of the guest's MTU, checksums complete, or nothing would be read.
-    let page = guest.run("busybox", &["wget", "-q", "-T", "10", "-O", "-", "http://198.51.100.10/"]);
+    let page = guest.run("timeout", &["10", "busybox", "wget", "-q", "-O", "-", "http://198.51.100.10/"]);
     assert!(page.contains("this is the internet"), "{page}");
 }

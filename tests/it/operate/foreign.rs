@@ -43,7 +43,7 @@ fn connect_node_speaks_json_and_protobuf_with_the_service() {
     let daemon = Daemon::start(&lab);
     for form in ["json", "proto"] {
         let mut node = lab.host_command("node");
-        node.current_dir(&tools).args(["client.mjs", daemon.socket().to_str().unwrap(), form]);
+        node.arg(tools.join("client.mjs")).arg(daemon.socket()).arg(form);
         assert_eq!(succeed(&mut node), "ok\n");
     }
 }
@@ -66,7 +66,7 @@ fn grpcio_speaks_grpc_with_the_service() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
     let mut python = lab.host_command("python3");
-    python.current_dir(&tools).args(["client.py", daemon.socket().to_str().unwrap()]);
+    python.arg(tools.join("client.py")).arg(daemon.socket());
     // A namespace without the machine's own network: no proxy is asked for a unix socket.
     python.env("no_proxy", "*");
     assert_eq!(succeed(&mut python), "ok\n");
