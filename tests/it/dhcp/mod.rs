@@ -1,3 +1,4 @@
 //! DHCP as real clients see it, on plumbing that somebody else made.
 
+mod clients;
 mod external;

@@ -1,0 +1,381 @@
+//! The clients that guests have, each on a machine of its own, all with the same client identifier as cloned images have
+//! it, all at once: each takes its lease, renews, rebinds, moves to another address, boots again and releases. Frames
+//! leave with their UDP checksum left to offload, as from a virtio-net guest.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use dhcproto::v4::{MessageType, OptionCode};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::lab::lan::{self, Sniffer, State};
+use crate::lab::{Daemon, Lab, Namespace, text};
+
+/// T1 is 10 seconds, T2 17.
+const LEASE: &str = "lease_seconds = 20";
+const LIMIT: Duration = Duration::from_secs(60);
+/// What every clone sends as its identifier.
+const CLONED: &str = "ff:00:00:00:01:00:01:02:03";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Udhcpc,
+    Dhclient,
+    Dhcpcd,
+    Networkd,
+}
+
+const KINDS: [Kind; 4] = [Kind::Udhcpc, Kind::Dhclient, Kind::Dhcpcd, Kind::Networkd];
+
+/// A client on its machine.
+struct Client {
+    kind: Kind,
+    machine: Namespace,
+    mac: String,
+    directory: PathBuf,
+    child: Option<Child>,
+}
+
+impl Client {
+    fn new(lab: &Lab, kind: Kind) -> Self {
+        let n = kind as usize + 1;
+        let mac = format!("52:54:00:00:00:{n:02x}");
+        let machine = lan::machine(lab, &format!("p{n}"), &mac);
+        let directory = lab.directory().join(format!("{kind:?}"));
+        fs::create_dir(&directory).unwrap();
+        Self { kind, machine, mac, directory, child: None }
+    }
+
+    /// Its n-th reservation.
+    fn reserved(&self, n: usize) -> String {
+        format!("10.9.{n}.{}", self.kind as usize + 1)
+    }
+
+    fn start(&mut self) {
+        let script = self.directory.join("script");
+        if !script.exists() {
+            fs::write(&script, SCRIPT).unwrap();
+            fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        }
+        let path = |name: &str| self.directory.join(name).display().to_string();
+        let mut command = match self.kind {
+            Kind::Udhcpc => {
+                let mut command = self.machine.command("busybox");
+                command.args([
+                    "udhcpc",
+                    "-f",
+                    "-i",
+                    "eth0",
+                    "-T",
+                    "1",
+                    "-A",
+                    "1",
+                    "-C",
+                    "-R",
+                    "-s",
+                    &path("script"),
+                ]);
+                command.arg(format!("-x0x3d:{}", CLONED.replace(':', "")));
+                command
+            }
+            Kind::Dhclient => {
+                let conf = format!("send dhcp-client-identifier {CLONED};\nretry 1;\ninitial-interval 1;\n");
+                fs::write(path("conf"), conf).unwrap();
+                let mut command = self.machine.command("dhclient");
+                command.args(["-4", "-d", "-cf", &path("conf"), "-lf", &path("leases"), "-pf", &path("pid")]);
+                command.args(["-sf", &path("script"), "eth0"]);
+                command
+            }
+            Kind::Dhcpcd => {
+                let conf = format!(
+                    "clientid {CLONED}\nnoipv6rs\nnoarp\nnoipv4ll\nipv4only\noption classless_static_routes\nrelease\n"
+                );
+                fs::write(path("conf"), conf).unwrap();
+                let mut command = self.machine.command("dhcpcd");
+                command.args(["-B", "-4", "-f", &path("conf"), "-c", "/bin/true", "eth0"]);
+                command
+            }
+            Kind::Networkd => {
+                // With a /sys that it cannot write to it waits for no udev, which knows nothing of this namespace.
+                let units = std::path::Path::new("/run/systemd/network");
+                let network = "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n[DHCPv4]\n\
+                               ClientIdentifier=duid\nDUIDType=uuid\nDUIDRawData=00:01:02:03:04:05:06:07:08:09:0a:0b:0c:0d:0e:0f\n";
+                let file = self.directory.join("eth0.network");
+                fs::write(&file, network).unwrap();
+                let mut command = self.machine.command("sh");
+                command.arg("-c").arg(format!(
+                    "mount -o remount,ro /sys && mkdir -p {0} /run/systemd/netif/leases /run/systemd/netif/links && cp {1} {0} && chown -R \
+                     systemd-network: /run/systemd/netif && exec /lib/systemd/systemd-networkd",
+                    units.display(),
+                    file.display()
+                ));
+                command
+            }
+        };
+        let log = fs::File::options().create(true).append(true).open(self.directory.join("log")).unwrap();
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.kind)));
+    }
+
+    /// As a power cut: nothing is said, what is on the disk stays.
+    fn crash(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        run(self.machine.command("ip").args(["addr", "flush", "dev", "eth0"]));
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = &self.child {
+            let _ = kill(Pid::from_raw(child.id() as i32), signal);
+        }
+    }
+
+    /// Has it give its lease back.
+    fn release(&mut self) {
+        match self.kind {
+            Kind::Udhcpc => self.signal(Signal::SIGUSR2),
+            Kind::Dhclient => {
+                let path = |name: &str| self.directory.join(name).display().to_string();
+                let mut release = self.machine.command("dhclient");
+                release.args(["-4", "-r", "-cf", &path("conf"), "-lf", &path("leases"), "-pf", &path("pid")]);
+                run(release.args(["-sf", &path("script"), "eth0"]));
+            }
+            // Configured to release when it is stopped; so is networkd, unless told otherwise.
+            Kind::Dhcpcd | Kind::Networkd => self.signal(Signal::SIGTERM),
+        }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
+    }
+
+    /// Waits until its interface has `address`, and no other one.
+    fn has(&self, address: &str) {
+        let deadline = std::time::Instant::now() + LIMIT;
+        loop {
+            let shown = text(
+                &self.machine.command("ip").args(["-o", "-4", "addr", "show", "eth0"]).output().unwrap(),
+            );
+            if shown.lines().count() == 1 && shown.contains(&format!(" {address}/16 ")) {
+                return;
+            }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{:?} has not {address} but {shown}\n{}",
+                self.kind,
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", text(&output));
+}
+
+/// For udhcpc, which says what in $1 and the address in $ip, and for dhclient, which says both in other words.
+const SCRIPT: &str = r#"#!/bin/sh
+dev=eth0
+case "${reason:-$1}" in
+  bound|renew|BOUND|RENEW|REBIND|REBOOT)
+    ip=${new_ip_address:-$ip}
+    ip -4 -o addr show dev $dev | grep -q " $ip/" || { ip addr flush dev $dev; ip addr add $ip/16 dev $dev; } ;;
+  deconfig|EXPIRE|FAIL|RELEASE|STOP) ip addr flush dev $dev ;;
+esac
+exit 0
+"#;
+
+#[test]
+fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let mut clients = KINDS.map(|kind| Client::new(&lab, kind));
+    let daemon = Daemon::start_with(&lab, &lan::network(LEASE));
+    for client in &clients {
+        daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(1)]);
+    }
+    let mut sniffer = Sniffer::new(&lab.host, lan::BRIDGE);
+
+    // Takes: its own address, though all have one identifier.
+    clients.iter_mut().for_each(Client::start);
+    for client in &clients {
+        client.has(&client.reserved(1));
+    }
+    for lease in daemon.json(&["lease", "list"]).as_array().unwrap() {
+        assert_eq!(lease["state"], "bound", "{lease}");
+    }
+
+    // Renews at T1, by unicast, and is acknowledged.
+    let mut waiting: Vec<&Client> = clients.iter().collect();
+    while !waiting.is_empty() {
+        let macs: Vec<&str> = waiting.iter().map(|client| client.mac.as_str()).collect();
+        let seen = sniffer
+            .wait("a renewal", LIMIT, |seen| seen.is(State::Renewing) && macs.contains(&seen.mac.as_str()));
+        waiting.retain(|client| client.mac != seen.mac);
+        sniffer.wait("its ACK", LIMIT, |ack| ack.kind() == Some(MessageType::Ack) && ack.to_mac == seen.mac);
+    }
+
+    // Rebinds at T2, by broadcast, when nothing it sends to the server alone arrives.
+    let cut = "table bridge cut {\n chain c {\n type filter hook prerouting priority -300\n ip daddr 10.9.0.1 udp dport 67 drop\n \
+               }\n}\n";
+    fs::write(lab.directory().join("cut"), cut).unwrap();
+    lab.on_host("nft", &["-f", &lab.directory().join("cut").display().to_string()]);
+    sniffer.all();
+    let mut waiting: Vec<&Client> = clients.iter().collect();
+    while !waiting.is_empty() {
+        let macs: Vec<&str> = waiting.iter().map(|client| client.mac.as_str()).collect();
+        let seen = sniffer.wait("a rebinding", LIMIT, |seen| {
+            seen.is(State::Rebinding) && macs.contains(&seen.mac.as_str())
+        });
+        waiting.retain(|client| client.mac != seen.mac);
+        sniffer.wait("its ACK", LIMIT, |ack| ack.kind() == Some(MessageType::Ack) && ack.to_mac == seen.mac);
+    }
+    lab.on_host("nft", &["delete", "table", "bridge", "cut"]);
+
+    // Its reservation moves: the old address is refused by broadcast, the new one is taken.
+    for client in &clients {
+        daemon.guestnet(&["reservation", "delete", &client.mac]);
+        daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(2)]);
+    }
+    let nak = sniffer.wait("a NAK", LIMIT, |seen| seen.kind() == Some(MessageType::Nak));
+    assert_eq!(nak.to_mac, "ff:ff:ff:ff:ff:ff");
+    for client in &clients {
+        client.has(&client.reserved(2));
+    }
+
+    // Boots again with what it remembers: dhclient asks for an address by name, which may be the older of the two that it
+    // has had, and is refused then; all come to the one that is reserved now.
+    clients.iter_mut().for_each(Client::crash);
+    sniffer.all();
+    clients.iter_mut().for_each(Client::start);
+    let dhclient = &clients[Kind::Dhclient as usize];
+    let reboots = |seen: &lan::Seen| seen.mac == dhclient.mac && seen.is(State::InitReboot);
+    let asked =
+        sniffer.wait("dhclient's INIT-REBOOT", LIMIT, reboots).requested().map(|address| address.to_string());
+    assert!([1, 2].map(|n| Some(dhclient.reserved(n))).contains(&asked), "{asked:?}");
+    for client in &clients {
+        client.has(&client.reserved(2));
+    }
+
+    // Releases, and the reservation stands.
+    for client in &mut clients {
+        client.release();
+    }
+    for client in &clients {
+        let deadline = std::time::Instant::now() + LIMIT;
+        while daemon.json(&["lease", "show", &client.mac])["state"] != "released" {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{:?} did not release\n{}",
+                client.kind,
+                client.log()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(daemon.json(&["reservation", "list"]).as_array().unwrap().len(), KINDS.len());
+}
+
+#[test]
+fn klibcs_ipconfig_boots_by_dhcp_and_by_bootp() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let mac = "52:54:00:00:00:07";
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    daemon.guestnet(&["reservation", "add", mac, "10.9.0.7", "--hostname", "tiny"]);
+    for (n, how) in ["dhcp", "bootp"].into_iter().enumerate() {
+        let machine = lan::machine(&lab, &format!("p{n}"), mac);
+        let output = machine
+            .command("/usr/lib/klibc/bin/ipconfig")
+            .args(["-t", "20", "-c", how, "-d", "eth0"])
+            .output()
+            .expect("klibc's ipconfig");
+        let said = text(&output);
+        assert!(output.status.success() && said.contains("10.9.0.7"), "{how}: {said}");
+        assert!(said.contains("10.9.0.1") && said.contains("tiny"), "{how}: {said}");
+        lab.on_host("ip", &["link", "del", &format!("p{n}")]);
+    }
+    assert_eq!(daemon.json(&["lease", "show", mac])["state"], "bound");
+}
+
+#[test]
+fn nmap_sees_a_dhcp_server_with_everything_a_guest_needs() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    // The MAC that nmap's script asks with.
+    let mac = "de:ad:c0:de:ca:fe";
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    daemon.guestnet(&["reservation", "add", mac, "10.9.0.9"]);
+    let machine = lan::machine(&lab, "p1", mac);
+    run(machine.command("ip").args(["addr", "add", "10.9.0.99/16", "dev", "eth0"]));
+    let output = machine
+        .command("nmap")
+        .args([
+            "--script",
+            "broadcast-dhcp-discover",
+            "--script-args",
+            "broadcast-dhcp-discover.timeout=5",
+            "-e",
+            "eth0",
+        ])
+        .output()
+        .expect("nmap");
+    let said = text(&output);
+    for line in [
+        "IP Offered: 10.9.0.9",
+        "Server Identifier: 10.9.0.1",
+        "Subnet Mask: 255.255.0.0",
+        "Router: 10.9.0.1",
+    ] {
+        assert!(said.contains(line), "no {line:?} in {said}");
+    }
+}
+
+#[test]
+fn a_declined_address_stays_reserved_and_whoever_answers_for_it_is_named() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let mut client = Client::new(&lab, Kind::Dhclient);
+    let squatter = lan::machine(&lab, "p9", "52:54:00:00:00:99");
+    let daemon = Daemon::start_with(&lab, &lan::network(LEASE));
+    daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(1)]);
+    run(squatter.command("ip").args(["addr", "add", &format!("{}/16", client.reserved(1)), "dev", "eth0"]));
+    let mut sniffer = Sniffer::new(&lab.host, lan::BRIDGE);
+    // dhclient leaves the check to its script: exit status 1 declines.
+    fs::write(client.directory.join("script"), "#!/bin/sh\n[ \"$reason\" = BOUND ] && exit 1\nexit 0\n")
+        .unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(client.directory.join("script"), mode).unwrap();
+    client.start();
+    sniffer.wait("a DECLINE", LIMIT, |seen| seen.kind() == Some(MessageType::Decline));
+    let deadline = std::time::Instant::now() + LIMIT;
+    let events = loop {
+        let events = daemon.json(&["status"])["recent_events"].to_string();
+        if events.contains("address_declined") {
+            break events;
+        }
+        assert!(std::time::Instant::now() < deadline, "no event: {events}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert!(events.contains("52:54:00:00:00:99"), "{events}");
+    // It is offered the same again.
+    let offer = sniffer.wait("another OFFER", LIMIT, |seen| seen.kind() == Some(MessageType::Offer));
+    assert_eq!(offer.message.yiaddr().to_string(), client.reserved(1));
+    assert!(!offer.has(OptionCode::RapidCommit));
+}
