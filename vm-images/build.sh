@@ -32,7 +32,8 @@ main() {
   case $1 in -h | --help) usage; exit ;; esac
   [ "$(uname -m)" = x86_64 ] || die "the recipes are for x86_64; this machine is $(uname -m)"
   command -v dpkg-query apt-get >/dev/null || die 'the guests are made from Debian packages; this machine has no apt-get and dpkg-query'
-  [ "$*" != all ] || set -- initramfs uml cloud-kernel debian-12 debian-13 kernel
+  # `all` stands for what tests and image builders boot; `validators` is for the tests alone.
+  [ "$1" != all ] || set -- initramfs uml cloud-kernel debian-12 debian-13 kernel "${@:2}"
   local target
   for target in "$@"; do
     [ -e "$here/recipes/$target.sh" ] || die "no target $target; there are initramfs, uml, cloud-kernel, kernel, debian-12, debian-13, validators and all"

@@ -16,7 +16,7 @@ const STALE_FOR: Duration = Duration::from_secs(86_400);
 /// How long a failure stands (RFC 9520 section 3.2: at least one second): it keeps a guest that asks in a loop from the
 /// upstreams, and is over before a stub's next try at 5 s.
 const FAILURE_FOR: Duration = Duration::from_secs(2);
-/// What an entry costs besides its key and answer: table and queue slots, and allocations, as measured with a million.
+/// What an entry costs besides its key and answer: table and queue slots, and allocations: an estimate.
 const OVERHEAD: usize = 320;
 /// Parts with a lock each, so that a scan for people never holds up the guests for long.
 const SHARDS: usize = 16;
