@@ -172,6 +172,11 @@ pub(super) fn of_no_connection() -> Match {
     ct(Ct::State, 1)
 }
 
+/// `ct status confirmed`: IPS_CONFIRMED, from the second packet on, whether or not the first was answered.
+pub(super) fn of_a_known_connection() -> Match {
+    ct(Ct::Status, 1 << 3)
+}
+
 /// `ct status dnat`: IPS_DST_NAT.
 pub(super) fn forwarded_to_a_port() -> Match {
     ct(Ct::Status, 1 << 5)

@@ -243,6 +243,8 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         chains.push(Chain::new(
             caps_chain(at),
             vec![
+                // UDP that nobody answers is of state new for as long as it goes on, but one connection.
+                rule("counted already", [of_a_known_connection(), vec![Expr::Verdict(Verdict::Return)]]),
                 rule(
                     "new connections",
                     [over("new_rate", new_connections_per_second), deny("new_connections")],

@@ -82,7 +82,11 @@ impl Client {
                 command
             }
             Kind::Dhclient => {
-                let conf = format!("send dhcp-client-identifier {CLONED};\nretry 1;\ninitial-interval 1;\n");
+                // It waits up to three times longer after each try that is not answered, so it could sleep through the
+                // three seconds from T2 to the end of its lease: tries come at most two seconds apart.
+                let conf = format!(
+                    "send dhcp-client-identifier {CLONED};\nretry 1;\ninitial-interval 1;\nbackoff-cutoff 2;\n"
+                );
                 fs::write(path("conf"), conf).unwrap();
                 let mut command = self.machine.command("dhclient");
                 command.args(["-4", "-d", "-cf", &path("conf"), "-lf", &path("leases"), "-pf", &path("pid")]);

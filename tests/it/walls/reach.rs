@@ -182,6 +182,27 @@ fn one_guest_cannot_take_what_all_share() {
 }
 
 #[test]
+fn a_stream_that_nobody_answers_is_one_connection() {
+    let lab = Lab::new();
+    let scene = Scene::with(&lab, "new_connections_per_second = 5\nlive_connections = 5");
+    let web: Ipv4Addr = crate::lab::WEB.parse().unwrap();
+    let stream = |scene: &Scene<'_>, first: u16, step: u16| {
+        for n in 0..500 {
+            scene.attacker.send(&scene.attacker.udp(web, (first + n * step, 7000), TEXT));
+        }
+    };
+    stream(&scene, 4_000, 0);
+    for n in 0..500 {
+        let seen = scene.inet.wait(std::time::Duration::from_secs(5), |frame| frame.has(TEXT));
+        assert!(seen.is_some(), "only {n} packets of the stream arrived");
+    }
+    stream(&scene, 10_000, 1);
+    scene.victim.settle_with(web);
+    let arrived = scene.inet.drain().iter().filter(|frame| frame.has(TEXT)).count();
+    assert!(arrived < 10, "{arrived} of 500 connections were let through");
+}
+
+#[test]
 fn a_flood_does_not_keep_a_neighbour_waiting() {
     let lab = Lab::new();
     let scene = Scene::new(&lab);
