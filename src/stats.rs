@@ -16,6 +16,9 @@ use crate::store::{Store, StoreError};
 /// How often totals are written down: what a power loss takes back of them at most.
 const CHECKPOINT: Duration = Duration::from_secs(10);
 
+/// Accounts written down in one commit: calls wait for no longer one.
+const AT_A_TIME: usize = 256;
+
 /// Up to so many VMs are read one by one; for more, the dump of all is cheaper.
 const ONE_BY_ONE: usize = 64;
 
@@ -124,10 +127,10 @@ impl Stats {
             });
             changed.collect()
         };
-        if changed.is_empty() {
-            return Ok(());
+        for accounts in changed.chunks(AT_A_TIME) {
+            self.0.store.keep_accounts(accounts.to_vec()).await?;
         }
-        self.0.store.keep_accounts(changed).await
+        Ok(())
     }
 
     /// Counts and writes down from time to time, until it is dropped.

@@ -3,8 +3,12 @@
 use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use super::generator::{address, mac};
 use super::servers::{CLIENTS, Kind, Link, start};
@@ -80,7 +84,7 @@ fn until_it_has_its_address(command: &mut Command) -> f64 {
         std::thread::sleep(Duration::from_micros(500));
     }
     let time = begun.elapsed();
-    let _ = child.kill();
+    let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
     let _ = child.wait();
     milliseconds(time)
 }
@@ -130,5 +134,7 @@ fn client(link: &Link, name: &str, script: &str) -> Command {
         _ => command.args(["-t", "10", "-c", "dhcp", "-d", CLIENTS]),
     };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // dhcpcd is several processes: they end together.
+    command.process_group(0);
     command
 }

@@ -51,6 +51,14 @@ pub(super) fn of(device: u32) -> io::Result<Option<Reading>> {
     Ok(Some(reading))
 }
 
+/// Whether something waits in a device's root queue.
+pub(super) fn is_waiting(device: u32) -> io::Result<bool> {
+    let mut socket = open(NETLINK_ROUTE)?;
+    let waiting = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, waiting_at_root);
+    // A root without a queue of its own: EINVAL.
+    Ok(none_if(&[libc::ENOENT, libc::EINVAL], waiting)?.is_some_and(|waiting| waiting > 0))
+}
+
 fn none_if<T>(numbers: &[i32], result: io::Result<Option<T>>) -> io::Result<Option<T>> {
     match result {
         Err(error) if error.raw_os_error().is_some_and(|number| numbers.contains(&number)) => Ok(None),
@@ -90,6 +98,12 @@ fn link_counters(message: &[u8]) -> Option<(u32, Reading)> {
         reading.0[counter as usize] = value;
     }
     Some((device, reading))
+}
+
+/// Packets in a root queue, from struct gnet_stats_queue.
+fn waiting_at_root(message: &[u8]) -> Option<u32> {
+    let queue = attribute(attribute(message.get(20..)?, TCA_STATS2)?, TCA_STATS_QUEUE)?;
+    Some(u32::from_ne_bytes(*queue.first_chunk()?))
 }
 
 /// Packets that a device's root queue has dropped, from struct tcmsg and struct gnet_stats_queue.

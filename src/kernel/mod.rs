@@ -55,6 +55,14 @@ pub struct Kernel {
     background: Lane,
 }
 
+/// The rate limit that a wiped slot is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// It is the one that the slot's last guest had.
+    Stands(Option<RateLimit>),
+    Set(Option<RateLimit>),
+}
+
 /// Whether a caller waits for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum For {
@@ -188,12 +196,7 @@ impl Kernel {
 
     /// Takes from an unbound slot whatever its last guest may have left in it, so that it can be another's. False when it is
     /// not whole any more, or not to be had. `tap` is its own, if it is held already.
-    pub async fn wipe(
-        &self,
-        place: Place,
-        limit: Option<RateLimit>,
-        tap: Option<HeldTap>,
-    ) -> Result<bool, KernelError> {
+    pub async fn wipe(&self, place: Place, limit: Limit, tap: Option<HeldTap>) -> Result<bool, KernelError> {
         self.background.run(move |hands| steps::wipe(hands, &place, limit, tap)).await?
     }
 

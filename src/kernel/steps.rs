@@ -6,7 +6,7 @@ use super::lane::Hands;
 use super::observe::mark;
 use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
-use super::{GUEST_SIDE_INDEX, TAP_INDEX, links, netns, observe, routes, tc};
+use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, links, netns, observe, routes, tc};
 use crate::model::{Place, RateLimit, Slot, Vm};
 use crate::plan::{Anchor, Step, Undo};
 
@@ -183,6 +183,14 @@ fn set_limit(hands: &mut Hands, slot: Slot, port: u32, limit: Option<RateLimit>)
     tc::set_limit(&mut hands.rtnl, port, limit).doing(doing)
 }
 
+/// Whether packets wait at either end of a slot.
+fn is_waiting(hands: &mut Hands, slot: Slot, port: u32) -> Result<bool, KernelError> {
+    let doing = || format!("looking for what waits in {}", slot.host_device());
+    let namespace = netns::existing(slot)?;
+    let inside = hands.inside(&namespace, || counters::is_waiting(GUEST_SIDE_INDEX)).doing(doing)?;
+    Ok(inside || counters::is_waiting(port).doing(doing)?)
+}
+
 pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
     let Some(namespace) = netns::open(slot)? else { return Ok(None) };
     let held = hands.inside(&namespace, || tap::hold(Vm::TAP, TAP_INDEX));
@@ -192,7 +200,7 @@ pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>,
 pub(super) fn wipe(
     hands: &mut Hands,
     place: &Place,
-    limit: Option<RateLimit>,
+    limit: Limit,
     tap: Option<HeldTap>,
 ) -> Result<bool, KernelError> {
     let slot = place.slot;
@@ -211,9 +219,15 @@ pub(super) fn wipe(
     if owned(hands)? {
         return Ok(false);
     }
-    // A new queue instead of a changed one: what the last guest left waiting goes with the old.
-    set_limit(hands, slot, place.port, None)?;
-    set_limit(hands, slot, place.port, limit)?;
+    // A new queue instead of a changed one: what the last guest left waiting goes with the old. That takes the kernel long.
+    let limit = match limit {
+        Limit::Stands(limit) => is_waiting(hands, slot, place.port)?.then_some(limit),
+        Limit::Set(limit) => Some(limit),
+    };
+    if let Some(limit) = limit {
+        set_limit(hands, slot, place.port, None)?;
+        set_limit(hands, slot, place.port, limit)?;
+    }
     Ok(observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole))
 }
 

@@ -313,7 +313,7 @@ impl Manager {
 
 impl Inner {
     async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
-        let _turn = self.turn(&request.vm_id).await;
+        let (_turn, _call) = (self.turn(&request.vm_id).await, self.pool.call());
         if let Some(binding) = self.registry.by_vm(&request.vm_id) {
             return same(&request, binding);
         }
@@ -335,7 +335,7 @@ impl Inner {
             Err(error) => {
                 self.admission().release(&vm, Instant::now());
                 if vm.tap.multi_queue {
-                    self.pool.leave(&vm, network, None);
+                    self.pool.leave(&vm, network, None, false);
                 } else {
                     self.pool.put_back(&network.name, place.slot);
                 }
@@ -347,7 +347,7 @@ impl Inner {
                 errors.push(error.to_string());
             }
             self.admission().release(&vm, Instant::now());
-            self.pool.leave(&vm, network, None);
+            self.pool.leave(&vm, network, None, true);
             return Err(failed(&vm, &errors));
         }
         self.stats.begin(vm.vm_id.clone(), account);
@@ -415,7 +415,7 @@ impl Inner {
     }
 
     async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
-        let _turn = self.turn(vm_id).await;
+        let (_turn, _call) = (self.turn(vm_id).await, self.pool.call());
         let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
         let tap = self.end_of(&binding.vm).await?;
         // No more leases and names from here on.
@@ -424,12 +424,13 @@ impl Inner {
             self.registry.bind(binding);
             return Err(error);
         }
-        if let Err(error) = self.walls.forget(vm_id) {
+        let connected = self.walls.forget(vm_id).unwrap_or_else(|error| {
             error!(%error, "a VM that is gone is still in the walls: restart guestnet");
-        }
+            true
+        });
         self.stats.end(vm_id);
         self.leases.forget(&binding.network.name, binding.vm.mac);
-        self.pool.leave(&binding.vm, binding.network.clone(), tap);
+        self.pool.leave(&binding.vm, binding.network.clone(), tap, connected);
         self.admission().release(&binding.vm, Instant::now());
         self.tell(EventKind::Unbound, &binding);
         Ok(())

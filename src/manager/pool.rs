@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
@@ -12,12 +12,15 @@ use tracing::{debug, warn};
 use super::ManagerError;
 use super::stock::{Need, Stock};
 use crate::bridges::Bridges;
-use crate::kernel::{Failed, For, HeldTap, Kernel};
+use crate::kernel::{Failed, For, HeldTap, Kernel, Limit};
 use crate::model::{IndexRange, Network, NetworkName, Place, Shard, Slot, Vm};
 use crate::plan::{self, Observed, Step, Undo};
 
 /// Slots wiped before something else gets a turn.
 const WIPED_AT_ONCE: usize = 32;
+/// Background work that nobody waits for begins when calls have been over for so long: a caller whose next one follows at
+/// once does not share the kernel's locks with it.
+const QUIET: Duration = Duration::from_millis(5);
 /// How long a start waits until slots are ready. It goes on without.
 const FIRST_FILL: Duration = Duration::from_secs(5);
 
@@ -44,7 +47,35 @@ struct State {
     left: Vec<Left>,
     /// Addresses that something of the kernel's may still know their last guest by.
     unclean: HashSet<(NetworkName, Ipv4Addr)>,
+    /// Calls that wait until an address is clean.
+    awaiting_clean: usize,
+    /// Calls under way, and when the last one ended.
+    calls: usize,
+    last_call: Instant,
     stopping: bool,
+}
+
+impl State {
+    /// When what is to be done next may begin: `None` for now.
+    fn may_begin(&mut self) -> Option<Instant> {
+        let urgent = self.stopping
+            || self.awaiting_clean > 0
+            || self.left.len() >= WIPED_AT_ONCE
+            || self.stock.is_urgent();
+        let quiet = if self.calls > 0 { Instant::now() + QUIET } else { self.last_call + QUIET };
+        (!urgent && quiet > Instant::now()).then_some(quiet)
+    }
+}
+
+/// A call is under way until this is dropped.
+pub(super) struct Call<'a>(&'a Pool);
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.calls -= 1;
+        state.last_call = Instant::now();
+    }
 }
 
 /// A slot that a VM has left.
@@ -52,6 +83,10 @@ struct Left {
     slot: Slot,
     network: Arc<Network>,
     address: Option<Ipv4Addr>,
+    /// Whether the kernel may still track a connection of its.
+    connected: bool,
+    /// Whether the slot may have another rate limit than its network's.
+    own_limit: bool,
     /// `None` when it could not be held: it is not whole, or not known yet.
     tap: Option<HeldTap>,
 }
@@ -67,6 +102,9 @@ impl Pool {
             stock: Stock::new(&networks),
             left: Vec::new(),
             unclean: HashSet::new(),
+            awaiting_clean: 0,
+            calls: 0,
+            last_call: Instant::now(),
             stopping: false,
         };
         Self(Arc::new(Inner {
@@ -78,6 +116,12 @@ impl Pool {
             work: Notify::new(),
             done: Notify::new(),
         }))
+    }
+
+    /// Keeps what nobody waits for from getting into the way of a call.
+    pub(super) fn call(&self) -> Call<'_> {
+        self.state().calls += 1;
+        Call(self)
     }
 
     /// Where a slot is plugged in.
@@ -115,10 +159,18 @@ impl Pool {
     }
 
     /// Takes back the slot of a VM that is unbound. Its address is not clean until what the kernel remembers is gone.
-    pub(super) fn leave(&self, vm: &Vm, network: Arc<Network>, tap: Option<HeldTap>) {
+    pub(super) fn leave(&self, vm: &Vm, network: Arc<Network>, tap: Option<HeldTap>, connected: bool) {
         let mut state = self.state();
         state.unclean.insert((vm.network.clone(), vm.address));
-        state.left.push(Left { slot: vm.slot, network, address: Some(vm.address), tap });
+        let own_limit = vm.rate_limit != network.rate_limit;
+        state.left.push(Left {
+            slot: vm.slot,
+            network,
+            address: Some(vm.address),
+            connected,
+            own_limit,
+            tap,
+        });
         drop(state);
         self.0.work.notify_one();
     }
@@ -126,13 +178,19 @@ impl Pool {
     /// Waits until nothing knows the last guest by this address any more.
     pub(super) async fn cleaned(&self, vm: &Vm) {
         let key = (vm.network.clone(), vm.address);
+        if !self.state().unclean.contains(&key) {
+            return;
+        }
+        self.state().awaiting_clean += 1;
+        self.0.work.notify_one();
         loop {
             let done = self.0.done.notified();
             if !self.state().unclean.contains(&key) {
-                return;
+                break;
             }
             done.await;
         }
+        self.state().awaiting_clean -= 1;
     }
 
     /// Takes over what an earlier run left: a place for each of `vms`, its slot whole or to be built; slots of no VM are to be
@@ -174,7 +232,14 @@ impl Pool {
                 (Some((_, shard)), Some(network)) if mtu == Some(network.mtu.into()) => {
                     let mut state = self.state();
                     state.stock.add(self.0.place_on(slot, shard));
-                    state.left.push(Left { slot, network: network.clone(), address: None, tap: None });
+                    state.left.push(Left {
+                        slot,
+                        network: network.clone(),
+                        address: None,
+                        connected: false,
+                        own_limit: true,
+                        tap: None,
+                    });
                 }
                 _ => broken.push(slot),
             }
@@ -200,6 +265,12 @@ impl Pool {
             let work = self.0.work.notified();
             if self.state().stopping {
                 return;
+            }
+            let wait = self.state().may_begin();
+            if let Some(until) = wait {
+                // Whichever is first: something becomes urgent, or calls are over.
+                let _ = tokio::time::timeout_at(until.into(), work).await;
+                continue;
             }
             if !self.0.do_next().await {
                 self.0.done.notify_waiters();
@@ -277,16 +348,23 @@ impl Inner {
     /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
     async fn wipe(&self, left: Vec<Left>) {
         let mut broken = Vec::new();
-        let gone: HashSet<Ipv4Addr> = left.iter().filter_map(|left| left.address).collect();
+        let connected = left.iter().filter(|left| left.connected);
+        let gone: HashSet<Ipv4Addr> = connected.filter_map(|left| left.address).collect();
         if !gone.is_empty()
             && let Err(error) = self.kernel.forget_connections(gone).await
         {
             warn!(%error, "a guest's connections stay until they time out");
         }
-        for Left { slot, network, address, tap } in left {
+        for Left { slot, network, address, own_limit, tap, .. } in left {
             let place = self.state().stock.place(slot).cloned();
             let wiped = match place {
-                Some(place) => self.kernel.wipe(place, network.rate_limit, tap).await,
+                Some(place) => {
+                    let limit = match own_limit {
+                        true => Limit::Set(network.rate_limit),
+                        false => Limit::Stands(network.rate_limit),
+                    };
+                    self.kernel.wipe(place, limit, tap).await
+                }
                 None => Ok(false),
             };
             let whole = wiped.unwrap_or_else(|error| {

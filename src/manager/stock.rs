@@ -15,6 +15,8 @@ struct Shelf<W> {
     waiting: VecDeque<W>,
     /// Being filled up to its size: begun when a quarter is gone, so that one VM that comes and goes changes nothing.
     filling: bool,
+    /// It had less than a quarter and is not full yet.
+    short: bool,
     /// None could be built: not tried again until somebody takes one.
     given_up: bool,
 }
@@ -53,6 +55,7 @@ impl<W> Stock<W> {
             free: BTreeSet::new(),
             waiting: VecDeque::new(),
             filling: false,
+            short: false,
             given_up: false,
         };
         Self {
@@ -144,6 +147,18 @@ impl<W> Stock<W> {
     /// Whether slots are still to be built for the stock.
     pub(super) fn is_filling(&self) -> bool {
         self.shelves.iter().any(Shelf::wants)
+    }
+
+    /// Whether somebody waits for a slot, or soon may have to: from a quarter of what is kept until it is all there again.
+    pub(super) fn is_urgent(&mut self) -> bool {
+        let mut urgent = false;
+        for shelf in &mut self.shelves {
+            let kept = usize::from(shelf.network.pool_size);
+            let few = shelf.free.len() * 4 < kept;
+            shelf.short = !shelf.given_up && (few || (shelf.short && shelf.free.len() < kept));
+            urgent |= shelf.short || !shelf.waiting.is_empty();
+        }
+        urgent
     }
 
     /// What is to be done next, the most urgent first.

@@ -25,17 +25,19 @@ impl Walls {
         addresses: Vec<Ipv4Addr>,
         judge: impl Fn(&Connection) -> bool + Send + 'static,
     ) -> Result<Vec<Connection>, WallsError> {
-        let nft = self.0.nft.clone();
+        let walls = self.clone();
         blocking(move || {
             let mut found = Vec::new();
             if addresses.len() <= ONE_BY_ONE {
                 for address in addresses {
-                    found.extend(nft.connections(address)?);
+                    if walls.is_connected(address)? {
+                        found.extend(walls.0.nft.connections(address)?);
+                    }
                 }
             } else {
                 let of: HashSet<Ipv4Addr> = addresses.into_iter().collect();
                 let touches = |c: &Connection| of.contains(&c.source) || of.contains(&c.destination);
-                found.extend(nft.all_connections()?.into_iter().filter(touches));
+                found.extend(walls.0.nft.all_connections()?.into_iter().filter(touches));
             }
             let local = local_addresses();
             // What this host says to guests and they to it is for no policy to decide.

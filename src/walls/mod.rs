@@ -12,6 +12,8 @@ mod policies;
 pub mod ruleset;
 mod watch;
 
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tracing::{info, warn};
@@ -27,6 +29,8 @@ use crate::model::{IfName, Network, NetworkName, VmId};
 use crate::policy::Policy;
 use crate::store::Store;
 use book::{Book, Change, carry_out};
+use nft::{Element, Key};
+use ruleset::inet::CONNECTED;
 
 /// The walls of this host. Clones share one state.
 #[derive(Clone)]
@@ -93,6 +97,7 @@ impl Walls {
         }
         carry_out(&mut tables, changes);
         let ownership = inner.nft.replace(&tables)?;
+        self.remember_the_connected(&standing)?;
         if any_forward {
             self.let_loopback_through(&standing)?;
         }
@@ -102,6 +107,20 @@ impl Walls {
         }
         info!(vms, policies = rules, "the walls stand");
         Ok(())
+    }
+
+    /// The connections that were there before the tables.
+    fn remember_the_connected(&self, standing: &Standing) -> Result<(), KernelError> {
+        let connections = self.0.nft.all_connections()?;
+        let ends = connections.iter().flat_map(|connection| [connection.source, connection.destination]);
+        let guests: BTreeSet<Ipv4Addr> = ends.filter(|end| standing.book.guest_at(*end).is_some()).collect();
+        let elements = guests.into_iter().map(|guest| Element::of(Key::new().address(guest))).collect();
+        self.0.nft.commit(batch(&[Change::Add(ruleset::INET, CONNECTED, elements)]))
+    }
+
+    /// Whether a guest may have a connection.
+    fn is_connected(&self, address: Ipv4Addr) -> Result<bool, KernelError> {
+        self.0.nft.has_element(ruleset::INET, CONNECTED, &Key::new().address(address))
     }
 
     /// Whether an earlier start has put them in place.
@@ -135,11 +154,18 @@ impl Walls {
     }
 
     /// Forgets a guest with its policy and its forwards; fine for one that is not there. After its port lets nothing in.
-    pub fn forget(&self, vm_id: &VmId) -> Result<(), KernelError> {
+    /// Whether it may have left connections behind.
+    pub fn forget(&self, vm_id: &VmId) -> Result<bool, KernelError> {
         let mut standing = self.standing();
+        let address = standing.book.guest(vm_id).map(|guest| guest.address);
+        let connected = address.map(|address| self.is_connected(address)).transpose()?.unwrap_or_default();
         // What the kernel refuses to let go of is no reason to keep it in the book: the next start replaces all.
-        let changes = standing.book.forget(vm_id);
-        self.0.nft.commit(batch(&changes))
+        let mut changes = standing.book.forget(vm_id);
+        if let Some(address) = address.filter(|_| connected) {
+            let element = Element::of(Key::new().address(address));
+            changes.push(Change::Remove(ruleset::INET, CONNECTED, vec![element]));
+        }
+        self.0.nft.commit(batch(&changes)).map(|()| connected)
     }
 
     /// The same without its policy and forwards, for a call that is undone.

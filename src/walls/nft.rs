@@ -326,6 +326,11 @@ pub enum Expr {
         rate: u64,
         burst: u32,
     },
+    /// The key is in the set from now on.
+    Remember {
+        set: &'static str,
+        key: Register,
+    },
     /// More than `count` live connections for this key.
     ConnectionsOver {
         set: &'static str,

@@ -54,7 +54,7 @@ pub(super) fn all(socket: &Socket) -> io::Result<Vec<Connection>> {
 /// Ends a connection; one that is gone is fine.
 pub(super) fn end(socket: &Socket, connection: &Connection) -> io::Result<()> {
     let family = libc::AF_INET as u8;
-    let done = socket.change(DELETE, family, |buffer| {
+    let done = socket.ask(DELETE, family, |buffer| {
         buffer.nested(TUPLE_ORIG, |buffer| buffer.0.extend(&connection.tuple));
         buffer.bytes(ID, &connection.id);
     });

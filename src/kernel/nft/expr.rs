@@ -79,11 +79,15 @@ fn lookup(buffer: &mut Buffer, set: &str, key: Register, to: Option<u32>, invert
 /// `operation` of each element's own expression: 0 adds an element and keeps it, 1 renews its timeout too.
 fn dynamic(buffer: &mut Buffer, set: &str, key: Register, operation: u32, write: impl FnOnce(&mut Buffer)) {
     named(buffer, "dynset", |buffer| {
-        buffer.text(1, set);
-        buffer.u32(3, operation);
-        buffer.u32(4, register(key));
+        element(buffer, set, key, operation);
         buffer.nested(7, write);
     });
+}
+
+fn element(buffer: &mut Buffer, set: &str, key: Register, operation: u32) {
+    buffer.text(1, set);
+    buffer.u32(3, operation);
+    buffer.u32(4, register(key));
 }
 
 fn one(buffer: &mut Buffer, expression: &Expr) {
@@ -160,6 +164,7 @@ fn one(buffer: &mut Buffer, expression: &Expr) {
                 buffer.u32(2, 1);
             });
         }),
+        Expr::Remember { set, key } => named(buffer, "dynset", |buffer| element(buffer, set, *key, 0)),
         Expr::Number { to, value: number } => named(buffer, "immediate", |buffer| {
             buffer.u32(1, register(*to));
             value(buffer, 2, &number.to_ne_bytes());

@@ -123,6 +123,26 @@ impl Nft {
         Ok(counted.doing(|| format!("reading the elements of set {set}"))?.concat())
     }
 
+    /// Whether a set has an element.
+    pub fn has_element(
+        &self,
+        table: TableName,
+        set: &str,
+        key: &crate::walls::nft::Key,
+    ) -> Result<bool, KernelError> {
+        let asked = self.socket().ask(GETSETELEM, family(table.family), |buffer| {
+            buffer.text(1, table.name);
+            buffer.text(2, set);
+            buffer.nested(3, |buffer| {
+                buffer.nested(1, |buffer| buffer.nested(1, |buffer| buffer.bytes(1, &key.0)));
+            });
+        });
+        match asked {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            other => other.map(|()| true).doing(|| format!("looking into set {set}")),
+        }
+    }
+
     /// What each rule of a chain has counted, in order; nothing for a rule without a counter.
     pub fn rule_counts(&self, table: TableName, chain: &str) -> Result<Vec<Option<Count>>, KernelError> {
         let read = |_, body: &[u8]| {

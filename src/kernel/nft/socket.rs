@@ -103,8 +103,8 @@ impl Socket {
         }
     }
 
-    /// One message that changes something and is acknowledged.
-    pub(super) fn change(&self, kind: u16, family: u8, write: impl FnOnce(&mut Buffer)) -> io::Result<()> {
+    /// One message that changes something, or asks whether it is there, and is acknowledged.
+    pub(super) fn ask(&self, kind: u16, family: u8, write: impl FnOnce(&mut Buffer)) -> io::Result<()> {
         let mut request = Buffer::default();
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         request.message(kind, flags, 1, family, write);

@@ -11,6 +11,10 @@ use crate::walls::nft::{
 
 const DNS: u16 = 53;
 
+/// The guests that have, or had, a connection: of all others none needs to be looked for, which takes the kernel a walk
+/// through its whole table.
+pub const CONNECTED: &str = "connected";
+
 /// The table of the host: what of guests' packets reaches the host, another guest, the world, and what reaches a guest.
 pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
     let opens = || {
@@ -184,7 +188,16 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookKind::Nat,
             HookPoint::Prerouting,
             -105,
+            // A chain of this kind sees the first packet of a connection alone.
             vec![
+                rule(
+                    "a guest has a connection",
+                    [
+                        enters_by("bridges"),
+                        ipv4(),
+                        vec![source(0), Expr::Remember { set: CONNECTED, key: 0 }],
+                    ],
+                ),
                 rule("at an address", [forward_at()]),
                 rule(
                     "at an uplink",
@@ -210,6 +223,14 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookPoint::Postrouting,
             95,
             vec![
+                rule(
+                    "a guest has a connection",
+                    [
+                        leaves_by("bridges"),
+                        ipv4(),
+                        vec![destination(0), Expr::Remember { set: CONNECTED, key: 0 }],
+                    ],
+                ),
                 rule(
                     "from this host's loopback",
                     [
@@ -288,6 +309,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             Set { dynamic: Some(dynamic(Some(IDLE_MS))), ..of_address("new_rate") },
             Set { dynamic: Some(dynamic(Some(IDLE_MS))), ..of_address("dns_rate") },
             Set { dynamic: Some(dynamic(None)), ..of_address("live") },
+            Set { dynamic: Some(dynamic(None)), ..of_address(CONNECTED) },
         ],
         chains,
     }

@@ -3,12 +3,13 @@
 //! leave with their UDP checksum left to offload, as from a virtio-net guest.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use dhcproto::v4::{MessageType, OptionCode};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 use crate::lab::lan::{self, Sniffer, State};
@@ -120,17 +121,22 @@ impl Client {
             }
         };
         let log = fs::File::options().create(true).append(true).open(self.directory.join("log")).unwrap();
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        // dhcpcd is several processes: they end together.
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.kind)));
     }
 
     /// As a power cut: nothing is said, what is on the disk stays.
     fn crash(&mut self) {
+        self.end();
+        run(self.machine.command("ip").args(["addr", "flush", "dev", "eth0"]));
+    }
+
+    fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
+            let _ = killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL);
             let _ = child.wait();
         }
-        run(self.machine.command("ip").args(["addr", "flush", "dev", "eth0"]));
     }
 
     fn signal(&self, signal: Signal) {
@@ -181,10 +187,7 @@ impl Client {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.end();
     }
 }
 
