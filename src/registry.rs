@@ -54,7 +54,7 @@ impl Reserved {
 
     pub fn of_client(reservation: Reservation, network: Arc<Network>) -> Self {
         let Reservation { mac, address, hostname, options, .. } = reservation;
-        let guest = GuestNet::of(&network, mac, address, hostname);
+        let guest = GuestNet::of(&network, mac, address, hostname, &options);
         Self { network, guest, options, vm_id: None, workspace: None }
     }
 }

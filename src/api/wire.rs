@@ -12,7 +12,8 @@ use ipnetwork::Ipv4Network;
 use crate::events::{Event, EventKind};
 use crate::manager::{CreateVm, NetworkStatus, UpdateVm};
 use crate::model::{
-    BurstKib, GuestNet, Invalid, Mac, NetworkName, Rate, RateMbps, RateRequest, Subnet, TapRequest, Vm, VmId,
+    BurstKib, DhcpOptions, GuestNet, Invalid, Mac, NetworkName, Rate, RateMbps, RateRequest, Subnet,
+    TapRequest, Vm, VmId,
 };
 use crate::proto::guestnet::v1;
 use crate::registry::Binding;
@@ -143,6 +144,9 @@ pub fn vm_network(binding: &Binding) -> v1::VmNetwork {
         tap_multi_queue: vm.tap.multi_queue,
         tap_offload: vm.tap.offload,
         domain: guest.domain.to_string(),
+        dhcp_options: (guest.options != DhcpOptions::default())
+            .then(|| super::reservations::wire_options(&guest.options))
+            .into(),
         ..Default::default()
     }
 }
@@ -191,6 +195,12 @@ pub fn guest_net(vm: &v1::VmNetwork) -> Result<GuestNet, FieldError> {
         domain: parse("domain", &vm.domain)?,
         mtu: u16::try_from(vm.mtu)
             .map_err(|_| FieldError::new("mtu", Invalid::new(vm.mtu, "an MTU of at most 65535")))?,
+        options: vm
+            .dhcp_options
+            .as_option()
+            .map(super::reservations::options)
+            .transpose()?
+            .unwrap_or_default(),
     })
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::guestcfg::{DeviceName, DhcpClient, Dialect, Form, NetworkConfigVersion, Prefix, Target};
-use crate::model::{Domain, Hostname, Mac, VmId};
+use crate::model::{Domain, Hostname, Mac, StaticRoute, VmId};
 
 #[derive(Debug, Subcommand)]
 #[allow(clippy::large_enum_variant, reason = "there is one, parsed once")]
@@ -167,6 +167,15 @@ pub(super) struct Guest {
     /// Bytes [default: 1500].
     #[arg(long, requires = "offline", value_name = "BYTES")]
     pub mtu: Option<u16>,
+    /// A search domain beside --domain; may be repeated.
+    #[arg(long, requires = "offline", value_name = "NAME")]
+    pub search: Vec<Domain>,
+    /// A time server; may be repeated.
+    #[arg(long, requires = "offline", value_name = "ADDRESS")]
+    pub ntp: Vec<Ipv4Addr>,
+    /// A route beside the default one, like '10.1.0.0/16 via 10.100.0.9'; may be repeated.
+    #[arg(long, requires = "offline", value_name = "ROUTE")]
+    pub route: Vec<StaticRoute>,
     /// What the host calls the VM, for VM managers' arguments [default: the host name].
     #[arg(long = "vm-id", requires = "offline", value_name = "ID")]
     pub offline_id: Option<VmId>,

@@ -13,7 +13,7 @@ use super::gen_dhcp;
 use super::output::{self, Format};
 use crate::api::wire;
 use crate::guestcfg::{self, GuestFile, HostSide, OfflineArgs, Options, Target, Warning};
-use crate::model::{GuestNet, Invalid, Vm, VmId};
+use crate::model::{DhcpOptions, GuestNet, Invalid, Vm, VmId};
 use crate::proto::guestnet::v1;
 
 pub(super) async fn run(client: &Client, format: Format, command: GenCommand) -> Result<Vec<u8>, CliError> {
@@ -79,8 +79,11 @@ async fn guests(client: &Client, guest: Guest, target: Target) -> Result<Vec<Fac
     let (Some(ip), Some(prefix), Some(gateway)) = (guest.ip, guest.prefix, guest.gateway) else {
         return Err(CliError::Answer("--offline without address, subnet or gateway".into()));
     };
-    let Guest { dns, hostname, mac, domain, mtu, offline_id, tap_device, .. } = guest;
-    let net = guestcfg::offline(OfflineArgs { ip, prefix, gateway, dns, hostname, mac, domain, mtu })?;
+    let Guest { dns, hostname, mac, domain, mtu, search, ntp, route, offline_id, tap_device, .. } = guest;
+    let options =
+        DhcpOptions { domain_search: search, ntp_servers: ntp, static_routes: route, ..Default::default() };
+    let net =
+        guestcfg::offline(OfflineArgs { ip, prefix, gateway, dns, hostname, mac, domain, mtu, options })?;
     let asked = offline_id.is_some() || tap_device.is_some();
     let host = (asked || target.needs_host()).then(|| -> Result<HostSide, Invalid> {
         let vm_id = offline_id.map_or_else(|| net.hostname.as_str().parse(), Ok)?;

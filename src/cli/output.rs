@@ -6,6 +6,7 @@ use buffa_types::google::protobuf::Timestamp;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use crate::api::dhcp_options_from_wire;
 use crate::guestcfg::{GuestFile, Warning};
 use crate::proto::guestnet::v1;
 
@@ -48,7 +49,7 @@ pub(super) fn generated(files: &[GuestFile], warnings: &[Warning]) -> String {
 }
 
 fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {
-    json!({
+    let mut shown = json!({
         "vm_id": vm.vm_id,
         "network_id": vm.network_id,
         "workspace_id": vm.workspace_id,
@@ -71,7 +72,12 @@ fn vm_json(format: Format, vm: &v1::VmNetwork) -> Value {
         "tap_multi_queue": vm.tap_multi_queue,
         "tap_offload": vm.tap_offload,
         "created_at": time(format, vm.created_at.as_option()),
-    })
+    });
+    // As the configuration has them; most VMs have none.
+    if let Some(options) = vm.dhcp_options.as_option().and_then(|wire| dhcp_options_from_wire(wire).ok()) {
+        shown["dhcp_options"] = json!(options);
+    }
+    shown
 }
 
 pub(super) fn network_json(network: &v1::Network) -> Value {

@@ -36,8 +36,9 @@ fn networks() -> &'static [Arc<Network>] {
 pub fn exercise(frame: &[u8]) {
     for network in networks() {
         let Ok(request) = Request::parse(frame, L4Checksum::LeftToOffload) else { return };
-        let guest = GuestNet::of(network, request.mac, ADDRESS, "web-1".parse().unwrap());
-        let (network, options) = (network.clone(), DhcpOptions::default());
+        let options = DhcpOptions::default();
+        let guest = GuestNet::of(network, request.mac, ADDRESS, "web-1".parse().unwrap(), &options);
+        let network = network.clone();
         let reserved = Reserved { network, guest, options, vm_id: None, workspace: None };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let mut record = Record::default();

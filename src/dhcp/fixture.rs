@@ -35,9 +35,10 @@ pub(super) fn network() -> Network {
 }
 
 pub(super) fn reserved_on(network: Network, address: Ipv4Addr) -> Reserved {
-    let guest = GuestNet::of(&network, guest_mac(), address, "web-1".parse().unwrap());
+    let own = DhcpOptions::default();
+    let guest = GuestNet::of(&network, guest_mac(), address, "web-1".parse().unwrap(), &own);
     let vm_id = Some("web-1".parse().unwrap());
-    Reserved { network: Arc::new(network), guest, options: DhcpOptions::default(), vm_id, workspace: None }
+    Reserved { network: Arc::new(network), guest, options: own, vm_id, workspace: None }
 }
 
 /// A message of the guest, before its options.

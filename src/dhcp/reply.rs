@@ -244,7 +244,7 @@ mod tests {
     };
     use super::super::{Outcome, Silence};
     use super::*;
-    use crate::model::{DnsMode, Network, Relays, Upstream};
+    use crate::model::{DhcpOptions, DnsMode, Network, Relays, Upstream};
 
     fn parameters(codes: &[u8]) -> DhcpOption {
         DhcpOption::ParameterRequestList(codes.iter().map(|code| OptionCode::from(*code)).collect())
@@ -355,7 +355,8 @@ mod tests {
         let mut lab =
             Lab::on(Network { dhcp_options: toml::from_str(network_options).unwrap(), ..network() });
         if let Some(reserved) = &mut lab.reserved {
-            reserved.options = toml::from_str(guest_options).unwrap();
+            let own: DhcpOptions = toml::from_str(guest_options).unwrap();
+            reserved.guest.options = own.over(&reserved.network.dhcp_options);
         }
         lab
     }

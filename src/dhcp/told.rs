@@ -29,12 +29,7 @@ pub struct Told {
 impl Told {
     pub fn new(reserved: &Reserved) -> Self {
         let mut all = facts(&reserved.guest, &reserved.network);
-        for options in [&reserved.network.dhcp_options, &reserved.options] {
-            for (code, data) in further(options, &reserved.guest) {
-                all.retain(|(other, _)| *other != code);
-                all.push((code, data));
-            }
-        }
+        all.extend(further(&reserved.guest.options));
         all.sort_unstable_by_key(|(code, _)| *code);
         let (mut index, mut bytes) = (Vec::with_capacity(all.len()), Vec::new());
         for (code, data) in all {
@@ -44,11 +39,10 @@ impl Told {
                 bytes.extend(data);
             }
         }
-        let own = reserved.options.next_server.or(reserved.network.dhcp_options.next_server);
         Self {
             index: index.into(),
             data: bytes.into(),
-            next_server: own.unwrap_or(Ipv4Addr::UNSPECIFIED),
+            next_server: reserved.guest.options.next_server.unwrap_or(Ipv4Addr::UNSPECIFIED),
             name_served: reserved.network.dns == DnsMode::On,
             full_name: format!("{}.{}", reserved.guest.hostname, reserved.guest.domain).into(),
         }
@@ -88,28 +82,23 @@ fn facts(guest: &GuestNet, network: &Network) -> Vec<(u8, Vec<u8>)> {
         facts.push((58, (seconds / 2).to_be_bytes().to_vec()));
         facts.push((59, (seconds - seconds / 8).to_be_bytes().to_vec()));
     }
-    facts.extend(encoded(&search(guest, &DhcpOptions::default())));
-    facts.push((121, routes(guest, &DhcpOptions::default())));
+    facts.extend(encoded(&search(guest)));
+    facts.push((121, routes(guest)));
+    let times = &guest.options.ntp_servers;
+    if !times.is_empty() {
+        facts.push((42, times.iter().flat_map(|server| server.octets()).collect()));
+    }
     facts
 }
 
 /// What the configuration or the caller adds.
-fn further(options: &DhcpOptions, guest: &GuestNet) -> Vec<(u8, Vec<u8>)> {
+fn further(options: &DhcpOptions) -> Vec<(u8, Vec<u8>)> {
     let mut further = Vec::new();
-    if !options.ntp_servers.is_empty() {
-        further.push((42, options.ntp_servers.iter().flat_map(|server| server.octets()).collect()));
-    }
     let text = |text: &OptionText| text.as_str().as_bytes().to_vec();
     further.extend(options.tftp_server_name.as_ref().map(|name| (66, text(name))));
     further.extend(options.bootfile_name.as_ref().map(|name| (67, text(name))));
     further.extend(options.ipv6_only_seconds.map(|seconds| (108, seconds.to_be_bytes().to_vec())));
     further.extend(options.captive_portal.as_ref().map(|url| (114, text(url))));
-    if !options.domain_search.is_empty() {
-        further.extend(encoded(&search(guest, options)));
-    }
-    if !options.static_routes.is_empty() {
-        further.push((121, routes(guest, options)));
-    }
     further.extend(options.vendor_specific.as_ref().map(|bytes| (43, bytes.as_slice().to_vec())));
     further.extend(options.vendor_identifying.as_ref().map(|bytes| (125, bytes.as_slice().to_vec())));
     further.extend(options.raw.iter().map(|(code, bytes)| (code.code(), bytes.as_slice().to_vec())));
@@ -117,21 +106,20 @@ fn further(options: &DhcpOptions, guest: &GuestNet) -> Vec<(u8, Vec<u8>)> {
 }
 
 /// RFC 3397; the network's own domain comes first.
-fn search(guest: &GuestNet, options: &DhcpOptions) -> DhcpOption {
-    let domains = std::iter::once(&guest.domain).chain(&options.domain_search);
+fn search(guest: &GuestNet) -> DhcpOption {
     let name = |domain: &crate::model::Domain| {
         let mut name = Name::from_str(domain.as_str()).ok()?;
         name.set_fqdn(true);
         Some(name)
     };
-    DhcpOption::DomainSearch(domains.filter_map(name).collect())
+    DhcpOption::DomainSearch(guest.search().filter_map(name).collect())
 }
 
 /// A client that takes this option ignores the router option, so the default route is in it (RFC 3442). Each route is
 /// its prefix length, the octets of the destination that matter, and the router.
-fn routes(guest: &GuestNet, options: &DhcpOptions) -> Vec<u8> {
+fn routes(guest: &GuestNet) -> Vec<u8> {
     let mut data = Vec::new();
-    for route in &options.static_routes {
+    for route in guest.routes() {
         let prefix = route.destination.prefix();
         data.push(prefix);
         data.extend(&route.destination.network().octets()[..usize::from(prefix.div_ceil(8))]);

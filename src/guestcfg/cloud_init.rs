@@ -15,7 +15,7 @@ use super::mime::mime;
 use super::seed_image::seed_image;
 use super::yaml::yaml;
 use super::{DeviceName, Fact, Generated, GuestFile, Options, Refusal, Warning};
-use crate::model::{GuestNet, Invalid};
+use crate::model::{DhcpOptions, Domain, GuestNet, Invalid, StaticRoute};
 
 /// Version of the network-config format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -147,7 +147,12 @@ pub fn cloud_init(
 pub fn instance_id(guest: &GuestNet) -> String {
     let servers = guest.dns_servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let GuestNet { mac, address, subnet, gateway, hostname, domain, mtu, .. } = guest;
-    let facts = format!("{mac} {address} {subnet} {gateway} {servers} {hostname} {domain} {mtu}");
+    let mut facts = format!("{mac} {address} {subnet} {gateway} {servers} {hostname} {domain} {mtu}");
+    // A guest without any keeps the name that it had before there were options.
+    let DhcpOptions { ntp_servers, domain_search, static_routes, .. } = &guest.options;
+    if !(ntp_servers.is_empty() && domain_search.is_empty() && static_routes.is_empty()) {
+        facts += &format!(" {ntp_servers:?} {domain_search:?} {static_routes:?}");
+    }
     format!("iid-{:016x}", fnv1a(facts.as_bytes()))
 }
 
@@ -166,47 +171,71 @@ fn network_config(guest: &GuestNet, device: &DeviceName, version: NetworkConfigV
     let address = format!("{address}/{}", subnet.prefix_len());
     let gateway = gateway.to_string();
     let dns: Vec<String> = guest.dns_servers.iter().map(ToString::to_string).collect();
-    let search = [guest.domain.as_str()];
+    let search: Vec<&str> = guest.search().map(Domain::as_str).collect();
+    // cloud-init drops `on-link` in its networkd renderer, so a route without a gateway is warned of.
+    let routes = guest.routes().filter(|route| !route.is_on_link());
     match version {
-        NetworkConfigVersion::V1 => json!({
-            "version": 1,
-            "config": [{
-                "type": "physical",
-                "name": device,
-                "mac_address": mac,
-                "mtu": mtu,
-                "subnets": [{
-                    "type": "static",
-                    "address": address,
-                    "gateway": gateway,
-                    "dns_nameservers": dns,
-                    "dns_search": search,
-                }],
-            }],
-        }),
-        // `to: default` needs cloud-init 25.3 outside of netplan, and gateway4 is deprecated; 0.0.0.0/0 works everywhere.
-        NetworkConfigVersion::V2 => json!({
-            "version": 2,
-            "ethernets": {
-                device: {
-                    "match": {"macaddress": mac},
-                    "set-name": device,
-                    "dhcp4": false,
+        NetworkConfigVersion::V1 => {
+            let mut subnet = json!({
+                "type": "static",
+                "address": address,
+                "gateway": gateway,
+                "dns_nameservers": dns,
+                "dns_search": search,
+            });
+            let routes: Vec<Value> = routes.map(route_of_version_1).collect();
+            if !routes.is_empty() {
+                subnet["routes"] = Value::from(routes);
+            }
+            json!({
+                "version": 1,
+                "config": [{
+                    "type": "physical",
+                    "name": device,
+                    "mac_address": mac,
                     "mtu": mtu,
-                    "addresses": [address],
-                    "routes": [{"to": "0.0.0.0/0", "via": gateway}],
-                    "nameservers": {"addresses": dns, "search": search},
+                    "subnets": [subnet],
+                }],
+            })
+        }
+        // `to: default` needs cloud-init 25.3 outside of netplan, and gateway4 is deprecated; 0.0.0.0/0 works everywhere.
+        NetworkConfigVersion::V2 => {
+            let default = json!({"to": "0.0.0.0/0", "via": gateway});
+            let more = routes.map(|route| json!({"to": route.destination.to_string(), "via": route.via}));
+            let routes: Vec<Value> = std::iter::once(default).chain(more).collect();
+            json!({
+                "version": 2,
+                "ethernets": {
+                    device: {
+                        "match": {"macaddress": mac},
+                        "set-name": device,
+                        "dhcp4": false,
+                        "mtu": mtu,
+                        "addresses": [address],
+                        "routes": routes,
+                        "nameservers": {"addresses": dns, "search": search},
+                    },
                 },
-            },
-        }),
+            })
+        }
     }
 }
 
-/// What cloud-init needs to name the guest; vendor-data, so that the tenant's user-data may say otherwise. Without the
-/// second key some distributions take the full name for the host name, which DHCP and `ip=` do not.
-pub(super) fn naming(guest: &GuestNet) -> Value {
+fn route_of_version_1(StaticRoute { destination, via }: &StaticRoute) -> Value {
+    json!({"network": destination.network(), "netmask": destination.mask(), "gateway": via})
+}
+
+/// The guest's name and its time servers; vendor-data, so that the tenant's user-data may say otherwise. Without the
+/// third key some distributions take the full name for the host name, which DHCP and `ip=` do not.
+pub(super) fn system(guest: &GuestNet) -> Value {
     let fqdn = format!("{}.{}", guest.hostname, guest.domain);
-    json!({"hostname": guest.hostname.as_str(), "fqdn": fqdn, "prefer_fqdn_over_hostname": false})
+    let mut config =
+        json!({"hostname": guest.hostname.as_str(), "fqdn": fqdn, "prefer_fqdn_over_hostname": false});
+    let servers = &guest.options.ntp_servers;
+    if !servers.is_empty() {
+        config["ntp"] = json!({"enabled": true, "servers": servers});
+    }
+    config
 }
 
 fn nocloud_dir(
@@ -222,7 +251,7 @@ fn nocloud_dir(
         // It often holds passwords and keys.
         GuestFile { path: "user-data".to_owned(), mode: 0o600, bytes: user_data.to_vec() },
         GuestFile::text("network-config", yaml(network_config)),
-        GuestFile::text("vendor-data", format!("#cloud-config\n{}", yaml(&naming(guest)))),
+        GuestFile::text("vendor-data", format!("#cloud-config\n{}", yaml(&system(guest)))),
     ];
     Ok(Generated { files, warnings })
 }
@@ -259,7 +288,7 @@ fn standing(argument: &Argument) -> Result<Option<Warning>, Refusal> {
 }
 
 fn cloud_cfg_d(guest: &GuestNet, network_config: &Value) -> GuestFile {
-    let mut config = naming(guest);
+    let mut config = system(guest);
     config["network"] = network_config.clone();
     GuestFile::text("etc/cloud/cloud.cfg.d/99-guestnet.cfg", yaml(&config))
 }

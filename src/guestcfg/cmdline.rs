@@ -2,8 +2,8 @@
 //! warnings for what that reader does not understand.
 //!
 //! `ip=<client>:<server>:<gateway>:<mask>:<host name>:<device>:<autoconf>:<dns0>:<dns1>`, as in
-//! Documentation/admin-guide/nfs/nfsroot.rst, has the mask dotted (a length would be read as an address) and no tenth
-//! position (NTP), at which systemd 252 rejects the whole argument. It ends at the last position that says something: systemd
+//! Documentation/admin-guide/nfs/nfsroot.rst, has the mask dotted (a length would be read as an address). A tenth position,
+//! an NTP server, is said to the kernel alone: klibc and dracut have none, systemd 252 rejects the whole argument. It ends at the last position that says something: systemd
 //! 257 rejects an empty one at the end, and its generator reads the line in any guest that has it. The kernel and klibc
 //! stop where the argument does. Device and autoconf are always said, so that nobody asks DHCP on another card.
 
@@ -74,7 +74,9 @@ pub fn cmdline(guest: &GuestNet, dialect: Dialect, options: &Options) -> Result<
     } else {
         let (held, rest) = first_two(&guest.dns_servers);
         let text = |at: usize| held.get(at).map(ToString::to_string).unwrap_or_default();
-        (nine(guest, &options.device, &text(0), &text(1)), said_by_nine(guest, &rest))
+        let ntp = guest.options.ntp_servers.first().filter(|_| dialect == Dialect::Kernel);
+        let ntp = ntp.map(ToString::to_string).unwrap_or_default();
+        (positions(guest, &options.device, [&text(0), &text(1), &ntp]), said_by_nine(guest, &rest))
     };
     let (line, long) = join(options.merge, &ours)?;
     warnings.extend(unsaid);
@@ -90,12 +92,12 @@ pub(super) fn dracut_conf(guest: &GuestNet, options: &Options) -> Result<Generat
     Ok(Generated::one(GuestFile::text("etc/dracut.conf.d/guestnet.conf", text), generated.warnings))
 }
 
-/// Up to nine positions, none empty at the end.
-fn nine(guest: &GuestNet, device: &DeviceName, eighth: &str, ninth: &str) -> String {
+/// Seven positions and up to three more, none empty at the end.
+fn positions(guest: &GuestNet, device: &DeviceName, more: [&str; 3]) -> String {
     let GuestNet { address, gateway, subnet, hostname, .. } = guest;
-    let nine =
-        format!("ip={address}::{gateway}:{}:{hostname}:{device}:off:{eighth}:{ninth}", subnet.netmask());
-    nine.trim_end_matches(':').to_owned()
+    let mask = subnet.netmask();
+    let all = format!("ip={address}::{gateway}:{mask}:{hostname}:{device}:off:{}", more.join(":"));
+    all.trim_end_matches(':').to_owned()
 }
 
 /// With an MTU of 1500 the argument is the kernel's own, so that a kernel that reads it too is not misled.
@@ -104,9 +106,12 @@ fn extended(guest: &GuestNet, dialect: Dialect, device: &DeviceName) -> String {
     let held = if guest.mtu == 1500 { servers.iter().take(2).take_while(|s| s.is_ipv4()).count() } else { 0 };
     let text = |at: usize| if at < held { servers[at].to_string() } else { String::new() };
     let eighth = if guest.mtu == 1500 { text(0) } else { guest.mtu.to_string() };
-    let mut line = nine(guest, device, &eighth, &text(1));
+    let mut line = positions(guest, device, [&eighth, &text(1), ""]);
     for server in &servers[held..] {
         line += &format!(" nameserver={server}");
+    }
+    for route in guest.routes().filter(|route| !route.is_on_link()) {
+        line += &format!(" rd.route={}:{}:{device}", route.destination, route.via);
     }
     // Where nothing is mounted over the network dracut leaves the card down without being told.
     if dialect == Dialect::Dracut {
@@ -143,11 +148,12 @@ fn said_by_nine(guest: &GuestNet, unsaid_servers: &[IpAddr]) -> Vec<Warning> {
 }
 
 fn said_by_extended(guest: &GuestNet) -> Vec<Warning> {
-    search(guest).into_iter().collect()
+    search(guest).collect()
 }
 
-fn search(guest: &GuestNet) -> Option<Warning> {
-    Some(Warning::new(Fact::Search, &guest.domain, "left out: the kernel command line has no place for it"))
+fn search(guest: &GuestNet) -> impl Iterator<Item = Warning> {
+    let reason = "left out: the kernel command line has no place for it";
+    guest.search().map(move |domain| Warning::new(Fact::Search, domain, reason))
 }
 
 /// What an argument that stands on the line already means for ours.
@@ -161,6 +167,7 @@ fn standing(argument: &Argument, guest: &GuestNet, dialect: Dialect) -> Result<O
         "systemd.hostname" if argument.value != guest.hostname.as_str() => {
             warn("systemd sets this host name instead of the guest's")
         }
+        "rd.route" if dialect.is_extended() => warn("is set besides the guest's own routes"),
         "nameserver" if dialect.is_extended() => warn("is used besides the guest's own DNS servers"),
         "nameserver" => warn("is read by dracut and systemd only"),
         "network-config" if argument.value == "disabled" => Ok(None),

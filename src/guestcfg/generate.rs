@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::beyond::unsaid;
 use super::ifupdown::{Flavour, ifupdown};
 use super::vmm::Bus;
 use super::{Dialect, Form, Generated, NetworkConfigVersion, Options, Refusal, cloud_init, cmdline};
@@ -136,7 +137,7 @@ pub fn generate(target: Target, guest: &GuestNet, options: &Options) -> Result<G
     if options.user_data.is_some() && !target.takes_user_data() {
         return no_place("user-data");
     }
-    match target {
+    let mut generated = match target {
         Target::Cmdline(dialect) => cmdline::cmdline(guest, dialect, options),
         Target::CloudInit(form, version) => cloud_init::cloud_init(guest, form, version, options),
         Target::Networkd => networkd::networkd(guest),
@@ -155,5 +156,7 @@ pub fn generate(target: Target, guest: &GuestNet, options: &Options) -> Result<G
         Target::Json => plain::json(guest, options),
         Target::Env => plain::env(guest, options),
         Target::Shell => plain::shell(guest, options),
-    }
+    }?;
+    generated.warnings.extend(unsaid(target, guest));
+    Ok(generated)
 }

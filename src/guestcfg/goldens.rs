@@ -1,12 +1,12 @@
 //! Golden files: what each target says of each network of a table, to be read by people in snapshots/.
 
-use super::fixtures::{demanding_guest, guest, host_side};
+use super::fixtures::{demanding_guest, guest, guest_with_options, host_side};
 use super::round_trip::all_targets;
 use super::*;
 use crate::model::GuestNet;
 
 /// One network a row, each with what makes it one of its own.
-fn networks() -> [(&'static str, GuestNet); 6] {
+fn networks() -> [(&'static str, GuestNet); 7] {
     let dns = |servers: &[&str]| servers.iter().map(|server| server.parse().unwrap()).collect();
     [
         ("a /16", guest()),
@@ -26,6 +26,7 @@ fn networks() -> [(&'static str, GuestNet); 6] {
             "three DNS servers",
             GuestNet { dns_servers: dns(&["10.100.0.1", "8.8.8.8", "8.8.4.4"]), ..guest() },
         ),
+        ("time servers, routes, more search domains", guest_with_options()),
         ("a search domain of three labels", GuestNet { domain: "a.b-c.example".parse().unwrap(), ..guest() }),
     ]
 }

@@ -4,8 +4,8 @@
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::fixtures::{any_guest, guest};
-use super::round_trip::mime_parts;
+use super::fixtures::{any_guest, guest, guest_with_options};
+use super::round_trip::{all_targets, compare, mime_parts};
 use super::*;
 use crate::model::{Domain, GuestNet, Hostname};
 
@@ -23,6 +23,42 @@ fn hostile() -> impl Strategy<Value = String> {
         Just("x: y".to_owned()),
         Just("12345".to_owned()),
         Just("a".repeat(64)),
+    ]
+}
+
+/// A label that some format takes for a number, a date, a truth value, a keyword or a variable's name if it is not quoted.
+fn look_alike() -> impl Strategy<Value = String> {
+    prop_oneof![
+        proptest::sample::select(vec![
+            "null",
+            "true",
+            "no",
+            "on",
+            "y",
+            "0x1f",
+            "0o17",
+            "1e5",
+            "1-2-3",
+            "2026-11-28",
+            "nan",
+            "inf",
+            "end",
+            "dhcp",
+            "off",
+            "any",
+            "done",
+            "fi",
+            "rec",
+            "let",
+            "none",
+            "default",
+            "localhost",
+            "ifs",
+            "path",
+        ])
+        .prop_map(str::to_owned),
+        "[0-9]{1,3}[e-][0-9]{1,3}",
+        "[a-z0-9][a-z0-9-]{61}[a-z0-9]",
     ]
 }
 
@@ -105,6 +141,21 @@ proptest! {
             if let Some((_, content)) = parts.get(2) {
                 prop_assert_eq!(content.as_bytes(), &user_data);
             }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_name_that_means_something_elsewhere_is_read_back_as_itself(
+        hostname in look_alike(), domain in proptest::collection::vec(look_alike(), 1..4)
+    ) {
+        let (Ok(hostname), Ok(domain)) = (hostname.parse(), domain.join(".").parse()) else { return Ok(()) };
+        let guest = GuestNet { hostname, domain, ..guest_with_options() };
+        for target in all_targets() {
+            compare(target, &guest)?;
         }
     }
 }

@@ -2,9 +2,10 @@
 //! options. In: a guest and its card's name. Out: that file, and the ones that say the DNS servers and the host name.
 
 use super::check::check;
+use super::plain::add_route;
 use super::resolv_conf::{hostname_file, resolv_conf_file};
 use super::{Generated, GuestFile, Options, Refusal};
-use crate::model::GuestNet;
+use crate::model::{Domain, GuestNet};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flavour {
@@ -20,7 +21,8 @@ pub(super) fn ifupdown(guest: &GuestNet, flavour: Flavour, options: &Options) ->
 }
 
 fn interfaces(guest: &GuestNet, flavour: Flavour, options: &Options) -> String {
-    let GuestNet { address, subnet, gateway, domain, mtu, .. } = guest;
+    let GuestNet { address, subnet, gateway, mtu, .. } = guest;
+    let device = &options.device;
     let mut lines = vec![
         format!("address {address}"),
         format!("netmask {}", subnet.netmask()),
@@ -33,9 +35,10 @@ fn interfaces(guest: &GuestNet, flavour: Flavour, options: &Options) -> String {
         if !servers.is_empty() {
             lines.push(format!("dns-nameservers {}", servers.join(" ")));
         }
-        lines.push(format!("dns-search {domain}"));
+        let search: Vec<&str> = guest.search().map(Domain::as_str).collect();
+        lines.push(format!("dns-search {}", search.join(" ")));
     }
-    let device = &options.device;
+    lines.extend(guest.routes().map(|route| format!("up {}", add_route("add", route, device))));
     format!(
         "auto lo\niface lo inet loopback\n\nauto {device}\niface {device} inet static\n    {}\n",
         lines.join("\n    ")

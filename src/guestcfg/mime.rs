@@ -4,7 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::cloud_init::{check_user_data, naming};
+use super::cloud_init::{check_user_data, system};
 use super::plain::shell;
 use super::yaml::yaml;
 use super::{Generated, GuestFile, Options, Refusal};
@@ -30,7 +30,7 @@ pub(super) fn mime(guest: &GuestNet, options: &Options) -> Result<Generated, Ref
     let script = shell(guest, options)?;
     let hook = script.as_text().unwrap_or_default().replacen("#!/bin/sh", "#cloud-boothook\n#!/bin/sh", 1);
     let mut warnings = script.warnings;
-    let config = format!("#cloud-config\n{}", yaml(&naming(guest)));
+    let config = format!("#cloud-config\n{}", yaml(&system(guest)));
     let mut parts = vec![
         part("cloud-config", "guestnet.cfg", config.as_bytes()),
         part("cloud-boothook", "guestnet.sh", hook.as_bytes()),

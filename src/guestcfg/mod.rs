@@ -3,6 +3,7 @@
 //! refusal that names the value. Pure: nothing is read, written or asked.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod beyond;
 mod check;
 mod cloud_init;
 mod cmdline;

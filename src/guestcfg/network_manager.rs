@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::check::check;
 use super::resolv_conf::hostname_file;
 use super::{Fact, Generated, GuestFile, Refusal, Warning};
-use crate::model::GuestNet;
+use crate::model::{GuestNet, StaticRoute};
 
 pub(super) fn network_manager(guest: &GuestNet) -> Result<Generated, Refusal> {
     check(guest)?;
@@ -43,14 +43,22 @@ pub(super) fn ignition(guest: &GuestNet) -> Result<Generated, Refusal> {
 }
 
 fn keyfile(guest: &GuestNet) -> String {
-    let GuestNet { mac, address, subnet, gateway, domain, mtu, .. } = guest;
+    let GuestNet { mac, address, subnet, gateway, mtu, .. } = guest;
     let servers: String =
         guest.dns_servers.iter().filter(|s| s.is_ipv4()).map(|server| format!("{server};")).collect();
     let dns = if servers.is_empty() { String::new() } else { format!("dns={servers}\n") };
     let prefix_len = subnet.prefix_len();
+    let search: String = guest.search().map(|domain| format!("{domain};")).collect();
+    let routes: String = guest.routes().zip(1..).map(|(route, number)| route_line(route, number)).collect();
     format!(
         "[connection]\nid=guestnet\ntype=ethernet\nautoconnect=true\n\n[ethernet]\nmac-address={mac}\nmtu={mtu}\n\n\
-         [ipv4]\nmethod=manual\naddress1={address}/{prefix_len},{gateway}\n{dns}dns-search={domain};\nmay-fail=false\n\n\
+         [ipv4]\nmethod=manual\naddress1={address}/{prefix_len},{gateway}\n{routes}{dns}dns-search={search}\nmay-fail=false\n\n\
          [ipv6]\nmethod=disabled\n"
     )
+}
+
+/// Without a gateway it is on the link.
+fn route_line(route: &StaticRoute, number: u32) -> String {
+    let via = if route.is_on_link() { String::new() } else { format!(",{}", route.via) };
+    format!("route{number}={}{via}\n", route.destination)
 }

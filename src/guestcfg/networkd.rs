@@ -8,7 +8,7 @@ use super::check::check;
 use super::kernel_line::{Argument, arguments, join};
 use super::resolv_conf::hostname_file;
 use super::{Fact, Generated, GuestFile, Options, Refusal, Warning};
-use crate::model::GuestNet;
+use crate::model::{Domain, GuestNet, StaticRoute};
 
 /// The unit and /etc/hostname. The DNS servers reach programs where systemd-resolved runs.
 pub(super) fn networkd(guest: &GuestNet) -> Result<Generated, Refusal> {
@@ -47,12 +47,21 @@ fn standing(argument: &Argument) -> Result<Option<Warning>, Refusal> {
 }
 
 fn unit(guest: &GuestNet) -> String {
-    let GuestNet { mac, address, subnet, gateway, domain, mtu, .. } = guest;
+    let GuestNet { mac, address, subnet, gateway, mtu, .. } = guest;
     let dns: String = guest.dns_servers.iter().map(|server| format!("DNS={server}\n")).collect();
+    let ntp: String = guest.options.ntp_servers.iter().map(|server| format!("NTP={server}\n")).collect();
+    let search: Vec<&str> = guest.search().map(Domain::as_str).collect();
+    let search = search.join(" ");
+    let routes: String = guest.routes().map(route).collect();
     let prefix_len = subnet.prefix_len();
     // Router advertisements are no one's to send on this network, so none is waited for or believed.
     format!(
         "[Match]\nMACAddress={mac}\nType=ether\n\n[Link]\nMTUBytes={mtu}\n\n[Network]\nDHCP=no\nIPv6AcceptRA=no\n\
-         Address={address}/{prefix_len}\nGateway={gateway}\n{dns}Domains={domain}\n"
+         Address={address}/{prefix_len}\nGateway={gateway}\n{dns}{ntp}Domains={search}\n{routes}"
     )
+}
+
+fn route(route: &StaticRoute) -> String {
+    let way = if route.is_on_link() { "Scope=link".to_owned() } else { format!("Gateway={}", route.via) };
+    format!("\n[Route]\nDestination={}\n{way}\n", route.destination)
 }

@@ -9,7 +9,7 @@ use ipnetwork::Ipv4Network;
 
 use super::Refusal;
 use super::check::check;
-use crate::model::{Domain, GuestNet, Hostname, Invalid, Mac, Subnet};
+use crate::model::{DhcpOptions, Domain, GuestNet, Hostname, Invalid, Mac, Subnet};
 
 /// A subnet (`10.100.0.0/16`) or just its length (`16`, `/16`), which is taken around the guest's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// The flags `--ip --prefix --gateway --dns --hostname --mac --domain --mtu`.
+/// The flags `--ip --prefix --gateway --dns --hostname --mac --domain --mtu`, and `--search --ntp --route` as options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OfflineArgs {
     pub ip: Ipv4Addr,
@@ -60,6 +60,7 @@ pub struct OfflineArgs {
     pub domain: Option<Domain>,
     /// 1500 when none is given.
     pub mtu: Option<u16>,
+    pub options: DhcpOptions,
 }
 
 /// The guest that the flags describe, checked.
@@ -73,6 +74,7 @@ pub fn offline(args: OfflineArgs) -> Result<GuestNet, Refusal> {
         hostname: args.hostname.unwrap_or_else(|| Hostname::for_address(args.ip)),
         domain: args.domain.unwrap_or_default(),
         mtu: args.mtu.unwrap_or(1500),
+        options: args.options,
     };
     check(&guest)?;
     Ok(guest)
@@ -103,6 +105,7 @@ mod tests {
             mac: None,
             domain: None,
             mtu: None,
+            options: DhcpOptions::default(),
         }
     }
 

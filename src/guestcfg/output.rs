@@ -1,7 +1,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::model::Subnet;
+use crate::model::{StaticRoute, Subnet};
 
 /// One file of a guest's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +54,11 @@ pub enum Fact {
     Search,
     Mtu,
     Hostname,
+    Ntp,
+    /// A static route.
+    Route,
+    /// Another DHCP option of the network or the VM.
+    DhcpOption,
     /// An argument that stood on the kernel command line before.
     Argument,
     /// Length of the kernel command line.
@@ -69,6 +74,9 @@ impl Fact {
             Self::Search => "search",
             Self::Mtu => "mtu",
             Self::Hostname => "hostname",
+            Self::Ntp => "ntp",
+            Self::Route => "route",
+            Self::DhcpOption => "dhcp-option",
             Self::Argument => "argument",
             Self::Length => "length",
             Self::UserData => "user-data",
@@ -83,6 +91,9 @@ impl fmt::Display for Fact {
             Self::Search => "search domain",
             Self::Mtu => "MTU",
             Self::Hostname => "host name",
+            Self::Ntp => "NTP server",
+            Self::Route => "route",
+            Self::DhcpOption => "DHCP option",
             Self::Argument => "argument",
             Self::Length => "length",
             Self::UserData => "user-data",
@@ -123,6 +134,12 @@ pub enum Refusal {
     GatewayIsGuest { gateway: Ipv4Addr },
     #[error("{0} cannot be a DNS server: give a unicast address")]
     DnsServer(IpAddr),
+    #[error("{0} cannot be an NTP server: give a unicast address")]
+    NtpServer(Ipv4Addr),
+    #[error(
+        "the route {route} has its gateway outside the guest's subnet {subnet}: the guest could not set it"
+    )]
+    RouteOffLink { route: StaticRoute, subnet: Subnet },
     #[error("an MTU of {0} is below the 68 bytes that IPv4 needs (RFC 791)")]
     Mtu(u16),
     #[error("a prefix length of {0} leaves no room for a guest and its gateway: give 8 to 30")]

@@ -2,7 +2,7 @@
 
 use super::check::check;
 use super::{Fact, Generated, GuestFile, Refusal, Warning};
-use crate::model::GuestNet;
+use crate::model::{Domain, GuestNet};
 
 /// /etc/resolv.conf.
 pub(super) fn resolv_conf(guest: &GuestNet) -> Result<Generated, Refusal> {
@@ -16,7 +16,8 @@ pub(super) fn resolv_conf_file(guest: &GuestNet) -> (GuestFile, Vec<Warning>) {
     let (read, unread) = guest.dns_servers.split_at(guest.dns_servers.len().min(3));
     let servers: String = read.iter().map(|server| format!("nameserver {server}\n")).collect();
     let unsaid = |server| Warning::new(Fact::Dns, server, "left out: resolv.conf holds three DNS servers");
-    let file = GuestFile::text("etc/resolv.conf", format!("search {}\n{servers}", guest.domain));
+    let search: Vec<&str> = guest.search().map(Domain::as_str).collect();
+    let file = GuestFile::text("etc/resolv.conf", format!("search {}\n{servers}", search.join(" ")));
     (file, unread.iter().map(unsaid).collect())
 }
 

@@ -50,6 +50,33 @@ pub struct DhcpOptions {
     pub raw: BTreeMap<RawCode, OptionBytes>,
 }
 
+impl DhcpOptions {
+    /// What these say, and where they say nothing what `network` says.
+    pub fn over(&self, network: &Self) -> Self {
+        fn list<T: Clone>(own: &[T], network: &[T]) -> Vec<T> {
+            if own.is_empty() { network } else { own }.to_vec()
+        }
+        fn one<T: Clone>(own: &Option<T>, network: &Option<T>) -> Option<T> {
+            own.as_ref().or(network.as_ref()).cloned()
+        }
+        let mut raw = network.raw.clone();
+        raw.extend(self.raw.clone());
+        Self {
+            ntp_servers: list(&self.ntp_servers, &network.ntp_servers),
+            tftp_server_name: one(&self.tftp_server_name, &network.tftp_server_name),
+            bootfile_name: one(&self.bootfile_name, &network.bootfile_name),
+            next_server: one(&self.next_server, &network.next_server),
+            captive_portal: one(&self.captive_portal, &network.captive_portal),
+            domain_search: list(&self.domain_search, &network.domain_search),
+            static_routes: list(&self.static_routes, &network.static_routes),
+            ipv6_only_seconds: one(&self.ipv6_only_seconds, &network.ipv6_only_seconds),
+            vendor_specific: one(&self.vendor_specific, &network.vendor_specific),
+            vendor_identifying: one(&self.vendor_identifying, &network.vendor_identifying),
+            raw,
+        }
+    }
+}
+
 /// Text of an option: 1 to 255 printable ASCII characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OptionText(String);
@@ -168,6 +195,12 @@ serde_as_text!(RawCode);
 pub struct StaticRoute {
     pub destination: Ipv4Network,
     pub via: Ipv4Addr,
+}
+
+impl StaticRoute {
+    pub fn is_on_link(&self) -> bool {
+        self.via.is_unspecified()
+    }
 }
 
 impl FromStr for StaticRoute {

@@ -1,6 +1,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Domain, Hostname, Mac, Network, Subnet, Vm};
+use super::{DhcpOptions, Domain, Hostname, Mac, Network, StaticRoute, Subnet, Vm};
 
 /// Every address fact a guest is told, made in one place: DHCP, `ip=`, cloud-init and the API all read this value, so
 /// they cannot disagree.
@@ -14,14 +14,16 @@ pub struct GuestNet {
     pub hostname: Hostname,
     pub domain: Domain,
     pub mtu: u16,
+    /// What it is told besides: its own options, and where they say nothing its network's.
+    pub options: DhcpOptions,
 }
 
 impl GuestNet {
     pub fn new(network: &Network, vm: &Vm) -> Self {
-        Self::of(network, vm.mac, vm.address, vm.hostname.clone())
+        Self::of(network, vm.mac, vm.address, vm.hostname.clone(), &vm.dhcp_options)
     }
 
-    pub fn of(network: &Network, mac: Mac, address: Ipv4Addr, hostname: Hostname) -> Self {
+    pub fn of(network: &Network, mac: Mac, address: Ipv4Addr, hostname: Hostname, own: &DhcpOptions) -> Self {
         Self {
             mac,
             address,
@@ -31,6 +33,17 @@ impl GuestNet {
             hostname,
             domain: network.domain.clone(),
             mtu: network.mtu,
+            options: own.over(&network.dhcp_options),
         }
+    }
+
+    /// The search list: the network's own domain comes first.
+    pub fn search(&self) -> impl Iterator<Item = &Domain> {
+        std::iter::once(&self.domain).chain(&self.options.domain_search)
+    }
+
+    /// Routes beside the default one. One whose gateway the guest itself is, is for the others.
+    pub fn routes(&self) -> impl Iterator<Item = &StaticRoute> {
+        self.options.static_routes.iter().filter(|route| route.via != self.address)
     }
 }

@@ -1,8 +1,10 @@
-//! Small readers of every target's format, written from the formats' own manuals. In: a target's files. Out: the facts
+//! Readers of every target's format: a crate or sh where there is one, else from the format's own manual. In: a target's files. Out: the facts
 //! they tell.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -10,6 +12,7 @@ use ipnetwork::Ipv4Network;
 use serde_json::Value;
 
 use crate::guestcfg::*;
+use crate::model::{DhcpOptions, StaticRoute};
 
 /// A guest's facts as one target's output tells them.
 #[derive(Debug, Default, PartialEq)]
@@ -17,7 +20,9 @@ pub(super) struct Said {
     /// Address, prefix length, gateway.
     pub(super) link: Option<(Ipv4Addr, u8, Ipv4Addr)>,
     pub(super) dns: Vec<IpAddr>,
-    pub(super) search: Option<String>,
+    pub(super) search: Vec<String>,
+    pub(super) ntp: Vec<Ipv4Addr>,
+    pub(super) routes: Vec<StaticRoute>,
     pub(super) mtu: Option<u16>,
     pub(super) hostname: Option<String>,
     pub(super) mac: Option<String>,
@@ -32,35 +37,29 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
     match target {
         Target::Cmdline(_) => kernel_line(file("cmdline")),
         Target::CloudInit(Form::NocloudDir, _) => {
-            let meta_data = yaml_value(file("meta-data"));
-            Said {
-                hostname: Some(text(&meta_data["local-hostname"])),
-                ..network_config(&yaml_value(file("network-config")))
-            }
+            let content = |path: &str| file(path).to_owned();
+            seed(content)
         }
         Target::CloudInit(Form::SeedImage, _) => {
             let mut image = output.files[0].bytes.clone();
             let disk = std::io::Cursor::new(image.as_mut_slice());
             let volume = fatfs::FileSystem::new(disk, fatfs::FsOptions::new()).unwrap();
-            let content = |path| std::io::read_to_string(volume.root_dir().open_file(path).unwrap()).unwrap();
-            let meta_data = yaml_value(&content("meta-data"));
-            let config = yaml_value(&content("network-config"));
-            Said { hostname: Some(text(&meta_data["local-hostname"])), ..network_config(&config) }
+            let content =
+                |path: &str| std::io::read_to_string(volume.root_dir().open_file(path).unwrap()).unwrap();
+            seed(content)
         }
         Target::CloudInit(Form::Iso, _) => {
-            let content = |path| iso_file(&output.files[0].bytes, path);
-            let meta_data = yaml_value(&content("meta-data"));
-            let config = yaml_value(&content("network-config"));
-            Said { hostname: Some(text(&meta_data["local-hostname"])), ..network_config(&config) }
+            let content = |path: &str| iso_file(&output.files[0].bytes, path);
+            seed(content)
         }
         Target::CloudInit(Form::Mime, _) => {
             let parts = mime_parts(file("user-data"));
             let [(first, config), (second, hook)] = &parts[..] else { panic!("{parts:?}") };
             assert_eq!((first.as_str(), second.as_str()), ("text/cloud-config", "text/cloud-boothook"));
-            let hostname = text(&yaml_value(config)["hostname"]);
+            let config = yaml_value(config);
             let said = script(hook.strip_prefix("#cloud-boothook\n").unwrap());
-            assert_eq!(said.hostname, Some(hostname));
-            said
+            assert_eq!(said.hostname, Some(text(&config["hostname"])));
+            Said { ntp: times(&config), ..said }
         }
         Target::CloudInit(Form::BootArgs, _) => {
             let (ds, config) = file("boot-args").trim_end().split_once(" network-config=").unwrap();
@@ -72,7 +71,11 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
         }
         Target::CloudInit(Form::CloudCfgD, _) => {
             let config = yaml_value(file("99-guestnet.cfg"));
-            Said { hostname: Some(text(&config["hostname"])), ..network_config(&config["network"]) }
+            Said {
+                hostname: Some(text(&config["hostname"])),
+                ntp: times(&config),
+                ..network_config(&config["network"])
+            }
         }
         Target::CloudInit(Form::Netplan, _) => {
             Said { hostname: hostname(), ..network_config(&yaml_value(file(".yaml"))["network"]) }
@@ -121,22 +124,35 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
         Target::Json => {
             let facts: Value = serde_json::from_str(file(".json")).unwrap();
             let prefix_len = facts["prefix_len"].as_u64().unwrap() as u8;
+            let options: DhcpOptions = facts
+                .get("dhcp_options")
+                .map(|options| serde_json::from_value(options.clone()).unwrap())
+                .unwrap_or_default();
+            let domains = std::iter::once(text(&facts["domain"]));
             Said {
                 link: Some((parsed(&facts["ip_address"]), prefix_len, parsed(&facts["gateway"]))),
                 dns: facts["dns_servers"].as_array().unwrap().iter().map(parsed).collect(),
-                search: Some(text(&facts["domain"])),
+                search: domains.chain(options.domain_search.iter().map(ToString::to_string)).collect(),
+                ntp: options.ntp_servers,
+                routes: options.static_routes,
                 mtu: Some(facts["mtu"].as_u64().unwrap() as u16),
                 hostname: Some(text(&facts["hostname"])),
                 mac: Some(text(&facts["mac_address"])),
             }
         }
         Target::Env => {
+            let read = sh("set -a; . /dev/stdin; env -0", file(".env"));
             let facts: BTreeMap<&str, &str> =
-                file(".env").lines().map(|line| line.split_once('=').unwrap()).collect();
+                read.split_terminator('\0').map(|line| line.split_once('=').unwrap()).collect();
+            let ours = facts.keys().filter(|name| name.starts_with("GUESTNET_")).count();
+            assert_eq!(ours, file(".env").lines().count(), "{facts:?}");
             let fact = |name| facts[name].to_owned();
-            let shell_plain =
-                |value: &&str| value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.,:".contains(&b));
-            assert!(facts.values().all(shell_plain), "{facts:?}");
+            let more = |name| facts.get(name).copied().unwrap_or_default();
+            let words = |text: &str| text.split_terminator(',').map(str::to_owned).collect::<Vec<_>>();
+            // What neither a shell nor systemd nor a container engine takes for anything but itself.
+            let plain =
+                |value: &&str| value.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.,:/".contains(&b));
+            assert!(file(".env").lines().all(|line| plain(&line.split_once('=').unwrap().1)), "{facts:?}");
             let mask: Ipv4Addr = fact("GUESTNET_NETMASK").parse().unwrap();
             assert_eq!(prefix_of(mask).to_string(), fact("GUESTNET_PREFIX_LEN"));
             Said {
@@ -146,7 +162,15 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
                     fact("GUESTNET_GATEWAY").parse().unwrap(),
                 )),
                 dns: list(&fact("GUESTNET_DNS_SERVERS"), ','),
-                search: Some(fact("GUESTNET_DOMAIN")),
+                search: [vec![fact("GUESTNET_DOMAIN")], words(more("GUESTNET_DOMAIN_SEARCH"))].concat(),
+                ntp: words(more("GUESTNET_NTP_SERVERS"))
+                    .iter()
+                    .map(|server| server.parse().unwrap())
+                    .collect(),
+                routes: words(more("GUESTNET_STATIC_ROUTES"))
+                    .iter()
+                    .map(|route| route.replacen(':', " via ", 1).parse().unwrap())
+                    .collect(),
                 mtu: fact("GUESTNET_MTU").parse().ok(),
                 hostname: Some(fact("GUESTNET_HOSTNAME")),
                 mac: Some(fact("GUESTNET_MAC_ADDRESS")),
@@ -154,6 +178,40 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
         }
         Target::Shell => script(file(".sh")),
     }
+}
+
+/// The four files of a seed.
+fn seed(content: impl Fn(&str) -> String) -> Said {
+    let meta_data = yaml_value(&content("meta-data"));
+    let vendor_data = yaml_value(&content("vendor-data"));
+    let hostname = text(&meta_data["local-hostname"]);
+    assert_eq!(vendor_data["hostname"], hostname.as_str());
+    let config = network_config(&yaml_value(&content("network-config")));
+    Said { hostname: Some(hostname), ntp: times(&vendor_data), ..config }
+}
+
+/// The time servers of a cloud-config.
+fn times(config: &Value) -> Vec<Ipv4Addr> {
+    config
+        .get("ntp")
+        .map(|ntp| ntp["servers"].as_array().unwrap().iter().map(parsed).collect())
+        .unwrap_or_default()
+}
+
+/// What a shell prints when it runs `program` on `input`.
+fn sh(program: &str, input: &str) -> String {
+    let mut child = Command::new("sh")
+        .args(["-euc", program])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{program}: {input}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A file of a CD by its Joliet name (ECMA-119 9.1; the second descriptor, big-endian names).
@@ -222,13 +280,14 @@ fn kernel_line(line: &str) -> Said {
             ("ip", value) => {
                 assert_eq!(said.link, None, "one ip= only: {line}");
                 let positions: Vec<&str> = value.split(':').collect();
-                assert!((7..=9).contains(&positions.len()) && !value.ends_with(':'), "{value}");
+                assert!((7..=10).contains(&positions.len()) && !value.ends_with(':'), "{value}");
                 assert_eq!((positions[1], positions[5], positions[6]), ("", "eth0", "off"), "{value}");
                 let mask = positions[3].parse().unwrap();
                 said.link =
                     Some((positions[0].parse().unwrap(), prefix_of(mask), positions[2].parse().unwrap()));
                 said.hostname = Some(positions[4].to_owned());
-                for position in positions[7..].iter().filter(|position| !position.is_empty()) {
+                said.ntp.extend(positions.get(9).map(|server| server.parse::<Ipv4Addr>().unwrap()));
+                for position in positions[7..].iter().take(2).filter(|position| !position.is_empty()) {
                     match position.parse() {
                         Ok(mtu) => said.mtu = Some(mtu),
                         Err(_) => said.dns.push(position.parse().unwrap()),
@@ -236,6 +295,10 @@ fn kernel_line(line: &str) -> Said {
                 }
             }
             ("nameserver", server) => said.dns.push(server.parse().unwrap()),
+            ("rd.route", route) => {
+                let route = route.strip_suffix(":eth0").unwrap();
+                said.routes.push(route.replacen(':', " via ", 1).parse().unwrap());
+            }
             ("systemd.hostname", name) => assert_eq!(said.hostname.as_deref(), Some(name)),
             other => assert_eq!(other, ("rd.neednet", "1")),
         }
@@ -245,16 +308,22 @@ fn kernel_line(line: &str) -> Said {
 
 fn network_config(config: &Value) -> Said {
     let servers = |list: &Value| list.as_array().unwrap().iter().map(parsed).collect();
+    let texts = |list: &Value| list.as_array().unwrap().iter().map(text).collect();
     if config["version"] == 1 {
         let (card, subnet) = (&config["config"][0], &config["config"][0]["subnets"][0]);
         assert_eq!((&card["name"], &subnet["type"]), (&Value::from("eth0"), &Value::from("static")));
         return Said {
             link: link(&text(&subnet["address"]), &text(&subnet["gateway"])),
             dns: servers(&subnet["dns_nameservers"]),
-            search: Some(text(&subnet["dns_search"][0])),
+            search: texts(&subnet["dns_search"]),
+            routes: subnet
+                .get("routes")
+                .map(|routes| routes.as_array().unwrap().iter().map(route_of_version_1).collect())
+                .unwrap_or_default(),
             mtu: Some(card["mtu"].as_u64().unwrap() as u16),
             hostname: None,
             mac: Some(text(&card["mac_address"])),
+            ..Said::default()
         };
     }
     let card = &config["ethernets"]["eth0"];
@@ -262,50 +331,84 @@ fn network_config(config: &Value) -> Said {
     Said {
         link: link(&text(&card["addresses"][0]), &text(&card["routes"][0]["via"])),
         dns: servers(&card["nameservers"]["addresses"]),
-        search: Some(text(&card["nameservers"]["search"][0])),
+        search: texts(&card["nameservers"]["search"]),
+        routes: card["routes"].as_array().unwrap()[1..]
+            .iter()
+            .map(|route| format!("{} via {}", text(&route["to"]), text(&route["via"])).parse().unwrap())
+            .collect(),
         mtu: Some(card["mtu"].as_u64().unwrap() as u16),
         hostname: None,
         mac: Some(text(&card["match"]["macaddress"])),
+        ..Said::default()
     }
 }
 
-/// The values of each `section.name` of an ini file, in order.
-fn ini(file: &str) -> BTreeMap<String, Vec<String>> {
-    let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut section = "";
-    for line in file.lines().filter(|line| !line.is_empty()) {
-        if let Some(name) = line.strip_prefix('[') {
-            section = name.strip_suffix(']').unwrap();
-        } else {
-            let (name, value) = line.split_once('=').unwrap();
-            values.entry(format!("{section}.{name}")).or_default().push(value.to_owned());
-        }
-    }
-    values
+fn route_of_version_1(route: &Value) -> StaticRoute {
+    let mask = prefix_of(parsed(&route["netmask"]));
+    format!("{}/{mask} via {}", text(&route["network"]), text(&route["gateway"])).parse().unwrap()
+}
+
+/// The sections of an ini file, in order; each name has the values of its lines.
+fn ini(file: &str) -> Vec<(String, BTreeMap<String, Vec<String>>)> {
+    let parsed = ini::Ini::load_from_str_noescape(file).unwrap();
+    let sections = parsed.iter().filter_map(|(name, lines)| {
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        lines.iter().for_each(|(name, value)| values.entry(name.into()).or_default().push(value.into()));
+        name.map(|name| (name.to_owned(), values))
+    });
+    sections.collect()
 }
 
 fn networkd_unit(file: &str) -> Said {
     let unit = ini(file);
+    let all_of = |wanted: &str| -> Vec<&BTreeMap<String, Vec<String>>> {
+        unit.iter().filter(|(name, _)| name == wanted).map(|(_, values)| values).collect()
+    };
+    let network = all_of("Network")[0];
+    let all = |name: &str| network.get(name).into_iter().flatten();
+    let route = |values: &BTreeMap<String, Vec<String>>| {
+        let via = values.get("Gateway").map_or("0.0.0.0", |via| via[0].as_str());
+        assert_eq!(values.get("Scope").map(|scope| scope[0].as_str()), (via == "0.0.0.0").then_some("link"));
+        format!("{} via {via}", values["Destination"][0]).parse().unwrap()
+    };
     Said {
-        link: link(&unit["Network.Address"][0], &unit["Network.Gateway"][0]),
-        dns: unit.get("Network.DNS").into_iter().flatten().map(|server| server.parse().unwrap()).collect(),
-        search: Some(unit["Network.Domains"][0].clone()),
-        mtu: unit["Link.MTUBytes"][0].parse().ok(),
+        link: link(&network["Address"][0], &network["Gateway"][0]),
+        dns: all("DNS").map(|server| server.parse().unwrap()).collect(),
+        search: network["Domains"][0].split(' ').map(str::to_owned).collect(),
+        ntp: all("NTP").map(|server| server.parse().unwrap()).collect(),
+        routes: all_of("Route").into_iter().map(route).collect(),
+        mtu: all_of("Link")[0]["MTUBytes"][0].parse().ok(),
         hostname: None,
-        mac: Some(unit["Match.MACAddress"][0].clone()),
+        mac: Some(all_of("Match")[0]["MACAddress"][0].clone()),
     }
 }
 
 fn keyfile(file: &str) -> Said {
-    let profile = ini(file);
-    let (address, gateway) = profile["ipv4.address1"][0].split_once(',').unwrap();
+    let profile: BTreeMap<String, BTreeMap<String, Vec<String>>> = ini(file).into_iter().collect();
+    let ipv4 = &profile["ipv4"];
+    let (address, gateway) = ipv4["address1"][0].split_once(',').unwrap();
+    let routes = (1..).map_while(|number| ipv4.get(&format!("route{number}"))).map(|route| {
+        let (destination, via) = route[0].split_once(',').unwrap_or((&route[0], "0.0.0.0"));
+        format!("{destination} via {via}").parse().unwrap()
+    });
     Said {
         link: link(address, gateway),
-        dns: profile.get("ipv4.dns").map(|servers| list(&servers[0], ';')).unwrap_or_default(),
-        search: profile["ipv4.dns-search"][0].strip_suffix(';').map(str::to_owned),
-        mtu: profile["ethernet.mtu"][0].parse().ok(),
+        dns: ipv4.get("dns").map(|servers| list(&servers[0], ';')).unwrap_or_default(),
+        search: ipv4["dns-search"][0].split_terminator(';').map(str::to_owned).collect(),
+        ntp: Vec::new(),
+        routes: routes.collect(),
+        mtu: profile["ethernet"]["mtu"][0].parse().ok(),
         hostname: None,
-        mac: Some(profile["ethernet.mac-address"][0].clone()),
+        mac: Some(profile["ethernet"]["mac-address"][0].clone()),
+    }
+}
+
+/// `DESTINATION [via GATEWAY] dev eth0`, as ip takes a route.
+fn route(words: &[&str]) -> StaticRoute {
+    match words {
+        [destination, "via", via, "dev", "eth0"] => format!("{destination} via {via}").parse().unwrap(),
+        [destination, "dev", "eth0"] => format!("{destination} via 0.0.0.0").parse().unwrap(),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -321,6 +424,11 @@ fn stanza(file: &str) -> Said {
             options["gateway"].parse().unwrap(),
         )),
         mtu: options["mtu"].parse().ok(),
+        routes: stanza
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("up ip route add "))
+            .map(|words| route(&words.split(' ').collect::<Vec<_>>()))
+            .collect(),
         ..Said::default()
     }
 }
@@ -333,7 +441,8 @@ fn resolv_conf(file: &str) -> Said {
     };
     let dns: Vec<IpAddr> = values("nameserver").iter().map(|server| server.parse().unwrap()).collect();
     assert!(dns.len() <= 3);
-    Said { dns, search: values("search").pop(), ..Said::default() }
+    let search = values("search").pop().unwrap();
+    Said { dns, search: search.split(' ').map(str::to_owned).collect(), ..Said::default() }
 }
 
 /// No Nix parser is at hand: each value is found behind its name, its quotes counted.
@@ -343,44 +452,80 @@ fn nixos_module(module: &str) -> Said {
     let number = |name: &str| after(name).split(';').next().unwrap().parse().unwrap();
     let quoted =
         |list: &str| -> Vec<String> { list.split('"').skip(1).step_by(2).map(str::to_owned).collect() };
-    let servers = after("nameservers").split(']').next().unwrap();
+    let list = |name: &str| {
+        let list = module.split_once(&format!("{name} = [")).map(|(_, list)| list.split(']').next().unwrap());
+        quoted(list.unwrap_or_default())
+    };
     let (gateway, addresses) = module.split_once("interfaces").unwrap();
     let address = addresses.split_once("address = \"").unwrap().1.split('"').next().unwrap();
     let gateway = gateway.split_once("address = \"").unwrap().1.split('"').next().unwrap();
+    let routes = module.split_once("ipv4.routes = [").map_or("", |(_, list)| list.split(']').next().unwrap());
+    let routes = routes.split('{').skip(1).map(|route| {
+        let (texts, length) = (quoted(route), route.split_once("prefixLength = ").unwrap().1);
+        let via = texts.get(1).map_or("0.0.0.0", String::as_str);
+        format!("{}/{} via {via}", texts[0], length.split(';').next().unwrap()).parse().unwrap()
+    });
     Said {
         link: Some((address.parse().unwrap(), number("prefixLength") as u8, gateway.parse().unwrap())),
-        dns: quoted(servers).iter().map(|server| server.parse().unwrap()).collect(),
-        search: quoted(after("search").split(']').next().unwrap()).pop(),
+        dns: list("nameservers").iter().map(|server| server.parse().unwrap()).collect(),
+        search: list("search"),
+        ntp: list("timeServers").iter().map(|server| server.parse().unwrap()).collect(),
+        routes: routes.collect(),
         mtu: Some(number("mtu")),
         hostname: Some(string("hostName")),
         mac: Some(string("matchConfig.PermanentMACAddress")),
     }
 }
 
-/// A VMM's arguments: the card on its line, the kernel's line quoted on the last.
+/// A VMM's arguments, as a shell takes them apart: the card's properties, and the kernel's line last.
 fn card(arguments: &str, mtu: &str) -> Said {
-    let (card, kernel) = arguments.trim_end().rsplit_once('\n').unwrap();
-    let quoted = kernel.split_once(' ').unwrap().1;
-    let card: Vec<&str> = card.split([',', ' ']).collect();
+    let read = sh("eval set -- $(cat); printf '%s\\0' \"$@\"", arguments);
+    let mut words: Vec<&str> = read.split_terminator('\0').collect();
+    let line = words.pop().unwrap();
+    let card: Vec<&str> = words.iter().flat_map(|word| word.split(',')).collect();
     let value = |name: &str| card.iter().find_map(|property| property.strip_prefix(name));
     Said {
         mac: value("mac=").map(str::to_owned),
         mtu: value(mtu).map(|mtu| mtu.parse().unwrap()),
-        ..kernel_line(quoted.trim_matches('\''))
+        ..kernel_line(line)
     }
 }
 
+/// A script as a shell runs it: the words of each `ip`, and what it writes into files, which are elsewhere here.
 fn script(file: &str) -> Said {
-    let words = |start: &str| -> Vec<&str> {
-        file.lines().find_map(|line| line.strip_prefix(start)).unwrap().split(' ').collect()
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).display().to_string();
+    let (hostname, resolv) = (path("hostname"), path("resolv.conf"));
+    let moved = file.replace("/proc/sys/kernel/hostname", &hostname).replace("/etc/resolv.conf", &resolv);
+    assert!(
+        moved.matches(place.path().to_str().unwrap()).count() == 2 && !moved.contains("/proc"),
+        "{moved}"
+    );
+    let said = sh("ip() { printf '%s ' \"$@\"; echo; }; . /dev/stdin", &moved);
+    let commands: Vec<Vec<&str>> = said.lines().map(|line| line.trim_end().split(' ').collect()).collect();
+    let [
+        ["link", "set", "dev", "eth0", "mtu", mtu],
+        ["link", "set", "dev", "eth0", "up"],
+        address,
+        gateway,
+        routes @ ..,
+    ] = &commands.iter().map(Vec::as_slice).collect::<Vec<_>>()[..]
+    else {
+        panic!("{commands:?}")
     };
-    let (commands, here) = file.split_once("<<'END'\n").unwrap();
-    assert!(commands.lines().count() == 8, "{commands}");
-    let resolv_conf = resolv_conf(here.strip_suffix("END\n").unwrap());
+    let ["addr", "replace", address, "broadcast", _, "dev", "eth0"] = address else { panic!("{address:?}") };
+    let ["route", "replace", "default", "via", gateway, "dev", "eth0"] = gateway else {
+        panic!("{gateway:?}")
+    };
+    let written = |path| std::fs::read_to_string(path).unwrap();
     Said {
-        link: link(words("ip addr replace ")[0], words("ip route replace default via ")[0]),
-        mtu: words("ip link set dev eth0 mtu ")[0].parse().ok(),
-        hostname: Some(words("echo ")[0].to_owned()),
-        ..resolv_conf
+        link: link(address, gateway),
+        mtu: mtu.parse().ok(),
+        hostname: Some(written(hostname).trim_end().to_owned()),
+        routes: routes
+            .iter()
+            .map(|words| route(words.strip_prefix(&["route", "replace"]).unwrap()))
+            .collect(),
+        ..resolv_conf(&written(resolv))
     }
 }
