@@ -23,8 +23,8 @@ fn place(target: Target) -> Place {
         | Target::Qemu
         | Target::QemuMicrovm
         | Target::CloudHypervisor => (1, false, false),
-        Target::Cmdline(Dialect::Klibc) => (0, false, false),
-        Target::Cmdline(Dialect::Dracut | Dialect::Systemd) | Target::DracutConf => (0, true, false),
+        Target::Cmdline(Dialect::Klibc | Dialect::Systemd) => (0, false, false),
+        Target::Cmdline(Dialect::Dracut) | Target::DracutConf => (0, true, false),
         Target::CloudInit(Form::NocloudDir | Form::SeedImage | Form::Iso | Form::CloudCfgD, _) => {
             (ALL, true, false)
         }
@@ -115,6 +115,7 @@ mod tests {
         insta::assert_snapshot!(warned(Target::Cmdline(Dialect::Systemd), options).join("\n"), @r"
         NTP server 10.100.0.1: left out: there is no place for it, only DHCP tells it
         NTP server 10.100.0.2: left out: there is no place for it, only DHCP tells it
+        route 10.1.0.0/16 via 10.100.0.9: left out: there is no place for it, only DHCP tells it
         route 10.2.0.0/16 via 0.0.0.0: left out: there is no place for it, only DHCP tells it
         DHCP option bootfile_name: left out: there is no place for it, only DHCP tells it
         DHCP option raw: left out: there is no place for it, only DHCP tells it

@@ -150,9 +150,9 @@ pub fn instance_id(guest: &GuestNet) -> String {
     let mut facts = format!("{mac} {address} {subnet} {gateway} {servers} {hostname} {domain} {mtu}");
     // A guest without any keeps the name that it had before there were options.
     let DhcpOptions { ntp_servers, domain_search, static_routes, .. } = &guest.options;
-    if !(ntp_servers.is_empty() && domain_search.is_empty() && static_routes.is_empty()) {
-        facts += &format!(" {ntp_servers:?} {domain_search:?} {static_routes:?}");
-    }
+    facts.extend(ntp_servers.iter().map(|server| format!(" ntp {server}")));
+    facts.extend(domain_search.iter().map(|domain| format!(" search {domain}")));
+    facts.extend(static_routes.iter().map(|route| format!(" {route}")));
     format!("iid-{:016x}", fnv1a(facts.as_bytes()))
 }
 

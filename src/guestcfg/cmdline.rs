@@ -110,11 +110,12 @@ fn extended(guest: &GuestNet, dialect: Dialect, device: &DeviceName) -> String {
     for server in &servers[held..] {
         line += &format!(" nameserver={server}");
     }
-    for route in guest.routes().filter(|route| !route.is_on_link()) {
-        line += &format!(" rd.route={}:{}:{device}", route.destination, route.via);
-    }
-    // Where nothing is mounted over the network dracut leaves the card down without being told.
     if dialect == Dialect::Dracut {
+        // systemd would read rd.route= too, but what begins with rd. only in an initramfs.
+        for route in guest.routes().filter(|route| !route.is_on_link()) {
+            line += &format!(" rd.route={}:{}:{device}", route.destination, route.via);
+        }
+        // Where nothing is mounted over the network dracut leaves the card down without being told.
         line += " rd.neednet=1";
     }
     // systemd-network-generator takes the host name of ip= for one to send by DHCP.
@@ -167,7 +168,7 @@ fn standing(argument: &Argument, guest: &GuestNet, dialect: Dialect) -> Result<O
         "systemd.hostname" if argument.value != guest.hostname.as_str() => {
             warn("systemd sets this host name instead of the guest's")
         }
-        "rd.route" if dialect.is_extended() => warn("is set besides the guest's own routes"),
+        "rd.route" if dialect == Dialect::Dracut => warn("is set besides the guest's own routes"),
         "nameserver" if dialect.is_extended() => warn("is used besides the guest's own DNS servers"),
         "nameserver" => warn("is read by dracut and systemd only"),
         "network-config" if argument.value == "disabled" => Ok(None),

@@ -146,12 +146,14 @@ fn a_new_assignment_is_a_new_instance() {
         before, "iid-b42ccf7a65f26d69",
         "stable over releases: another value would rerun every guest's first boot"
     );
-    let changes: [fn(&mut GuestNet); 5] = [
+    let changes: [fn(&mut GuestNet); 7] = [
         |g| g.address = "10.100.1.3".parse().unwrap(),
         |g| g.mtu = 9000,
         |g| g.hostname = "vm2".parse().unwrap(),
         |g| g.dns_servers.reverse(),
         |g| g.domain = "other".parse().unwrap(),
+        |g| g.options.ntp_servers.push("10.100.0.1".parse().unwrap()),
+        |g| g.options.static_routes.push("10.1.0.0/16 via 10.100.0.9".parse().unwrap()),
     ];
     for change in changes {
         let mut other = guest();
