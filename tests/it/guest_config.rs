@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
@@ -136,6 +137,36 @@ fn a_guest_that_could_not_be_online_is_refused_with_the_value_named() {
     let with = |more: &[&'static str]| [more, &GUEST[..]].concat();
     assert_refused(&with(&["cmdline", "--merge", "quiet ip=dhcp"]), &["ip=dhcp", "remove it"]);
     assert_refused(&with(&["cloud-init", "--form", "netplan", "--network-config", "v1"]), &["netplan"]);
+}
+
+#[test]
+fn bad_input_is_refused_with_the_value_named() {
+    let guest = |hostname| {
+        let flags = ["--ip", "10.0.0.2", "--prefix", "24", "--gateway", "10.0.0.1", "--hostname", hostname];
+        [&["json", "--offline"], &flags[..]].concat()
+    };
+    let long = "a".repeat(64);
+    for name in ["a b", "a\"b", "a'b", "a\nb", "a;b", "a.b", "12345", "", "ä", long.as_str()] {
+        // The value as it came, and what fits.
+        assert_refused(&guest(name), &["--hostname", name, "host name"]);
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("user-data");
+    let file = file.to_str().unwrap();
+    let with = [&["cloud-init"], &GUEST[..], &["--user-data", file]].concat();
+    for (content, named) in
+        [(&b"\x7fELF\0"[..], "0x00"), (&[b'#'; (1 << 20) + 1], "1048577"), (b"#!/bin/sh\n\xff", "0xff")]
+    {
+        fs::write(file, content).unwrap();
+        assert_refused(&with, &[named]);
+    }
+    fs::write(file, "").unwrap();
+    assert!(run(&with).status.success(), "empty user-data is user-data");
+    // Digits alone are a MAC, and text in YAML.
+    let (seed, _) = offline("cloud-init", &["--mac", "02:00:10:20:30:40"]);
+    assert!(seed.contains("macaddress: \"02:00:10:20:30:40\""), "{seed}");
+    let route = [&["shell"], &GUEST[..], &["--route", "10.1.0.0/16 via 10.200.0.1"]].concat();
+    assert_refused(&route, &["10.1.0.0/16 via 10.200.0.1", "10.100.0.0/16"]);
 }
 
 #[test]
@@ -315,6 +346,24 @@ fn commands_of_the_readme(section: &str) -> Vec<String> {
     section.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
 }
 
+/// Runs them in the folder `here`; each with what it printed.
+pub(crate) fn run_the_readme(lab: &Lab, daemon: &Daemon<'_>, here: &Path) -> Vec<(String, String)> {
+    let binaries = guestnet_binary().parent().unwrap().to_owned();
+    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
+    let commands = commands_of_the_readme("How a guest gets its address").into_iter();
+    let run = commands.map(|command| {
+        let mut shell = lab.host_command("sh");
+        shell
+            .args(["-ec", &format!("cd {}; {command}", here.display())])
+            .env("PATH", &path)
+            .env("GUESTNET_SOCKET", daemon.socket());
+        let output = shell.output().unwrap();
+        assert!(output.status.success(), "{command}: {}", text(&output));
+        (command, String::from_utf8_lossy(&output.stdout).into_owned())
+    });
+    run.collect()
+}
+
 #[test]
 fn the_commands_of_the_readme_work_as_they_are() {
     let lab = Lab::new();
@@ -323,21 +372,9 @@ fn the_commands_of_the_readme_work_as_they_are() {
     let here = lab.directory().join("here");
     fs::create_dir_all(here.join("rootfs/bin")).unwrap();
     fs::write(here.join("rootfs/bin/busybox"), "").unwrap();
-    let binaries = guestnet_binary().parent().unwrap().to_owned();
-    let path = format!("{}:{}", binaries.display(), std::env::var("PATH").unwrap());
-    let mut printed = String::new();
-    let commands = commands_of_the_readme("How a guest gets its address");
-    for command in &commands {
-        let mut shell = lab.host_command("sh");
-        shell
-            .args(["-ec", &format!("cd {}; {command}", here.display())])
-            .env("PATH", &path)
-            .env("GUESTNET_SOCKET", daemon.socket());
-        let output = shell.output().unwrap();
-        assert!(output.status.success(), "{command}: {}", text(&output));
-        printed += &String::from_utf8_lossy(&output.stdout);
-    }
-    assert_eq!(commands.len(), 5);
+    let said = run_the_readme(&lab, &daemon, &here);
+    assert_eq!(said.len(), 5);
+    let printed: String = said.into_iter().map(|(_, printed)| printed).collect();
     assert!(here.join("rootfs/etc/udhcpc/default.script").exists() && here.join("seed/seed.img").exists());
     for said in [
         "console=ttyS0 reboot=k panic=1 ip=10.100.0.2::10.100.0.1:255.255.0.0:web-1:eth0:off:10.100.0.1\n",
@@ -404,4 +441,24 @@ fn a_vm_is_told_the_same_by_command_line_cloud_init_and_lease() {
         assert_eq!(*value, vm[name], "{name}");
     }
     assert_eq!(daemon.client(&["gen", "networkd", "nobody"]).status.code(), Some(1));
+}
+
+#[test]
+fn what_a_networks_options_say_reaches_every_way_or_is_named() {
+    let lab = Lab::new();
+    let options = r#"{ ntp_servers = ["10.100.0.1"], static_routes = ["10.1.0.0/16 via 10.100.0.9"], bootfile_name = "a" }"#;
+    let daemon = Daemon::start_with(&lab, &format!("[[network]]\ndhcp_options = {options}\n"));
+    daemon.guestnet(&["vm", "create", "web"]);
+    // A VM's own go before its network's.
+    daemon.guestnet(&["vm", "create", "db", "--dhcp-options", "ntp_servers = [\"10.100.0.7\"]"]);
+    let facts: Value = serde_json::from_str(&daemon.guestnet(&["gen", "json", "db"])).unwrap();
+    let told = json!({"ntp_servers": ["10.100.0.7"], "bootfile_name": "a", "static_routes": ["10.1.0.0/16 via 10.100.0.9"]});
+    assert_eq!(facts["dhcp_options"], told);
+    assert_eq!(daemon.json(&["vm", "show", "db"])["dhcp_options"], told);
+    let line = daemon.client(&["gen", "cmdline", "db", "--dialect", "dracut"]);
+    let (line, warned) = (String::from_utf8_lossy(&line.stdout), String::from_utf8_lossy(&line.stderr));
+    assert!(line.contains(" rd.route=10.1.0.0/16:10.100.0.9:eth0 "), "{line}");
+    assert!(warned.contains("NTP server 10.100.0.7") && warned.contains("bootfile_name"), "{warned}");
+    let unit = daemon.guestnet(&["gen", "networkd", "web"]);
+    assert!(unit.contains("NTP=10.100.0.1\n") && unit.contains("Destination=10.1.0.0/16\n"), "{unit}");
 }

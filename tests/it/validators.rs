@@ -15,7 +15,9 @@ use crate::lab::{Daemon, Lab, UPLINK, WEB_NAME, guestnet_binary, text};
 /// A /30 with jumbo frames, four DNS servers of both families and a MAC of digits: what is hard to say.
 const GUEST: &str = "--offline --ip 192.0.2.6 --prefix 192.0.2.4/30 --gateway 192.0.2.5 --dns 192.0.2.5 \
                      --dns 198.51.100.1 --dns 2001:db8::53 --dns 198.51.100.2 --hostname db-7 --domain 7.example --mtu 9000 \
-                     --mac 02:00:10:20:30:40";
+                     --mac 02:00:10:20:30:40 --search corp.example --ntp 192.0.2.5";
+/// Two words of one flag, so it is not in `GUEST`.
+const ROUTE: [&str; 2] = ["--route", "203.0.113.0/24 via 192.0.2.5"];
 const SERVERS: [&str; 4] = ["192.0.2.5", "198.51.100.1", "2001:db8::53", "198.51.100.2"];
 
 /// The output of `guestnet gen TARGET` for `GUEST`, in a folder of its own.
@@ -26,6 +28,7 @@ fn generated(lab: &Lab, target: &str) -> PathBuf {
         .arg("gen")
         .args(target.split(' '))
         .args(GUEST.split_whitespace())
+        .args(ROUTE)
         .arg("--out")
         .arg(&out)
         .output();
@@ -51,7 +54,8 @@ fn cloud_init_reads_both_versions_of_network_config() {
             &seed,
             "cloud-init schema --schema-type network-config -c network-config
              cloud-init schema -t cloud-config -c vendor-data
-             cloud-init schema -t cloud-config -c user-data",
+             cloud-init schema -t cloud-config -c user-data
+             grep -q 'ntp:' vendor-data",
         );
         for (renderer, distro) in [
             ("networkd", "debian"),
@@ -70,7 +74,16 @@ fn cloud_init_reads_both_versions_of_network_config() {
                 ),
             );
             let by = format!("{renderer} from {version}");
-            assert_says(&rendered, &["192.0.2.6", "192.0.2.5", "9000", "7.example", "198.51.100.1"], &by);
+            let facts = [
+                "192.0.2.6",
+                "192.0.2.5",
+                "9000",
+                "7.example",
+                "corp.example",
+                "198.51.100.1",
+                "203.0.113.0",
+            ];
+            assert_says(&rendered, &facts, &by);
         }
     }
 }
@@ -109,7 +122,8 @@ fn netplan_makes_a_unit_with_every_fact() {
         "Address=192.0.2.6/30",
         "Gateway=192.0.2.5",
         "MTUBytes=9000",
-        "Domains=7.example",
+        "Domains=7.example corp.example",
+        "Destination=203.0.113.0/24",
     ];
     assert_says(&unit, &facts, "netplan");
     assert_says(
@@ -125,9 +139,12 @@ fn systemd_network_generator_reads_both_dialects_and_the_credential() {
     let lab = Lab::new();
     for dialect in ["systemd", "dracut"] {
         let line = generated(&lab, &format!("cmdline --dialect {dialect}"));
-        let script = "SYSTEMD_PROC_CMDLINE=$(cat cmdline) /usr/lib/systemd/systemd-network-generator
+        // What begins with rd. is read in an initramfs only.
+        let script = "export SYSTEMD_IN_INITRD=1 SYSTEMD_PROC_CMDLINE=\"$(cat cmdline)\"
+                      /usr/lib/systemd/systemd-network-generator
                       cat /run/systemd/network/*";
         let unit = ask(&lab, &lab.inet, &line, script);
+        assert_eq!(unit.contains("Destination=203.0.113.0/24"), dialect == "dracut", "{unit}");
         let facts = ["Name=eth0", "Address=192.0.2.6/30", "Gateway=192.0.2.5", "MTUBytes=9000", "DHCP=no"];
         assert_says(&unit, &facts, dialect);
         assert_says(
@@ -136,6 +153,12 @@ fn systemd_network_generator_reads_both_dialects_and_the_credential() {
             dialect,
         );
     }
+    // The kernel's own dialect has a tenth position, which systemd 257 reads as well.
+    let line = generated(&lab, "cmdline");
+    let script = "export SYSTEMD_PROC_CMDLINE=\"$(cat cmdline)\"
+                  /usr/lib/systemd/systemd-network-generator
+                  cat /run/systemd/network/*";
+    assert_says(&ask(&lab, &lab.inet, &line, script), &["NTP=192.0.2.5", "DNS=198.51.100.1"], "systemd 257");
     let line = generated(&lab, "networkd-credential");
     let script = "mkdir /run/credentials
                   sed -n 's/.*network.network.10-guestnet:\\([^ ]*\\).*/\\1/p' boot-args | base64 -d \
@@ -166,7 +189,8 @@ fn network_manager_and_ignition_read_the_keyfile() {
         "address1=192.0.2.6/30",
         "192.0.2.5",
         "dns=192.0.2.5;198.51.100.1;198.51.100.2;",
-        "dns-search=7.example;",
+        "dns-search=7.example;corp.example;",
+        "route1=203.0.113.0/24,192.0.2.5",
         "method=manual",
     ];
     assert_says(&read, &facts, "NetworkManager");
@@ -187,6 +211,32 @@ fn nix_evaluates_the_module() {
         (&Value::from(9000), &Value::from(30))
     );
     assert_eq!(networking["nameservers"], Value::from(SERVERS.to_vec()));
+    assert_eq!(networking["search"], Value::from(vec!["7.example", "corp.example"]));
+    assert_eq!(networking["timeServers"], Value::from(vec!["192.0.2.5"]));
+    let route = &card["ipv4"]["routes"][0];
+    assert_eq!((&route["address"], &route["via"]), (&Value::from("203.0.113.0"), &Value::from("192.0.2.5")));
+}
+
+#[test]
+fn nix_reads_names_that_are_words_of_its_language_as_names() {
+    let lab = Lab::new();
+    let names = ["null", "true", "rec", "let", "in", "1e5", "0x1f", "1-2-3", "a--b", &"x".repeat(63)];
+    let modules = lab.directory().join("modules");
+    fs::create_dir(&modules).unwrap();
+    for (number, name) in names.iter().enumerate() {
+        let mut command = Command::new(guestnet_binary());
+        let guest = ["--offline", "--ip", "10.0.0.2", "--prefix", "24", "--gateway", "10.0.0.1"];
+        let output = command.args(["gen", "nixos"]).args(guest).args(["--hostname", name, "--domain", name]);
+        let output = output.output().expect("running guestnet");
+        assert!(output.status.success(), "{name}: {}", text(&output));
+        fs::write(modules.join(format!("{number}.nix")), output.stdout).unwrap();
+    }
+    let paths: String = (0..names.len()).map(|number| format!("./{number}.nix ")).collect();
+    let expression = format!("map (path: with (import path).networking; [ hostName search ]) [ {paths}]");
+    let script = format!("nix-instantiate --eval --strict --json --expr '{expression}'");
+    let read: Value = serde_json::from_str(&ask(&lab, &lab.inet, &modules, &script)).unwrap();
+    let expected: Vec<Value> = names.iter().map(|name| serde_json::json!([name, [name]])).collect();
+    assert_eq!(read, Value::from(expected));
 }
 
 #[test]
@@ -230,22 +280,31 @@ struct OnTap<'lab> {
 const SHOW: &str = "ip -4 -o addr show dev eth0 | sed -n 's/.* inet \\([^ ]*\\).*/address \\1/p'
                     ip route show default | sed -n 's/.* via \\([^ ]*\\).*/router \\1/p'
                     ip route get 198.51.100.10 | grep -o 'mtu [0-9]*' || echo mtu $(cat /sys/class/net/eth0/mtu)
+                    echo route $(ip route show 203.0.113.0/24)
                     echo name $(hostname)";
 
-const EXPECTED: [&str; 4] = ["address 10.77.3.4/20\n", "router 10.77.0.1\n", "mtu 1400\n", "name web-1\n"];
+const EXPECTED: [&str; 5] = [
+    "route 203.0.113.0/24 via 10.77.0.1 ",
+    "address 10.77.3.4/20\n",
+    "router 10.77.0.1\n",
+    "mtu 1400\n",
+    "name web-1\n",
+];
 
 impl<'lab> OnTap<'lab> {
     fn new(lab: &'lab Lab) -> Self {
         let network = "[[network]]\nbridge_ip = \"10.77.0.1/20\"\nvm_subnet = \"10.77.0.0/20\"\nmtu = 1400\n\
-                       domain = \"guests.example\"\n";
+                       domain = \"guests.example\"\n\
+                       dhcp_options = { static_routes = [\"203.0.113.0/24 via 10.77.0.1\"] }\n";
         let daemon = Daemon::start_with(lab, network);
         let vm = daemon.json(&["vm", "create", "web-1", "--ip", "10.77.3.4"]);
         Self { lab, daemon, vm }
     }
 
     fn generated(&self, target: &str) -> PathBuf {
-        let out = self.lab.directory().join(target);
-        self.daemon.guestnet(&["gen", target, "web-1", "--out", out.to_str().unwrap()]);
+        let out = self.lab.directory().join(target.replace(' ', ""));
+        let words: Vec<&str> = target.split(' ').collect();
+        self.daemon.guestnet(&[&["gen"], &words[..], &["web-1", "--out", out.to_str().unwrap()]].concat());
         out
     }
 
@@ -290,6 +349,43 @@ fn ifupdown_networkd_and_the_script_put_a_guest_online() {
          grep -q DNS=10.77.0.1 /run/systemd/netif/links/$index; grep -q DOMAINS=guests.example /run/systemd/netif/links/$index"
     );
     tap.configured_by(&unit, &networkd);
+}
+
+#[test]
+fn an_initramfs_of_dracut_puts_a_guest_online() {
+    let lab = Lab::new();
+    let tap = OnTap::new(&lab);
+    // Without systemd in it, whose generator would read the line, dracut's own scripts configure the card.
+    let build = "dracut --quiet --no-kernel --no-hostonly --no-hostonly-cmdline --no-compress -o systemd \
+                   -m 'base network-legacy' --kver none /image >&2
+                 mkdir /image.d; cd /image.d; cpio -idm --quiet </image
+                 mount -t proc proc proc; mount -t sysfs -o ro sysfs sys; mount --bind /dev dev; mount -t tmpfs run run";
+    let start = "chroot . sh -c 'export hookdir=/lib/dracut/hooks NEWROOT=/sysroot; . /lib/dracut-lib.sh; . /lib/net-lib.sh
+                   . $hookdir/cmdline/98-parse-ip-opts.sh; ifup eth0' >&2
+                 cp etc/resolv.conf /etc/resolv.conf; cd /";
+    let conf = tap.generated("dracut-conf");
+    tap.configured_by(&conf, &format!("cp -r etc /; {build}\n{start}"));
+    // Nothing is built in: dracut reads /etc/cmdline.d beside the kernel's own command line.
+    let line = tap.generated("cmdline --dialect dracut");
+    let given = "mkdir -p etc/cmdline.d; cp /given/cmdline etc/cmdline.d/guestnet.conf";
+    tap.configured_by(&line, &format!("{build}\n{given}\n{start}"));
+}
+
+#[test]
+fn systemd_takes_the_shipped_units_of_gen_dhcp() {
+    let lab = Lab::new();
+    let root = lab.directory().join("dhcp");
+    fs::create_dir(&root).unwrap();
+    let mut command = Command::new(guestnet_binary());
+    command.args(["gen", "dhcp", "--client", "networkd", "--root"]).arg(&root);
+    assert!(command.output().expect("running guestnet").status.success());
+    let said = ask(
+        &lab,
+        &lab.inet,
+        &root,
+        "cp -r etc /; systemd-analyze verify /etc/systemd/system/guestnet-hostname.service 2>&1; echo verified",
+    );
+    assert_eq!(said, "verified\n");
 }
 
 #[test]

@@ -4,7 +4,7 @@ provides=validators
 packages=("${debian_packages[@]}")
 inputs=("$here/lib/debian.sh")
 programs=(
-  cloud-init netplan.io network-manager ifupdown systemd dbus dracut-core klibc-utils busybox-static
+  cloud-init netplan.io network-manager ifupdown systemd dbus dracut-core dracut-network klibc-utils busybox-static
   isc-dhcp-client dhcpcd-base iproute2 nix-bin ignition dosfstools libarchive-tools mtools kmod
 )
 
