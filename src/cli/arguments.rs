@@ -51,6 +51,7 @@ impl Global {
 }
 
 #[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, parsed once")]
 pub(super) enum Command {
     /// Run the service.
     Serve {
