@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use socket2::{Domain, Socket, Type};
 
-use super::flows::local_addresses;
+use super::flows::{blocking, local_addresses};
 use super::{Standing, Walls, WallsError, batch};
 use crate::kernel::KernelError;
 use crate::model::{HostSide, PortForward, Transport};
@@ -32,7 +32,23 @@ impl Walls {
             self.0.store.remove_forward(forward).await?;
             return Err(error.into());
         }
+        self.end_unforwarded(&forward).await?;
         Ok(forward)
+    }
+
+    /// What was sent to the port before: the kernel looks for no forward of a connection that it tracks, so a client that keeps
+    /// asking from one port would never get to the VM.
+    async fn end_unforwarded(&self, forward: &PortForward) -> Result<(), WallsError> {
+        let (nft, protocol, port) = (self.0.nft.clone(), forward.protocol.number(), forward.host_port);
+        let unforwarded = blocking(move || {
+            let local = local_addresses();
+            let mut found = nft.all_connections()?;
+            found.retain(|c| (c.protocol, c.port, c.forwarded) == (protocol, port, false));
+            found.retain(|c| local.contains(&c.destination));
+            Ok(found)
+        })
+        .await?;
+        self.end(unforwarded).await
     }
 
     /// Whether it is there already; an error when it cannot be.
