@@ -16,6 +16,7 @@ pub use conntrack::Connection;
 pub use wire::Batch;
 
 use super::error::{Doing, KernelError};
+use super::fault::{self, When};
 use crate::walls::nft::{Family, Table, TableName};
 use socket::Socket;
 use wire::{NFNL_SUBSYS_NFTABLES, attribute, attributes, number, string};
@@ -61,7 +62,10 @@ impl Nft {
             }
             self.socket().commit(batch)
         };
-        match put(Ownership::Persistent) {
+        // Linux 5.12 to 6.8 refuse the flags of such a table; older ones lack the locked ports that guestnet needs.
+        let older = fault::point(When::Before, "owned-tables")
+            .map_err(|_| ("table".into(), io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
+        match older.and_then(|()| put(Ownership::Persistent)) {
             Ok(()) => Ok(Ownership::Persistent),
             Err((_, error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 put(Ownership::Shared).map(|()| Ownership::Shared).map_err(refused)
