@@ -9,6 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Lab;
@@ -23,7 +25,7 @@ mod ioctl {
 }
 
 /// Long enough for a frame to go through the host, whatever else runs.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The guest's side of a TAP.
 pub struct Attacker {
@@ -55,6 +57,21 @@ impl Attacker {
         };
         attacker.wait_for_carrier();
         attacker
+    }
+
+    /// Opens the TAP of a slot, by its number, before there is a VM on it that will have `ip`; otherwise as `neighbour` is.
+    pub fn early(lab: &Lab, slot: &str, ip: Ipv4Addr, neighbour: &Self) -> Self {
+        let namespace = lab.host.enter(&Path::new("/run/netns").join(format!("guestnet-{slot}")));
+        let octets = ip.octets();
+        Self {
+            tap: namespace.run(|| open("tap0")),
+            vm_id: "early".into(),
+            mac: [6, 0, octets[0], octets[1], octets[2], octets[3]],
+            ip,
+            gateway: neighbour.gateway,
+            gateway_mac: neighbour.gateway_mac,
+            port: format!("gv{slot}"),
+        }
     }
 
     /// A TAP carries only some time after it was opened: the kernel starts its queue when it gets to it, within a second.
@@ -138,6 +155,17 @@ impl Attacker {
         frames::udp(self.mac, self.gateway_mac, self.ip, to, ports, text)
     }
 
+    /// The first segment of a TCP connection, with text in it to be known by.
+    pub fn tcp(&self, to: Ipv4Addr, ports: (u16, u16), text: &[u8]) -> Vec<u8> {
+        frames::tcp((self.mac, self.gateway_mac), (self.ip, to), ports, (frames::SYN, 1, 0), text)
+    }
+
+    /// A packet of any protocol of IPv4.
+    pub fn packet(&self, to: Ipv4Addr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let packet = frames::ipv4(self.ip, to, protocol, payload);
+        frames::ethernet(self.mac, self.gateway_mac, 0x0800, &packet)
+    }
+
     pub fn echo(&self, to: Ipv4Addr, sequence: u16) -> Vec<u8> {
         frames::echo(self.mac, self.gateway_mac, self.ip, to, sequence)
     }
@@ -150,14 +178,18 @@ impl Attacker {
         self.wait(patience, |frame| frame.is_echo_reply(to, sequence)).map(|_| begun.elapsed())
     }
 
-    /// Returns when everything that it sent before, and all that was on its way to it, has been through the host: its port
-    /// handles frames in order. What it has received by then.
+    /// Returns when everything that it sent before, and all that was on its way to it, has been through the host. What it has
+    /// received by then.
     pub fn settle(&self) -> Vec<Frame> {
         self.settle_with(self.gateway)
     }
 
     /// The same by way of an answer from `to`.
     pub fn settle_with(&self, to: Ipv4Addr) -> Vec<Frame> {
+        on_every_cpu(|| self.settle_here(to)).concat()
+    }
+
+    fn settle_here(&self, to: Ipv4Addr) -> Vec<Frame> {
         let sequence = rand_sequence();
         self.send(&self.echo(to, sequence));
         let deadline = Instant::now() + PATIENCE;
@@ -170,6 +202,25 @@ impl Attacker {
         }
         panic!("{}: no answer from {to}; received {seen:?}", self.vm_id);
     }
+}
+
+/// Does `work` on each processor that this thread may have: the kernel handles in order what was sent from one, and what was
+/// sent from another may wait there behind whatever else runs.
+pub fn on_every_cpu<T>(mut work: impl FnMut() -> T) -> Vec<T> {
+    let this = Pid::from_raw(0);
+    let mine = sched_getaffinity(this).expect("the thread's processors");
+    let done = (0..CpuSet::count())
+        .filter(|cpu| mine.is_set(*cpu).unwrap_or(false))
+        .map(|cpu| {
+            let mut one = CpuSet::new();
+            one.set(cpu)
+                .and_then(|()| sched_setaffinity(this, &one))
+                .expect("one of the thread's processors");
+            work()
+        })
+        .collect();
+    sched_setaffinity(this, &mine).expect("the thread's processors");
+    done
 }
 
 fn rand_sequence() -> u16 {

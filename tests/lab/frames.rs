@@ -103,23 +103,15 @@ pub const SYN: u8 = 2;
 pub const ACK: u8 = 16;
 pub const PUSH: u8 = 8;
 
-/// A TCP segment without options.
+/// A TCP segment without options, in a frame: `about` is its flags, its sequence number and what it acknowledges.
 pub fn tcp(
     macs: (Mac, Mac),
     addresses: (Ipv4Addr, Ipv4Addr),
     ports: (u16, u16),
-    (flags, sequence, acknowledged): (u8, u32, u32),
+    about: (u8, u32, u32),
     text: &[u8],
 ) -> Vec<u8> {
-    let mut segment = [&ports.0.to_be_bytes()[..], &ports.1.to_be_bytes()].concat();
-    segment.extend(sequence.to_be_bytes());
-    segment.extend(acknowledged.to_be_bytes());
-    segment.extend([0x50, flags]);
-    segment.extend(8192_u16.to_be_bytes());
-    segment.extend([0; 4]);
-    segment.extend(text);
-    let sum = with_pseudo(addresses.0, addresses.1, 6, &segment);
-    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    let segment = tcp_segment(addresses, ports, about, text);
     ethernet(macs.0, macs.1, 0x0800, &ipv4(addresses.0, addresses.1, 6, &segment))
 }
 
@@ -142,12 +134,36 @@ pub fn icmp(
     kind: u8,
     sequence: u16,
 ) -> Vec<u8> {
+    let message = icmp_message(kind, sequence, b"guestnet's lab");
+    ethernet(source_mac, destination_mac, 0x0800, &ipv4(source, destination, 1, &message))
+}
+
+pub fn icmp_message(kind: u8, sequence: u16, text: &[u8]) -> Vec<u8> {
     let mut message = vec![kind, 0, 0, 0, 0x47, 0x4e];
     message.extend(sequence.to_be_bytes());
-    message.extend(b"guestnet's lab");
+    message.extend(text);
     let sum = checksum(&[&message]);
     message[2..4].copy_from_slice(&sum.to_be_bytes());
-    ethernet(source_mac, destination_mac, 0x0800, &ipv4(source, destination, 1, &message))
+    message
+}
+
+/// A TCP segment without options, alone.
+pub fn tcp_segment(
+    addresses: (Ipv4Addr, Ipv4Addr),
+    ports: (u16, u16),
+    (flags, sequence, acknowledged): (u8, u32, u32),
+    text: &[u8],
+) -> Vec<u8> {
+    let mut segment = [&ports.0.to_be_bytes()[..], &ports.1.to_be_bytes()].concat();
+    segment.extend(sequence.to_be_bytes());
+    segment.extend(acknowledged.to_be_bytes());
+    segment.extend([0x50, flags]);
+    segment.extend(8192_u16.to_be_bytes());
+    segment.extend([0; 4]);
+    segment.extend(text);
+    let sum = with_pseudo(addresses.0, addresses.1, 6, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
 }
 
 /// A DHCP server's answer: OFFER (2) or ACK (5) that gives `client` an address and a router (RFC 2131).

@@ -46,6 +46,11 @@ impl Sniffer {
         })
     }
 
+    /// Writes a frame to the device, as it is.
+    pub fn send(&self, frame: &[u8]) {
+        self.0.send(frame).expect("a frame on a packet socket");
+    }
+
     /// The next frame that comes in time.
     pub fn receive(&self, patience: Duration) -> Option<Frame> {
         let deadline = Instant::now() + patience;

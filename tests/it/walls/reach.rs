@@ -2,8 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::scene::{Scene, TEXT, Wall, Watcher};
+use super::scene::{PATIENCE, Scene, TEXT, Wall, Watcher, left_the_host, until, uplink, web};
 use crate::lab::Lab;
+use crate::lab::attacker::Attacker;
 use crate::lab::frames::{self, Frame};
 
 #[test]
@@ -15,11 +16,7 @@ fn the_metadata_address_and_the_operators_lan_stay_out_of_reach() {
         [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(169, 254, 0, 1), Ipv4Addr::new(192, 168, 7, 1)];
     let frames = to.map(|to| a.udp(to, (4000, 80), TEXT));
     let wall = Wall::Rule("inet", "from_guest", "where no guest gets to");
-    let is_it = |frame: &Frame| {
-        frame.has(TEXT)
-            && frame.ipv4().is_some_and(|(_, source, ..)| source == Ipv4Addr::new(198, 51, 100, 1))
-    };
-    scene.stopped(&frames, is_it, ("inet", "blocked_egress"), &[wall], Watcher::Inet);
+    scene.stopped(&frames, left_the_host, ("inet", "blocked_egress"), &[wall], Watcher::Inet);
 }
 
 #[test]
@@ -29,29 +26,24 @@ fn nothing_of_the_host_answers_a_guest_but_what_is_meant_for_it() {
     let mut scene = Scene::with(&lab, "new_connections_per_second = 10000000\nlive_connections = 10000000");
     let listening = ["0.0.0.0:8080", "127.0.0.1:8081"]
         .map(|at| lab.host.run(|| std::net::TcpListener::bind(at).unwrap()));
-    let uplink: Ipv4Addr = crate::lab::UPLINK.parse().unwrap();
+    let uplink = uplink();
     let a = &scene.attacker;
-    let syn = |to: Ipv4Addr, port: u16| {
-        frames::tcp((a.mac, a.gateway_mac), (a.ip, to), (40_000, port), (frames::SYN, 1, 0), &[])
-    };
-    // Whatever answers: SYN and ACK of who listens, RST of a closed port that was reached.
-    let answers = |a: &crate::lab::attacker::Attacker, asked: &[(Ipv4Addr, u16)]| -> Vec<(Ipv4Addr, u16)> {
+    let syn = |a: &Attacker, to: Ipv4Addr, port: u16| a.tcp(to, (40_000, port), &[]);
+    // Whatever answers: SYN and ACK of who listens, RST of a closed port that was reached, "port unreachable".
+    let answers = |a: &Attacker, asked: &[(Ipv4Addr, u16)]| -> Vec<(Ipv4Addr, u16)> {
         let mut seen = Vec::new();
-        for chunk in asked.chunks(500) {
+        for chunk in asked.chunks(250) {
             for (to, port) in chunk {
-                a.send(&frames::tcp(
-                    (a.mac, a.gateway_mac),
-                    (a.ip, *to),
-                    (40_000, *port),
-                    (frames::SYN, 1, 0),
-                    &[],
-                ));
+                a.send(&syn(a, *to, *port));
+                a.send(&a.udp(*to, (40_000, *port), TEXT));
             }
             seen.extend(a.settle());
         }
         let of = |frame: &Frame| {
-            let (protocol, from, _, segment) = frame.ipv4()?;
-            (protocol == 6).then(|| (from, u16::from_be_bytes([segment[0], segment[1]])))
+            let (protocol, from, _, message) = frame.ipv4()?;
+            // Of an ICMP error: the port that was asked, after the header that it quotes.
+            let at = if protocol == 1 { 8 + 20 + 2 } else { 0 };
+            [1, 6].contains(&protocol).then(|| (from, u16::from_be_bytes([message[at], message[at + 1]])))
         };
         // Not what is said again of an earlier question: a SYN that was never acknowledged.
         let mut found: Vec<_> = seen.iter().filter_map(of).filter(|at| asked.contains(at)).collect();
@@ -62,34 +54,24 @@ fn nothing_of_the_host_answers_a_guest_but_what_is_meant_for_it() {
     let every_port = |to: Ipv4Addr| (1..=u16::MAX).map(move |port| (to, port));
     let asked: Vec<(Ipv4Addr, u16)> = every_port(a.gateway).chain(every_port(uplink)).collect();
     assert_eq!(answers(a, &asked), [(a.gateway, 53)], "DNS over TCP is all that listens for guests");
+    // But for DNS and DHCP of its own gateway; a few of so many may be lost in the kernel's queue.
+    let asked = 4 * 65_535 - 3;
+    let counted = scene.counted("inet", "host");
+    assert!((asked - 500..=asked).contains(&counted), "{counted} of {asked} were counted");
     for on in [true, false] {
         scene.br_netfilter(on);
-        a.send(&syn(Ipv4Addr::LOCALHOST, 8081));
+        a.send(&syn(a, Ipv4Addr::LOCALHOST, 8081));
         a.send(&a.udp(uplink, (4000, 68), TEXT));
         a.send(&a.echo(uplink, 9));
         let seen = a.settle();
         let from_host = seen.iter().filter(|frame| frame.ipv4().is_some());
         assert_eq!(from_host.count(), 0, "{seen:?}");
     }
-    assert!(scene.counted("inet", "host") > 131_000 && scene.counted("bridge", "martian") == 2);
+    assert_eq!((scene.counted("inet", "host") - counted, scene.counted("bridge", "martian")), (4, 2));
     scene.take_down(&[Wall::Chain("inet", "host_wall")]);
     let reached = answers(&scene.attacker, &[(uplink, 8080), (uplink, 22)]);
-    assert_eq!(reached.len(), 2, "with the wall down the host does not answer either");
+    assert_eq!(reached, [(uplink, 22), (uplink, 8080)], "with the wall down the host does not answer either");
     drop(listening);
-}
-
-#[test]
-fn loopback_is_out_of_reach_even_where_a_forward_opens_it_to_the_host() {
-    let lab = Lab::new();
-    let scene = Scene::new(&lab);
-    scene.guestnet(&["forward", "add", "victim", "--host-port", "8085"]);
-    assert_eq!(lab.on_host("sysctl", &["-n", "net.ipv4.conf.br-vms.route_localnet"]).trim(), "1");
-    let local = lab.host.run(|| std::net::UdpSocket::bind("127.0.0.1:9999").unwrap());
-    local.set_nonblocking(true).unwrap();
-    scene.attacker.send(&scene.attacker.udp(Ipv4Addr::LOCALHOST, (4000, 9999), TEXT));
-    scene.attacker.settle();
-    assert_eq!(scene.counted("bridge", "martian"), 1);
-    assert!(local.recv(&mut [0; 100]).is_err(), "a guest's packet reached the host's loopback");
 }
 
 #[test]
@@ -97,164 +79,171 @@ fn guests_are_closed_to_each_other() {
     let lab = Lab::new();
     let mut scene = Scene::new(&lab);
     let (a, v) = (&scene.attacker, &scene.victim);
-    let frames = [a.udp(v.ip, (4000, 7000), TEXT), a.udp(v.ip, (4000, 68), TEXT)];
-    let echo = a.echo(v.ip, 77);
-    a.send(&echo);
-    a.settle();
-    let is_it = |frame: &Frame| frame.has(TEXT) && frame.source() == a_gateway();
-    fn a_gateway() -> frames::Mac {
-        [6, 0, 10, 100, 0, 1]
-    }
-    assert_eq!(scene.counted("inet", "closed"), 1);
-    let walls = [Wall::Chain("inet", "inbound"), Wall::Chain("inet", "from_guest")];
-    let first = [frames[0].clone()];
-    scene.stopped(&first, is_it, ("inet", "closed"), &walls, Watcher::Victim);
+    let frames = [
+        a.udp(v.ip, (4000, 7000), TEXT),
+        a.tcp(v.ip, (4000, 22), TEXT),
+        a.packet(v.ip, 1, &frames::icmp_message(8, 1, TEXT)),
+        a.packet(v.ip, 253, TEXT),
+    ];
+    // Routed by the host; what the attacker itself sent is seen on the bridge too.
+    let gateway = a.gateway_mac;
+    let is_it = move |frame: &Frame| frame.has(TEXT) && frame.source() == gateway;
+    scene.stopped(
+        &frames,
+        is_it,
+        ("inet", "closed"),
+        &[Wall::Rule("inet", "inbound", "closed")],
+        Watcher::Victim,
+    );
 }
 
 #[test]
-fn guests_of_one_workspace_reach_each_other_where_the_network_says_so() {
+fn a_dhcp_answer_is_not_routed_to_a_neighbour_whatever_a_policy_says() {
     let lab = Lab::new();
-    let config = "[[network]]\nenable_rate_limit = false\nintra_workspace = \"allow\"\n";
-    let daemon = crate::lab::Daemon::start_with(&lab, config);
-    let vm = |name: &str, workspace: &str| {
-        crate::lab::attacker::Attacker::new(
-            &lab,
-            &daemon.json(&["vm", "create", name, "--workspace", workspace]),
-        )
-    };
-    let [a, b, c] = [vm("a", "acme"), vm("b", "acme"), vm("c", "other")];
-    for to in [b.ip, c.ip] {
-        a.send(&a.udp(to, (4000, 7000), TEXT));
+    let mut scene = Scene::new(&lab);
+    scene.apply("vm_id = \"victim\"\ndefault_ingress = \"allow\"\n");
+    let (a, v) = (&scene.attacker, &scene.victim);
+    let frames = [a.udp(v.ip, (4000, 68), TEXT)];
+    let gateway = a.gateway_mac;
+    let is_it = move |frame: &Frame| frame.has(TEXT) && frame.source() == gateway;
+    let wall = Wall::Rule("inet", "from_guest", "to a DHCP client");
+    scene.stopped(&frames, is_it, ("inet", "dhcp_server"), &[wall], Watcher::Victim);
+}
+
+#[test]
+fn loopback_is_out_of_reach_even_where_forwards_and_the_hosts_own_rules_lead_there() {
+    let lab = Lab::new();
+    let mut scene = Scene::new(&lab);
+    scene.guestnet(&["forward", "add", "victim", "--host-port", "8085"]);
+    assert_eq!(lab.on_host("sysctl", &["-n", "net.ipv4.conf.br-vms.route_localnet"]).trim(), "1");
+    // As an operator publishes a service of the host's loopback.
+    let rule = "-t nat -A PREROUTING -p udp --dport 9000 -j DNAT --to-destination 127.0.0.1:9999";
+    lab.on_host("iptables", &rule.split(' ').collect::<Vec<_>>());
+    let local = lab.host.run(|| std::net::UdpSocket::bind("127.0.0.1:9999").unwrap());
+    local.set_read_timeout(Some(PATIENCE)).unwrap();
+    let a = &scene.attacker;
+    let frames = [a.udp(Ipv4Addr::LOCALHOST, (4000, 9999), TEXT), a.udp(a.gateway, (4001, 9000), TEXT)];
+    frames.iter().for_each(|frame| a.send(frame));
+    a.settle();
+    assert_eq!((scene.counted("bridge", "martian"), scene.counted("inet", "host")), (1, 1));
+    local.set_nonblocking(true).unwrap();
+    assert!(local.recv(&mut [0; 100]).is_err(), "a guest's packet reached the host's loopback");
+    local.set_nonblocking(false).unwrap();
+    scene.take_down(&[Wall::Rule("bridge", "own_address", "to loopback"), Wall::Chain("inet", "host_wall")]);
+    for frame in &frames {
+        scene.attacker.send(frame);
+        assert!(local.recv(&mut [0; 100]).is_ok(), "with the walls down it does not get there either");
     }
-    b.expect("its neighbour of the same workspace", |frame| frame.has(TEXT));
-    assert!(c.settle().iter().all(|frame| !frame.has(TEXT)), "another workspace's guest reached it");
-    let test = |to: &str| daemon.json(&["policy", "test", "--from", "a", "--to", to, "--port", "7000"]);
-    assert_eq!((test("b")["action"].clone(), test("c")["action"].clone()), ("allow".into(), "deny".into()));
+}
+
+const TWO: &str = "[[network]]\nname = \"two\"\nbridge_name = \"br-two\"\nbridge_ip = \"10.101.0.1/16\"\n\
+                   vm_subnet = \"10.101.0.0/16\"\nenable_rate_limit = false\npool_size = 4\n";
+
+#[test]
+fn other_networks_gateways_and_every_address_of_the_host_are_out_of_reach() {
+    let lab = Lab::new();
+    // As of Docker's bridge, and of a service.
+    for address in ["172.17.0.1/16", "203.0.113.5/32"] {
+        lab.on_host("ip", &["addr", "add", address, "dev", "lo"]);
+    }
+    let mut scene = Scene::with(&lab, TWO);
+    let a = &scene.attacker;
+    let hosts: Vec<Ipv4Addr> = lab
+        .on_host("ip", &["-o", "-4", "addr", "show"])
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok())
+        .filter(|address: &Ipv4Addr| !address.is_loopback() && *address != a.gateway)
+        .collect();
+    let other: Ipv4Addr = "10.101.0.1".parse().unwrap();
+    assert!(hosts.len() >= 4 && hosts.contains(&other), "{hosts:?}");
+    let open = lab.host.run(|| std::net::UdpSocket::bind("0.0.0.0:9999").unwrap());
+    open.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut frames = Vec::new();
+    for to in &hosts {
+        // What each gateway offers its own guests, and what somebody listens to.
+        frames.extend([53, 67, 80, 9999].map(|port| a.udp(*to, (4000, port), TEXT)));
+        frames.extend([22, 53, 80].map(|port| a.tcp(*to, (4000, port), TEXT)));
+        frames.push(a.packet(*to, 1, &frames::icmp_message(8, 1, TEXT)));
+    }
+    for on in [true, false] {
+        scene.br_netfilter(on);
+        let before = scene.counted("inet", "host");
+        frames.iter().for_each(|frame| scene.attacker.send(frame));
+        let seen = scene.attacker.settle();
+        assert!(seen.iter().all(|frame| frame.ipv4().is_none()), "{seen:?}");
+        assert_eq!(scene.counted("inet", "host") - before, frames.len() as u64);
+    }
+    open.set_nonblocking(true).unwrap();
+    assert!(open.recv(&mut [0; 100]).is_err());
+    open.set_nonblocking(false).unwrap();
+    scene.take_down(&[Wall::Chain("inet", "host_wall")]);
+    for to in &hosts {
+        scene.attacker.send(&scene.attacker.udp(*to, (4001, 9999), TEXT));
+        assert!(open.recv(&mut [0; 100]).is_ok(), "with the wall down {to} is out of reach too");
+        assert!(scene.attacker.ping(*to, PATIENCE).is_some());
+    }
+}
+
+#[test]
+fn guests_of_other_networks_are_as_closed_as_those_of_its_own() {
+    let lab = Lab::new();
+    let mut scene = Scene::with(&lab, TWO);
+    let other = scene.guest("other", &["--network", "two"]);
+    let a = &scene.attacker;
+    let frames = [
+        a.udp(other.ip, (4000, 7000), TEXT),
+        a.tcp(other.ip, (4000, 7000), TEXT),
+        a.packet(other.ip, 1, &frames::icmp_message(8, 1, TEXT)),
+    ];
+    frames.iter().for_each(|frame| a.send(frame));
+    a.settle();
+    assert!(other.settle().iter().all(|frame| !frame.has(TEXT)));
+    assert_eq!(scene.counted("inet", "closed"), 3);
+    scene.take_down(&[Wall::Rule("inet", "inbound", "closed")]);
+    for frame in &frames {
+        scene.attacker.send(frame);
+        other.expect("it, with the wall down", |frame| frame.has(TEXT));
+    }
+}
+
+#[test]
+fn the_world_reaches_no_guest_by_its_own_address() {
+    let lab = Lab::new();
+    // A host beside ours, which knows the way.
+    lab.in_inet("ip", &["route", "add", "10.100.0.0/16", "via", "198.51.100.1"]);
+    let mut scene = Scene::new(&lab);
+    let outside = lab.inet.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+    outside.send_to(TEXT, (scene.victim.ip, 7000)).unwrap();
+    until("the datagram never came to the wall", || scene.counted("inet", "closed") == 1);
+    assert!(scene.victim.settle().iter().all(|frame| !frame.has(TEXT)));
+    scene.take_down(&[Wall::Rule("inet", "inbound", "closed")]);
+    outside.send_to(TEXT, (scene.victim.ip, 7000)).unwrap();
+    scene.victim.expect("it, with the wall down", |frame| frame.has(TEXT));
 }
 
 #[test]
 fn unused_addresses_of_the_subnet_do_not_leak_upstream() {
     let lab = Lab::new();
     let mut scene = Scene::new(&lab);
-    let unused = Ipv4Addr::new(10, 100, 77, 77);
-    let frame = scene.attacker.udp(unused, (4000, 7000), TEXT);
-    scene.attacker.send(&frame);
-    scene.attacker.settle_with(crate::lab::WEB.parse().unwrap());
+    let unreachable = || -> u64 {
+        let counted = lab.on_host("cat", &["/proc/net/snmp"]);
+        let of: Vec<&str> = counted.lines().filter(|line| line.starts_with("Icmp:")).collect();
+        let at = of[0].split(' ').position(|name| name == "OutDestUnreachs").unwrap();
+        of[1].split(' ').nth(at).unwrap().parse().unwrap()
+    };
+    let unused = [Ipv4Addr::new(10, 100, 77, 77), Ipv4Addr::new(10, 100, 255, 254)];
+    let frames = unused.map(|to| scene.attacker.udp(to, (4000, 7000), TEXT));
+    let before = unreachable();
+    frames.iter().for_each(|frame| scene.attacker.send(frame));
+    // "Host unreachable" comes back, with what was sent.
+    for to in unused {
+        let quotes = move |frame: &Frame| frame.has(TEXT) && frame.has(&to.octets());
+        let told = scene.attacker.expect("that nobody is there", quotes);
+        assert_eq!((told.ipv4().unwrap().0, told.ipv4().unwrap().3[..2].to_vec()), (1, vec![3, 1]));
+    }
+    scene.attacker.settle_with(web());
     assert!(scene.inet.drain().iter().all(|frame| !frame.has(TEXT)));
-    scene.take_down(&[Wall::Host("ip route del unreachable 10.100.0.0/16")]);
-    scene.attacker.send(&frame);
-    let seen = scene.inet.wait(std::time::Duration::from_secs(5), |frame| frame.has(TEXT));
-    assert!(seen.is_some(), "without the route it does not leave either: this proves nothing");
-}
-
-#[test]
-fn one_guest_cannot_take_what_all_share() {
-    let lab = Lab::new();
-    let mut scene =
-        Scene::with(&lab, "new_connections_per_second = 500\nlive_connections = 100\ndhcp_per_second = 5");
-    let web: Ipv4Addr = crate::lab::WEB.parse().unwrap();
-    let tracked = |scene: &Scene<'_>| -> usize {
-        scene.lab.on_host("cat", &["/proc/sys/net/netfilter/nf_conntrack_count"]).trim().parse().unwrap()
-    };
-    let flood = |scene: &Scene<'_>, first: u16| {
-        for port in first..first + 2_000 {
-            scene.attacker.send(&scene.attacker.udp(web, (port, 7000), TEXT));
-        }
-    };
-    flood(&scene, 10_000);
-    for n in 0..100 {
-        scene.attacker.send(&frames::dhcp_discover(scene.attacker.mac, n));
-    }
-    scene.victim.settle();
-    let before = tracked(&scene);
-    // Its own hundred, and what the lab itself has open.
-    assert!(before < 200, "{before} connections are tracked");
-    for (family, reason) in
-        [("inet", "live_connections"), ("inet", "new_connections"), ("bridge", "dhcp_rate")]
-    {
-        assert!(scene.counted(family, reason) > 0, "nothing was counted as {reason}");
-    }
-    scene.victim.settle_with(web);
-    scene.take_down(&[Wall::Chain("inet", "caps_0")]);
-    flood(&scene, 20_000);
-    scene.victim.settle_with(web);
-    assert!(tracked(&scene) > 1_000, "with the wall down no more are tracked either");
-}
-
-#[test]
-fn a_stream_that_nobody_answers_is_one_connection() {
-    let lab = Lab::new();
-    let scene = Scene::with(&lab, "new_connections_per_second = 5\nlive_connections = 5");
-    let web: Ipv4Addr = crate::lab::WEB.parse().unwrap();
-    let stream = |scene: &Scene<'_>, first: u16, step: u16| {
-        for n in 0..500 {
-            scene.attacker.send(&scene.attacker.udp(web, (first + n * step, 7000), TEXT));
-        }
-    };
-    stream(&scene, 4_000, 0);
-    for n in 0..500 {
-        let seen = scene.inet.wait(std::time::Duration::from_secs(5), |frame| frame.has(TEXT));
-        assert!(seen.is_some(), "only {n} packets of the stream arrived");
-    }
-    stream(&scene, 10_000, 1);
-    scene.victim.settle_with(web);
-    let arrived = scene.inet.drain().iter().filter(|frame| frame.has(TEXT)).count();
-    assert!(arrived < 10, "{arrived} of 500 connections were let through");
-}
-
-#[test]
-fn a_flood_does_not_keep_a_neighbour_waiting() {
-    let lab = Lab::new();
-    let scene = Scene::new(&lab);
-    let web: Ipv4Addr = crate::lab::WEB.parse().unwrap();
-    let median = |count: usize| {
-        let patience = std::time::Duration::from_secs(5);
-        let mut times: Vec<_> =
-            (0..count).map(|_| scene.victim.ping(web, patience).expect("an answer")).collect();
-        times.sort();
-        times[count / 2]
-    };
-    let quiet = median(51);
-    let stop = std::sync::atomic::AtomicBool::new(false);
-    let flooded = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let big = [0x55; 1400];
-            let mut port = 0_u16;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                port = port.wrapping_add(1);
-                let a = &scene.attacker;
-                a.send(&a.udp(web, (port | 1024, 7000), &big));
-                let macs = (a.mac, a.gateway_mac);
-                a.send(&frames::tcp(macs, (a.ip, web), (port | 1024, 80), (frames::SYN, 1, 0), &[]));
-            }
-        });
-        let flooded = median(51);
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        flooded
-    });
-    let more = flooded.saturating_sub(quiet);
-    assert!(more < std::time::Duration::from_millis(5), "quiet {quiet:?}, flooded {flooded:?}");
-}
-
-#[test]
-fn the_walls_outlast_what_others_do_to_the_hosts_rules() {
-    let lab = Lab::new();
-    let scene = Scene::new(&lab);
-    let web: Ipv4Addr = crate::lab::WEB.parse().unwrap();
-    let walls = || lab.on_host("nft", &["-s", "list", "table", "bridge", "guestnet"]);
-    let before = walls();
-    // As Docker does when it starts after us.
-    lab.on_host("iptables", &["-P", "FORWARD", "DROP"]);
-    lab.on_host("iptables", &["-I", "FORWARD", "1", "-i", "docker0", "-j", "ACCEPT"]);
-    scene.attacker.settle_with(web);
-    lab.on_host("iptables", &["-P", "FORWARD", "ACCEPT"]);
-    lab.on_host("iptables", &["-F"]);
-    lab.on_host("nft", &["flush", "ruleset"]);
-    assert_eq!(before, walls());
-    let (a, v) = (&scene.attacker, &scene.victim);
-    a.send(&a.udp(v.ip, (4000, 7000), TEXT));
-    a.send(&frames::udp(a.mac, a.gateway_mac, v.ip, web, (4000, 7000), TEXT));
-    a.settle();
-    assert!(v.settle().iter().all(|frame| !frame.has(TEXT)));
-    assert_eq!((scene.counted("inet", "closed"), scene.counted("bridge", "spoofed_address")), (1, 1));
+    assert_eq!(unreachable() - before, 2);
+    let wall = Wall::Host("ip route del unreachable 10.100.0.0/16");
+    scene.comes_through(&frames, |frame| frame.has(TEXT), &[wall], Watcher::Inet);
 }

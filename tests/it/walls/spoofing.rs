@@ -3,21 +3,59 @@
 
 use std::net::Ipv4Addr;
 
-use super::scene::{Scene, TEXT, Wall, Watcher};
+use super::scene::{PATIENCE, Scene, TEXT, Wall, Watcher, until, web};
+use crate::lab::Lab;
 use crate::lab::frames::{self, Arp, BROADCAST, Fragment, Frame, Mac};
-use crate::lab::{Lab, WEB};
 
-const ARP_OFF: &[Wall] = &[Wall::Switch, Wall::Chain("bridge", "foreign_address")];
-const OWN_OFF: &[Wall] = &[Wall::Switch, Wall::Chain("bridge", "own_address")];
-const MAC_OFF: &[Wall] = &[Wall::Switch, Wall::Rule("bridge", "port", "foreign MAC")];
-const ADDRESS_OFF: &[Wall] = &[Wall::Chain("bridge", "foreign_address")];
+pub(super) const ARP_OFF: &[Wall] = &[Wall::Switch, Wall::Chain("bridge", "foreign_address")];
+pub(super) const OWN_OFF: &[Wall] = &[Wall::Switch, Wall::Chain("bridge", "own_address")];
+pub(super) const MAC_OFF: &[Wall] = &[Wall::Switch, Wall::Rule("bridge", "port", "foreign MAC")];
+pub(super) const ADDRESS_OFF: &[Wall] = &[Wall::Chain("bridge", "foreign_address")];
+
+/// Who is who in a scene: the first addresses of the subnet, with MACs that go with them.
+#[derive(Clone, Copy)]
+pub(super) struct Host {
+    pub(super) mac: Mac,
+    pub(super) ip: Ipv4Addr,
+}
+
+const fn host(last: u8) -> Host {
+    Host { mac: [6, 0, 10, 100, 0, last], ip: Ipv4Addr::new(10, 100, 0, last) }
+}
+
+pub(super) const GATEWAY: Host = host(1);
+pub(super) const ATTACKER: Host = host(2);
+pub(super) const VICTIM: Host = host(3);
+const NOBODY: Mac = [2, 0, 0, 0, 0, 9];
+
+/// All of `frames` are dropped at the attacker's port and counted under `reason`, and nobody sees what `is_it` knows; with
+/// `walls` down, `by` sees it.
+pub(super) fn stopped(
+    frames: &[Vec<u8>],
+    is_it: impl Fn(&Frame) -> bool,
+    reason: &str,
+    walls: &[Wall],
+    by: Watcher,
+) {
+    let lab = Lab::new();
+    let mut scene = Scene::new(&lab);
+    let (a, v) = (&scene.attacker, &scene.victim);
+    assert_eq!((a.mac, a.ip, v.mac, v.ip), (ATTACKER.mac, ATTACKER.ip, VICTIM.mac, VICTIM.ip));
+    assert_eq!((a.gateway_mac, a.gateway), (GATEWAY.mac, GATEWAY.ip));
+    scene.stopped(frames, is_it, ("bridge", reason), walls, by);
+}
 
 fn has_text(frame: &Frame) -> bool {
     frame.has(TEXT)
 }
 
-/// ARP that says `ip` is at `mac`, as it is sent to all and to the victim.
-fn claims(source: Mac, victim: Mac, victim_ip: Ipv4Addr, mac: Mac, ip: Ipv4Addr) -> Vec<Vec<u8>> {
+/// UDP to the internet by the gateway, under any MAC and address.
+fn udp_as(mac: Mac, ip: Ipv4Addr) -> Vec<u8> {
+    frames::udp(mac, GATEWAY.mac, ip, web(), (4000, 4000), TEXT)
+}
+
+/// ARP in a frame of `source` that says `ip` is at `mac`: to `to` alone, to all, and as a question.
+fn claims(source: Mac, to: Host, mac: Mac, ip: Ipv4Addr) -> Vec<Vec<u8>> {
     let says = |operation, target_mac, target_ip| Arp {
         operation,
         sender_mac: mac,
@@ -26,82 +64,58 @@ fn claims(source: Mac, victim: Mac, victim_ip: Ipv4Addr, mac: Mac, ip: Ipv4Addr)
         target_ip,
     };
     vec![
-        frames::arp(source, victim, &says(2, victim, victim_ip)),
+        frames::arp(source, to.mac, &says(2, to.mac, to.ip)),
         frames::arp(source, BROADCAST, &says(2, BROADCAST, ip)),
-        frames::arp(source, BROADCAST, &says(1, [0; 6], victim_ip)),
+        frames::arp(source, BROADCAST, &says(1, [0; 6], to.ip)),
     ]
+}
+
+/// Whether a frame says that one of `macs` has `ip`.
+fn is_claim(frame: &Frame, macs: &[Mac], ip: Ipv4Addr) -> bool {
+    frame.arp().is_some_and(|arp| arp.sender_ip == ip && macs.contains(&arp.sender_mac))
 }
 
 #[test]
 fn a_guest_cannot_answer_for_the_gateway() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let (gateway, mac) = (a.gateway, a.mac);
-    let frames = claims(a.mac, v.mac, v.ip, a.mac, gateway);
-    let is_it =
-        |frame: &Frame| frame.arp().is_some_and(|arp| arp.sender_ip == gateway && arp.sender_mac == mac);
-    scene.stopped(&frames, is_it, ("bridge", "spoofed_arp"), ARP_OFF, Watcher::Victim);
+    let frames = claims(ATTACKER.mac, VICTIM, ATTACKER.mac, GATEWAY.ip);
+    let is_it = |frame: &Frame| is_claim(frame, &[ATTACKER.mac], GATEWAY.ip);
+    stopped(&frames, is_it, "spoofed_arp", ARP_OFF, Watcher::Victim);
 }
 
 #[test]
 fn a_guest_cannot_answer_for_its_neighbour() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let (neighbour, mac) = (v.ip, a.mac);
-    let frames = claims(a.mac, a.gateway_mac, a.gateway, a.mac, neighbour);
-    let is_it =
-        |frame: &Frame| frame.arp().is_some_and(|arp| arp.sender_ip == neighbour && arp.sender_mac == mac);
-    scene.stopped(&frames, is_it, ("bridge", "spoofed_arp"), ARP_OFF, Watcher::Bridge);
+    let frames = claims(ATTACKER.mac, GATEWAY, ATTACKER.mac, VICTIM.ip);
+    let is_it = |frame: &Frame| is_claim(frame, &[ATTACKER.mac], VICTIM.ip);
+    stopped(&frames, is_it, "spoofed_arp", ARP_OFF, Watcher::Bridge);
 }
 
 #[test]
 fn an_arp_sender_that_is_not_the_frames_is_dropped() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
     // Its own address at the victim's MAC, and at nobody's.
-    let strange = [v.mac, [2, 0, 0, 0, 0, 9]];
+    let strange = [VICTIM.mac, NOBODY];
     let frames: Vec<Vec<u8>> =
-        strange.iter().flat_map(|mac| claims(a.mac, v.mac, v.ip, *mac, a.ip)).collect();
-    let own = a.mac;
-    let is_it = move |frame: &Frame| {
-        frame.source() == own && frame.arp().is_some_and(|arp| strange.contains(&arp.sender_mac))
-    };
-    scene.stopped(&frames, is_it, ("bridge", "spoofed_arp"), ARP_OFF, Watcher::Victim);
+        strange.iter().flat_map(|mac| claims(ATTACKER.mac, VICTIM, *mac, ATTACKER.ip)).collect();
+    let is_it = |frame: &Frame| frame.source() == ATTACKER.mac && is_claim(frame, &strange, ATTACKER.ip);
+    stopped(&frames, is_it, "spoofed_arp", ARP_OFF, Watcher::Victim);
 }
 
 #[test]
 fn the_macs_of_the_gateway_and_of_a_neighbour_are_no_guests() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let web: Ipv4Addr = WEB.parse().unwrap();
-    let own_arp = |mac: Mac| claims(mac, v.mac, v.ip, mac, a.ip);
-    let mut frames = Vec::new();
-    for mac in [a.gateway_mac, v.mac, [2, 0, 0, 0, 0, 9]] {
-        frames.push(frames::udp(mac, a.gateway_mac, a.ip, web, (4000, 4000), TEXT));
-        frames.push(frames::udp(mac, v.mac, v.ip, web, (4000, 4000), TEXT));
-        frames.extend(own_arp(mac));
-    }
-    let stolen = [a.gateway_mac, v.mac, [2, 0, 0, 0, 0, 9]];
-    let attacker_ip = a.ip;
-    let is_it = move |frame: &Frame| {
-        has_text(frame)
-            || frame.arp().is_some_and(|arp| arp.sender_ip == attacker_ip && stolen.contains(&arp.sender_mac))
+    let stolen = [GATEWAY.mac, VICTIM.mac, NOBODY];
+    let of = |mac: Mac| {
+        [vec![udp_as(mac, ATTACKER.ip), udp_as(mac, VICTIM.ip)], claims(mac, VICTIM, mac, ATTACKER.ip)]
+            .concat()
     };
-    scene.stopped(&frames, is_it, ("bridge", "spoofed_mac"), MAC_OFF, Watcher::Bridge);
+    let frames: Vec<Vec<u8>> = stolen.into_iter().flat_map(of).collect();
+    let is_it = |frame: &Frame| has_text(frame) || is_claim(frame, &stolen, ATTACKER.ip);
+    stopped(&frames, is_it, "spoofed_mac", MAC_OFF, Watcher::Bridge);
 }
 
 #[test]
 fn a_guest_sends_under_no_address_but_its_own() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
     let foreign = [
-        v.ip,
-        a.gateway,
+        VICTIM.ip,
+        GATEWAY.ip,
         Ipv4Addr::new(8, 8, 8, 8),
         Ipv4Addr::new(198, 51, 100, 1),
         Ipv4Addr::UNSPECIFIED,
@@ -110,26 +124,22 @@ fn a_guest_sends_under_no_address_but_its_own() {
         Ipv4Addr::new(10, 100, 255, 255),
         Ipv4Addr::new(224, 0, 0, 1),
     ];
-    let web: Ipv4Addr = WEB.parse().unwrap();
+    let to = [web(), VICTIM.ip, GATEWAY.ip];
     let frames: Vec<Vec<u8>> = foreign
         .iter()
-        .flat_map(|source| [(*source, web), (*source, v.ip), (*source, a.gateway)])
-        .map(|(source, to)| frames::udp(a.mac, a.gateway_mac, source, to, (4000, 4000), TEXT))
+        .flat_map(|source| to.map(|to| (*source, to)))
+        .map(|(source, to)| frames::udp(ATTACKER.mac, GATEWAY.mac, source, to, (4000, 4000), TEXT))
         .collect();
-    scene.stopped(&frames, has_text, ("bridge", "spoofed_address"), ADDRESS_OFF, Watcher::Bridge);
+    stopped(&frames, has_text, "spoofed_address", ADDRESS_OFF, Watcher::Bridge);
 }
 
 #[test]
 fn a_tag_does_not_carry_a_spoofed_packet_past_the_wall() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let web: Ipv4Addr = WEB.parse().unwrap();
-    let packet = frames::udp(a.mac, a.gateway_mac, v.ip, web, (4000, 4000), TEXT);
-    let honest = a.udp(web, (4000, 4000), TEXT);
-    let arp = claims(a.mac, v.mac, v.ip, a.mac, a.gateway).remove(0);
+    let spoofed = udp_as(ATTACKER.mac, VICTIM.ip);
+    let honest = udp_as(ATTACKER.mac, ATTACKER.ip);
+    let arp = claims(ATTACKER.mac, VICTIM, ATTACKER.mac, GATEWAY.ip).remove(0);
     let mut sent = Vec::new();
-    for frame in [packet, honest, arp] {
+    for frame in [spoofed, honest, arp] {
         // Priority-tagged, in a VLAN, and QinQ both ways round.
         sent.push(frames::tagged(&frame, 0x8100, 0));
         sent.push(frames::tagged(&frame, 0x8100, 5));
@@ -137,103 +147,76 @@ fn a_tag_does_not_carry_a_spoofed_packet_past_the_wall() {
         sent.push(frames::tagged(&frames::tagged(&frame, 0x8100, 0), 0x88a8, 0));
         sent.push(frames::tagged(&frames::tagged(&frame, 0x8100, 7), 0x8100, 0));
     }
-    let gateway = a.gateway.octets();
-    let is_it = move |frame: &Frame| {
-        has_text(frame)
-            || (frame.source() == [6, 0, 10, 100, 0, 2]
-                && frame.has(&gateway)
-                && !frame.has(b"guestnet's lab")
-                && frame.arp().is_none_or(|arp| arp.sender_ip.octets() == gateway))
-    };
-    scene.stopped(&sent, is_it, ("bridge", "other_ethertype"), ADDRESS_OFF, Watcher::Bridge);
+    // Tagged or not: the kernel takes tags off, and the ARP packet has no text.
+    let says = [&ATTACKER.mac[..], &GATEWAY.ip.octets()].concat();
+    let is_it = |frame: &Frame| has_text(frame) || frame.has(&says);
+    stopped(&sent, is_it, "other_ethertype", ADDRESS_OFF, Watcher::Bridge);
+}
+
+/// A DHCP server's OFFER in a datagram of the attacker to everybody.
+fn offer() -> Vec<u8> {
+    [frames::dhcp_reply(2, VICTIM.mac, Ipv4Addr::new(10, 100, 66, 6), ATTACKER.ip), TEXT.to_vec()].concat()
 }
 
 #[test]
 fn a_guest_cannot_be_a_dhcp_server_in_one_piece_or_in_several() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let everybody = Ipv4Addr::BROADCAST;
-    let mut offer = frames::dhcp_reply(2, v.mac, Ipv4Addr::new(10, 100, 66, 6), a.ip);
-    offer.extend(TEXT);
-    let datagram = frames::udp_payload(a.ip, everybody, (67, 68), &offer);
-    let to_all = frames::ethernet(a.mac, BROADCAST, 0x0800, &frames::ipv4(a.ip, everybody, 17, &datagram));
-    let to_victim = frames::ethernet(a.mac, v.mac, 0x0800, &frames::ipv4(a.ip, v.ip, 17, &datagram));
-    let routed = a.udp(v.ip, (67, 68), &offer);
-    scene.stopped(
-        &[to_all, to_victim, routed],
-        has_text,
-        ("bridge", "dhcp_server"),
-        OWN_OFF,
-        Watcher::Victim,
-    );
+    let datagram = frames::udp_payload(ATTACKER.ip, Ipv4Addr::BROADCAST, (67, 68), &offer());
+    let packet = |to| frames::ipv4(ATTACKER.ip, to, 17, &datagram);
+    let frames = [
+        frames::ethernet(ATTACKER.mac, BROADCAST, 0x0800, &packet(Ipv4Addr::BROADCAST)),
+        frames::ethernet(ATTACKER.mac, VICTIM.mac, 0x0800, &packet(VICTIM.ip)),
+        frames::udp(ATTACKER.mac, GATEWAY.mac, ATTACKER.ip, VICTIM.ip, (67, 68), &offer()),
+    ];
+    stopped(&frames, has_text, "dhcp_server", OWN_OFF, Watcher::Victim);
 }
 
 #[test]
 fn fragments_of_an_offer_do_not_pass_either() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let everybody = Ipv4Addr::BROADCAST;
-    let mut offer = frames::dhcp_reply(2, v.mac, Ipv4Addr::new(10, 100, 66, 6), a.ip);
-    offer.extend(TEXT);
-    let datagram = frames::udp_payload(a.ip, everybody, (67, 68), &offer);
+    let datagram = frames::udp_payload(ATTACKER.ip, Ipv4Addr::BROADCAST, (67, 68), &offer());
     // The ports are in the first piece; what comes after has none.
     let piece = |more, offset: u16, bytes: &[u8]| {
-        let packet = frames::ipv4_fragment(a.ip, everybody, 17, Fragment { more, offset }, bytes);
-        frames::ethernet(a.mac, BROADCAST, 0x0800, &packet)
+        let fragment = Fragment { more, offset };
+        let packet = frames::ipv4_fragment(ATTACKER.ip, Ipv4Addr::BROADCAST, 17, fragment, bytes);
+        frames::ethernet(ATTACKER.mac, BROADCAST, 0x0800, &packet)
     };
-    let rest = piece(false, 10, &datagram[80..]);
-    let tiny = [piece(true, 1, &datagram[8..16]), piece(false, 2, &datagram[16..])];
-    let frames = [vec![rest], tiny.to_vec()].concat();
-    scene.stopped(&frames, has_text, ("bridge", "multicast"), OWN_OFF, Watcher::Victim);
+    let frames = [
+        piece(false, 10, &datagram[80..]),
+        piece(true, 1, &datagram[8..16]),
+        piece(false, 2, &datagram[16..]),
+    ];
+    stopped(&frames, has_text, "multicast", OWN_OFF, Watcher::Victim);
 }
 
 #[test]
 fn a_guest_cannot_be_an_ipv6_router() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let a = &scene.attacker;
     // A router advertisement (RFC 4861 section 4.2) to all nodes.
     let mut packet = vec![0x60, 0, 0, 0, 0, 16 + TEXT.len() as u8, 58, 255];
     packet.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     packet.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
     packet.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
     packet.extend(TEXT);
-    let all_nodes = [0x33, 0x33, 0, 0, 0, 1];
-    let frames = [
-        frames::ethernet(a.mac, all_nodes, 0x86dd, &packet),
-        frames::ethernet(a.mac, a.gateway_mac, 0x86dd, &packet),
-    ];
-    scene.stopped(&frames, has_text, ("bridge", "other_ethertype"), ARP_OFF, Watcher::Bridge);
+    let frames =
+        [[0x33, 0x33, 0, 0, 0, 1], GATEWAY.mac].map(|to| frames::ethernet(ATTACKER.mac, to, 0x86dd, &packet));
+    stopped(&frames, has_text, "other_ethertype", ARP_OFF, Watcher::Bridge);
 }
 
 #[test]
 fn what_is_neither_ipv4_nor_arp_stays_at_the_port() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
     // LLC, EAPOL, PPPoE, MPLS, wake-on-LAN, and a type that nobody has.
     let kinds = [0x0040, 0x888e, 0x8863, 0x8847, 0x0842, 0xfffe];
-    let frames: Vec<Vec<u8>> =
-        kinds.iter().map(|kind| frames::ethernet(a.mac, v.mac, *kind, &[TEXT, &[0; 40]].concat())).collect();
-    scene.stopped(&frames, has_text, ("bridge", "other_ethertype"), ARP_OFF, Watcher::Victim);
+    let payload = [TEXT, &[0; 40]].concat();
+    let frames = kinds.map(|kind| frames::ethernet(ATTACKER.mac, VICTIM.mac, kind, &payload));
+    stopped(&frames, has_text, "other_ethertype", ARP_OFF, Watcher::Victim);
 }
 
 #[test]
 fn a_frame_to_a_neighbours_mac_is_not_switched() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let (a, v) = (&scene.attacker, &scene.victim);
-    let frames = [frames::udp(a.mac, v.mac, a.ip, v.ip, (4000, 4000), TEXT)];
-    scene.stopped(&frames, has_text, ("bridge", "not_to_gateway"), OWN_OFF, Watcher::Victim);
+    let frame = frames::udp(ATTACKER.mac, VICTIM.mac, ATTACKER.ip, VICTIM.ip, (4000, 4000), TEXT);
+    stopped(&[frame], has_text, "not_to_gateway", OWN_OFF, Watcher::Victim);
 }
 
 #[test]
 fn floods_to_everybody_reach_nobody() {
-    let lab = Lab::new();
-    let mut scene = Scene::new(&lab);
-    let a = &scene.attacker;
     let groups: [(Mac, Ipv4Addr); 4] = [
         (BROADCAST, Ipv4Addr::BROADCAST),
         (BROADCAST, Ipv4Addr::new(10, 100, 255, 255)),
@@ -242,9 +225,9 @@ fn floods_to_everybody_reach_nobody() {
     ];
     let frames: Vec<Vec<u8>> = (0..1000)
         .map(|n| groups[n % groups.len()])
-        .map(|(mac, to)| frames::udp(a.mac, mac, a.ip, to, (4000, 4000), TEXT))
+        .map(|(mac, to)| frames::udp(ATTACKER.mac, mac, ATTACKER.ip, to, (4000, 4000), TEXT))
         .collect();
-    scene.stopped(&frames, has_text, ("bridge", "multicast"), OWN_OFF, Watcher::Victim);
+    stopped(&frames, has_text, "multicast", OWN_OFF, Watcher::Victim);
 }
 
 #[test]
@@ -272,7 +255,7 @@ fn frames_that_bypass_the_bridges_prerouting_do_not_reach_the_host() {
         )
         .unwrap()
     });
-    lldp.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+    lldp.set_read_timeout(Some(PATIENCE)).unwrap();
     scene.attacker.send(&frames[0]);
     let mut buffer = [std::mem::MaybeUninit::uninit(); 2000];
     assert!(lldp.recv(&mut buffer).is_ok(), "with the wall down an LLDP daemon does not see it either");
@@ -286,23 +269,20 @@ fn a_port_whose_guest_is_not_known_lets_nothing_through() {
         Wall::Host("nft flush set bridge guestnet bindings"),
         Wall::Host("nft flush map bridge guestnet macs"),
     ]);
-    let (a, web) = (&scene.attacker, WEB.parse().unwrap());
     scene.bridge.drain();
-    let own_arp = claims(a.mac, a.gateway_mac, a.gateway, a.mac, a.ip).remove(2);
-    for frame in
-        [a.udp(web, (4000, 4000), TEXT), a.echo(a.gateway, 1), own_arp, frames::dhcp_discover(a.mac, 7)]
-    {
-        a.send(&frame);
-    }
+    let own_arp = claims(ATTACKER.mac, GATEWAY, ATTACKER.mac, ATTACKER.ip).remove(2);
+    let frames = [
+        udp_as(ATTACKER.mac, ATTACKER.ip),
+        scene.attacker.echo(GATEWAY.ip, 1),
+        own_arp,
+        frames::dhcp_discover(ATTACKER.mac, 7),
+    ];
+    frames.iter().for_each(|frame| scene.attacker.send(frame));
     // The victim's entries are gone too; it is the other side of the wall that shows when all has been through.
-    let counted = || scene.counted("bridge", "spoofed_mac");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
-    while counted() < 4 && std::time::Instant::now() < deadline {
-        std::thread::yield_now();
-    }
-    assert_eq!(counted(), 4);
+    until("not all of it was counted", || scene.counted("bridge", "spoofed_mac") == 4);
     let seen = scene.bridge.drain();
-    assert!(seen.iter().all(|frame| frame.source() != a.mac), "{seen:?}");
+    assert!(seen.iter().all(|frame| frame.source() != ATTACKER.mac), "{seen:?}");
+    scene.comes_through(&frames, has_text, &[Wall::Rule("bridge", "port", "foreign MAC")], Watcher::Bridge);
 }
 
 #[test]
@@ -310,7 +290,6 @@ fn a_guest_that_means_well_meets_no_wall() {
     let lab = Lab::new();
     let scene = Scene::new(&lab);
     let a = &scene.attacker;
-    let web: Ipv4Addr = WEB.parse().unwrap();
     for on in [true, false] {
         scene.br_netfilter(on);
         a.settle();
@@ -331,9 +310,9 @@ fn a_guest_that_means_well_meets_no_wall() {
         a.send(&frames::arp(a.mac, BROADCAST, &asks(a.ip, a.gateway)));
         let answer = a.expect("the gateway's ARP", |frame| frame.arp().is_some_and(|arp| arp.operation == 2));
         assert_eq!(answer.arp().unwrap().sender_mac, a.gateway_mac);
-        assert!(a.ping(web, std::time::Duration::from_secs(5)).is_some());
-        a.send(&a.udp(web, (4001, 4001), TEXT));
-        assert!(scene.inet.wait(std::time::Duration::from_secs(5), has_text).is_some());
+        assert!(a.ping(web(), PATIENCE).is_some());
+        a.send(&a.udp(web(), (4001, 4001), TEXT));
+        assert!(scene.inet.wait(PATIENCE, has_text).is_some());
     }
     let drops = lab.on_host("nft", &["list", "counters"]);
     let dropped: Vec<&str> =
