@@ -90,7 +90,8 @@ pub(super) fn bridge(
 ) -> Result<(), KernelError> {
     let (name, index) = (shard.bridge.as_str(), shard.index);
     let shape = || {
-        LinkBridge::new(name)
+        LinkMessageBuilder::<LinkBridge>::new_with_info_kind(InfoKind::Bridge)
+            .up()
             .index(index)
             .mtu(mtu.into())
             .stp_state(BridgeStpState::Disabled)
@@ -102,9 +103,10 @@ pub(super) fn bridge(
     let doing = || format!("making bridge {name}");
     let (flags, device) = if self::index(rtnl, name)?.is_none() {
         let mac = Mac::for_address(gateway).octets().to_vec();
-        (NLM_F_CREATE | NLM_F_EXCL, shape().address(mac))
+        (NLM_F_CREATE | NLM_F_EXCL, shape().name(name.to_owned()).address(mac))
     } else {
-        // Without the MAC: setting it, even to what it is, makes the kernel forget every neighbour on the bridge.
+        // Without the MAC: setting it, even to what it is, makes the kernel forget every neighbour on the bridge. Without the
+        // name: beside an index, Linux before 6.2 takes it for a renaming, which it refuses for a device that is up.
         (0, shape())
     };
     rtnl.request(flags, RouteNetlinkMessage::NewLink(device.build())).doing(doing)?;
