@@ -1,6 +1,6 @@
 //! What other programs of the host do to its rules: whatever they flush or put in, nothing is opened by it.
 
-use super::scene::{Scene, TEXT, Wall, left_the_host, web};
+use super::scene::{Scene, TEXT, Wall, counters, left_the_host, web};
 use crate::lab::Lab;
 use crate::lab::frames;
 use crate::lab::frames::Frame;
@@ -61,16 +61,14 @@ fn whatever_others_flush_or_put_in_opens_nothing() {
             let words: Vec<&str> = theirs.split(' ').collect();
             let _ = lab.host_command(words[0]).args(&words[1..]).output().unwrap();
             assert_eq!(walls(), before, "{theirs}");
-            for (family, reason, frame) in attacks(&scene) {
-                let counted = scene.counted(family, reason);
-                scene.attacker.send(&frame);
-                scene.attacker.settle();
-                assert_eq!(
-                    scene.counted(family, reason) - counted,
-                    1,
-                    "{theirs}, br_netfilter {on}: {reason}"
-                );
+            let counted = || [counters(&lab, "bridge"), counters(&lab, "inet")];
+            let (mut expected, attacks) = (counted(), attacks(&scene));
+            for (family, reason, frame) in &attacks {
+                scene.attacker.send(frame);
+                *expected[usize::from(*family == "inet")].get_mut(*reason).unwrap() += 1;
             }
+            scene.attacker.settle();
+            assert_eq!(counted(), expected, "{theirs}, br_netfilter {on}");
             assert!(scene.victim.settle().iter().all(|frame| !frame.has(TEXT)), "{theirs}");
             assert!(!scene.inet.drain().iter().any(left_the_host), "{theirs}");
             assert!(open.recv(&mut [0; 100]).is_err(), "{theirs}");

@@ -166,6 +166,27 @@ fn the_most_rules_that_a_policy_may_have_are_handled() {
 }
 
 #[test]
+fn policies_with_equal_rules_share_their_chains() {
+    let lab = Lab::new();
+    let scene = Scene::new(&lab);
+    let chains = || {
+        let listed = lab.on_host("nft", &["list", "table", "inet", "guestnet"]);
+        listed.lines().filter(|line| line.contains("chain policy_")).count()
+    };
+    // One for each direction.
+    scene.apply(POLICY);
+    assert_eq!(chains(), 2);
+    scene.apply(&POLICY.replace("\"victim\"", "\"attacker\""));
+    assert_eq!(chains(), 2, "the same rules of another VM");
+    scene.apply(&POLICY.replace("\"victim\"", "\"attacker\"").replace("7003", "7001"));
+    assert_eq!(chains(), 4);
+    scene.guestnet(&["policy", "delete", "victim"]);
+    assert_eq!(chains(), 2);
+    scene.guestnet(&["policy", "delete", "attacker"]);
+    assert_eq!(chains(), 0);
+}
+
+#[test]
 fn a_vm_takes_its_policy_and_its_forwards_with_it() {
     let lab = Lab::new();
     let scene = Scene::new(&lab);

@@ -1,6 +1,7 @@
 //! A hostile guest, its victim, and watchers on the bridge and on the internet; and how a wall is taken down, to see that an
 //! attack then comes through: a scenario that cannot fail proves nothing.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -270,10 +271,17 @@ fn config(network: &str) -> String {
 }
 
 pub(super) fn counted(lab: &Lab, family: &str, reason: &str) -> u64 {
+    *counters(lab, family).get(reason).unwrap_or_else(|| panic!("no counter {reason}"))
+}
+
+/// What the walls of a family have counted, by reason.
+pub(super) fn counters(lab: &Lab, family: &str) -> BTreeMap<String, u64> {
     // All of them: nft takes the name of one, "policy", for a word of its own.
     let listed = lab.on_host("nft", &["-j", "list", "counters", "table", family, "guestnet"]);
     let listed: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
-    let counters = listed["nftables"].as_array().expect("a list");
-    let counter = counters.iter().map(|entry| &entry["counter"]).find(|counter| counter["name"] == reason);
-    counter.and_then(|counter| counter["packets"].as_u64()).expect("a counter")
+    let entries = listed["nftables"].as_array().expect("a list");
+    let count = |counter: &serde_json::Value| {
+        Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
+    };
+    entries.iter().filter_map(|entry| count(&entry["counter"])).collect()
 }
