@@ -23,8 +23,8 @@ const GUESTS: usize = 4_000;
 const PACKETS: usize = 50_000;
 const ROUNDS: usize = 9;
 /// Of one TCP transfer.
-const TRANSFER: Duration = Duration::from_secs(3);
-const TRANSFERS: usize = 5;
+const TRANSFER: Duration = Duration::from_secs(2);
+const TRANSFERS: usize = 9;
 
 pub fn run() -> Report {
     let ratio = throughput_ratio();
