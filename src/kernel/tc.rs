@@ -87,20 +87,19 @@ pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
     if !qdisc.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "tbf")) {
         return None;
     }
+    // The parser does not know tbf: its options are one attribute, as they came.
     let options = qdisc.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
-        _ => None,
-    })?;
-    let option = |wanted| {
-        options.iter().find_map(|option| match option {
-            TcOption::Other(nla) if nla.kind() == wanted => {
+        TcAttribute::Options(options) => options.iter().find_map(|option| match option {
+            TcOption::Other(nla) => {
                 let mut value = vec![0; nla.value_len()];
                 nla.emit_value(&mut value);
                 Some(value)
             }
             _ => None,
-        })
-    };
+        }),
+        _ => None,
+    })?;
+    let option = |wanted| super::raw::attribute(&options, wanted);
     let parameters = option(TCA_TBF_PARMS)?;
     let number = |at: usize| Some(u64::from(u32::from_ne_bytes(*parameters.get(at..)?.first_chunk()?)));
     let in_full = option(TCA_TBF_RATE64).and_then(|rate| Some(u64::from_ne_bytes(*rate.first_chunk()?)));
