@@ -4,6 +4,7 @@ const FILES: &[&str] = &[
     "proto/google/rpc/error_details.proto",
     "proto/guestnet/v1/dns.proto",
     "proto/guestnet/v1/events.proto",
+    "proto/guestnet/v1/garbage.proto",
     "proto/guestnet/v1/guest_config.proto",
     "proto/guestnet/v1/guestnet.proto",
     "proto/guestnet/v1/lease.proto",

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,7 +15,9 @@ use crate::api::{ApiServer, ApiSocket, Bounds, Entrances, LeaseSources, SocketEr
 use crate::bridges::{Bridges, BridgesError};
 use crate::config::{ApiConfig, Config, ConfigError};
 use crate::dhcp::{Alarms, Counters, Dhcp, DhcpError, Journal, JournalError, Leases};
+
 use crate::dns::{DnsAdmin, DnsEndpoints, DnsError, DnsServer};
+use crate::drift::Drift;
 use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{For, Kernel, KernelError};
@@ -30,6 +32,9 @@ use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 use crate::walls::{Guest, Walls};
+
+/// How long systemd is asked to wait for the next part of a start: longer than a look at all slots takes.
+const EXTENSION: Duration = Duration::from_secs(60);
 
 /// Why the daemon did not start, or what it could not do.
 #[derive(Debug, thiserror::Error)]
@@ -67,7 +72,10 @@ impl AppError {
     pub fn is_config(&self) -> bool {
         matches!(
             self,
-            Self::Config(_) | Self::Host(HostError::Overlap { .. } | HostError::ForeignBridge { .. })
+            Self::Config(_)
+                | Self::Host(
+                    HostError::Overlap { .. } | HostError::ForeignBridge { .. } | HostError::Mtu { .. }
+                )
         )
     }
 }
@@ -80,6 +88,10 @@ pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
     kernel.check_host()?;
     let managed = managed(&config);
     Host::check_routes(&kernel, &managed).await?;
+    if !Store::is_there(&config.state_directory) {
+        Host::check_names(&kernel, &managed).await?;
+    }
+    Host::check_mtus(&kernel, &config.networks).await?;
     let store = open_store(&config).await?;
     let entrances = entrances(&config.api)?;
     let reloader = Reloader::new(config_file.map(Path::to_owned), &config);
@@ -180,6 +192,22 @@ fn raise_file_limit() {
     }
 }
 
+/// Has systemd wait for a start that gets on: after a reboot every VM's network is made again, and the service is ready when all
+/// of them are, so that no VM manager boots one without. A start that hangs is ended all the same (sd_notify(3)).
+async fn extend_start(manager: Manager) {
+    let mut ticks = tokio::time::interval(EXTENSION / 6);
+    let mut before = None;
+    loop {
+        ticks.tick().await;
+        let now = Some(manager.adopted());
+        if now != before {
+            let extension = u32::try_from(EXTENSION.as_micros()).unwrap_or(u32::MAX);
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::ExtendTimeoutUsec(extension)]);
+        }
+        before = now;
+    }
+}
+
 /// systemd's watchdog: restarts a service whose main loop is stuck. Never comes round where systemd did not ask for it.
 struct Watchdog(Option<tokio::time::Interval>);
 
@@ -211,6 +239,7 @@ struct Running {
     stats: Stats,
     keeping: JoinHandle<()>,
     watching: JoinHandle<()>,
+    drift: JoinHandle<()>,
     /// Ends last: what the servers did is still to be written.
     _journal: Journal,
 }
@@ -234,7 +263,7 @@ async fn start(
     let bridges = Bridges::new(host.clone(), dhcp);
     let walls = Walls::open(&managed(config), kernel.clone(), store.clone())?;
     let parts = Parts {
-        kernel,
+        kernel: kernel.clone(),
         store: store.clone(),
         bridges: bridges.clone(),
         registry: registry.clone(),
@@ -253,6 +282,8 @@ async fn start(
         registry.clone(),
         leases.clone(),
     )?;
+    // Before anything is made: what is changed from then on is noticed.
+    let watch = kernel.watch(walls.port())?;
     host.lock().await.raise().await?;
     let guests = registry.all().into_iter().filter(|binding| binding.network.plumbing == Plumbing::Managed);
     let guests = guests.map(|binding| Guest::new(&binding.vm, binding.network.clone())).collect();
@@ -276,7 +307,10 @@ async fn start(
         bridges.serve(network).await?;
     }
     host.lock().await.open_for_guests()?;
-    manager.adopt().await?;
+    let extending = tokio::spawn(extend_start(manager.clone()));
+    let adopted = manager.adopt().await;
+    extending.abort();
+    adopted?;
     let controls: Vec<_> = dns.iter().map(DnsServer::control).collect();
     let admin = DnsAdmin::new(controls.clone(), store.clone());
     let lease_sources = LeaseSources { registry, leases };
@@ -313,6 +347,8 @@ async fn start(
     });
     manager.ready().await;
     let keeping = tokio::spawn(stats.clone().keep());
+    let drift = Drift { host, bridges: bridges.clone(), manager: manager.clone(), events: events.clone() };
+    let drift = tokio::spawn(drift.watch(watch));
     let watching = tokio::spawn(walls.watch(events));
     Ok(Running {
         _metrics: metrics,
@@ -325,6 +361,7 @@ async fn start(
         stats,
         keeping,
         watching,
+        drift,
         _journal: journal,
     })
 }
@@ -332,6 +369,7 @@ async fn start(
 impl Running {
     /// No new calls first; then the servers of guests.
     async fn stop(self) {
+        self.drift.abort();
         self.api.stop().await;
         self.manager.stop();
         // It ends by itself; an error means that it has panicked.

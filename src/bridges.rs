@@ -22,7 +22,7 @@ pub struct Bridges(Arc<Inner>);
 struct Inner {
     host: Arc<tokio::sync::Mutex<Host>>,
     dhcp: Dhcp,
-    servers: Mutex<Vec<DhcpServer>>,
+    servers: Mutex<Vec<(IfName, DhcpServer)>>,
 }
 
 impl Bridges {
@@ -61,19 +61,29 @@ impl Bridges {
 
     fn serve_on(&self, network: &Arc<Network>, device: &IfName) -> Result<(), BridgesError> {
         let server = self.0.dhcp.serve(network.clone(), device)?;
-        self.servers().push(server);
+        self.servers().push((device.clone(), server));
         Ok(())
+    }
+
+    /// Serves DHCP on a bridge that has been made anew: the sockets on the one before have ended with it.
+    pub fn serve_again(&self, network: &Arc<Network>, device: &IfName) -> Result<(), BridgesError> {
+        let former: Vec<DhcpServer> = {
+            let mut servers = self.servers();
+            servers.extract_if(.., |(of, _)| of == device).map(|(_, server)| server).collect()
+        };
+        former.into_iter().for_each(DhcpServer::stop);
+        self.serve_on(network, device)
     }
 
     /// Ends the DHCP servers.
     pub fn stop(&self) {
-        for server in self.servers().drain(..) {
+        for (_, server) in self.servers().drain(..) {
             server.stop();
         }
     }
 
     // A panic while it was held cannot leave it half changed.
-    fn servers(&self) -> std::sync::MutexGuard<'_, Vec<DhcpServer>> {
+    fn servers(&self) -> std::sync::MutexGuard<'_, Vec<(IfName, DhcpServer)>> {
         self.0.servers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use crate::kernel::{Failed, For, Kernel, KernelError};
-use crate::model::{BridgeName, IfName, IndexRange, Network, NetworkName, Shard, Subnet};
+use crate::model::{BridgeName, IfName, IndexRange, Network, NetworkName, Plumbing, Shard, Subnet};
 use crate::plan::{self, HostRules, Step, Undo};
 use crate::store::{ChangedSysctl, LinkKind, OwnedLink, Store, StoreError};
 use crate::walls::{Guest, Walls, WallsError};
@@ -24,6 +24,11 @@ pub enum HostError {
          another name or remove the device"
     )]
     ForeignBridge { name: NetworkName, bridge: BridgeName },
+    #[error(
+        "mtu {mtu} of network {name}: {device} carries {carries}; set mtu = {carries}, or that of {device} and of all that is \
+         plugged into its link"
+    )]
+    Mtu { name: NetworkName, mtu: u16, device: BridgeName, carries: u32 },
     #[error(
         "network {name} has as many bridges as its name leaves room for: make it shorter or add a network"
     )]
@@ -55,6 +60,17 @@ pub struct Host {
     walls: Option<Walls>,
 }
 
+/// What of a network's bridges or routes was put right.
+#[derive(Debug, Clone)]
+pub struct MendedBridge {
+    pub network: Arc<Network>,
+    pub bridge: IfName,
+    /// In words: what was wrong.
+    pub what: String,
+    /// It is another device than before: sockets on it have to be opened anew.
+    pub anew: bool,
+}
+
 enum Made {
     Sysctl { key: String, before: String },
     Step(Step),
@@ -73,6 +89,44 @@ impl Host {
                 return Err(HostError::Overlap { name, subnet, route });
             }
             warn!(network = %name, "a route of this host overlaps the network's subnet: some of it cannot be reached");
+        }
+        Ok(())
+    }
+
+    /// Looks whether anything has the bridges' names on a host that guestnet has made nothing on yet; changes nothing, not even
+    /// a state directory.
+    pub async fn check_names(kernel: &Kernel, networks: &[Arc<Network>]) -> Result<(), HostError> {
+        for network in networks {
+            if kernel.device_index(network.bridge.as_str()).await?.is_some() {
+                let (name, bridge) = (network.name.clone(), network.bridge.clone());
+                return Err(HostError::ForeignBridge { name, bridge });
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks whether the uplink and others' interfaces carry what guests may send. Frames that the uplink does not carry are
+    /// fragmented by the host, or their sender is told (RFC 1191): a warning. On somebody else's interface there is no host in
+    /// between to do so: an error.
+    pub async fn check_mtus(kernel: &Kernel, networks: &[Arc<Network>]) -> Result<(), HostError> {
+        let uplink = kernel.uplink().await?;
+        for network in networks {
+            let (name, mtu) = (network.name.clone(), network.mtu);
+            if network.plumbing == Plumbing::Managed {
+                if let Some((uplink, carries)) =
+                    uplink.as_ref().filter(|(_, carries)| u32::from(mtu) > *carries)
+                {
+                    warn!(
+                        network = %name, mtu, uplink, uplink_mtu = carries,
+                        "guests' frames are larger than the uplink's: what goes out is fragmented or refused"
+                    );
+                }
+                continue;
+            }
+            let carries = kernel.device_mtu(network.bridge.as_str()).await?;
+            if let Some(carries) = carries.filter(|carries| u32::from(mtu) > *carries) {
+                return Err(HostError::Mtu { name, mtu, device: network.bridge.clone(), carries });
+            }
         }
         Ok(())
     }
@@ -187,9 +241,84 @@ impl Host {
         let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &led));
         let applied = opening.await;
         // It does not panic; if it did, the next start would make them.
-        applied.unwrap_or(Ok(()))?;
+        applied.unwrap_or(Ok(0))?;
         info!(network = %network.name, bridge = %shard.bridge, "the network has one more bridge");
         Ok(shard)
+    }
+
+    /// Puts right what somebody else has done to bridges, gateways' addresses and the rest of the subnets. Each thing that was
+    /// mended, and what could not be.
+    pub async fn mend(&self) -> (Vec<MendedBridge>, Vec<HostError>) {
+        let (mut mended, mut errors) = (Vec::new(), Vec::new());
+        for (network, shards) in &self.networks {
+            for shard in shards {
+                match self.mend_bridge(network, shard).await {
+                    Ok(found) => mended.extend(found),
+                    Err(error) => errors.push(error),
+                }
+            }
+            match self.mend_unreachable(network).await {
+                Ok(found) => mended.extend(found),
+                Err(error) => errors.push(error),
+            }
+        }
+        (mended, errors)
+    }
+
+    async fn mend_bridge(
+        &self,
+        network: &Arc<Network>,
+        shard: &Shard,
+    ) -> Result<Option<MendedBridge>, HostError> {
+        let mended = |what: &str, anew| MendedBridge {
+            network: network.clone(),
+            bridge: shard.bridge.clone(),
+            what: format!("bridge {} {what}", shard.bridge),
+            anew,
+        };
+        let found = match self.kernel.device_index(shard.bridge.as_str()).await? {
+            None => mended("was gone", true),
+            Some(index) if index != shard.index => {
+                let (name, bridge) = (network.name.clone(), network.bridge.clone());
+                return Err(HostError::ForeignBridge { name, bridge });
+            }
+            Some(_) => {
+                if self.kernel.bridge_stands(shard.clone(), network.gateway, network.subnet).await? {
+                    return Ok(None);
+                }
+                mended("was down or had lost the gateway's address", false)
+            }
+        };
+        self.kernel.apply(For::Background, vec![plan::bridge(network, shard.clone())]).await?;
+        Ok(Some(found))
+    }
+
+    async fn mend_unreachable(&self, network: &Arc<Network>) -> Result<Option<MendedBridge>, HostError> {
+        let subnet = network.subnet;
+        if self.kernel.has_unreachable(subnet).await? {
+            return Ok(None);
+        }
+        self.kernel.apply(For::Background, vec![Step::UnreachableSubnet { subnet }]).await?;
+        let (bridge, what) =
+            (network.bridge.as_if_name().clone(), format!("route unreachable {subnet} was gone"));
+        Ok(Some(MendedBridge { network: network.clone(), bridge, what, anew: false }))
+    }
+
+    /// Puts the host-wide rules back that somebody has taken away; how many changes that took.
+    pub async fn mend_rules(&self) -> Result<usize, HostError> {
+        if self.networks.is_empty() {
+            return Ok(0);
+        }
+        let (kernel, rules, led) = (self.kernel.clone(), self.rules(), self.led());
+        let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &led));
+        // It does not panic; if it did, the next start would make them.
+        Ok(opening.await.unwrap_or(Ok(0))?)
+    }
+
+    /// Every bridge's index, and every network's subnet.
+    pub fn extent(&self) -> (BTreeSet<u32>, Vec<Subnet>) {
+        let bridges = self.networks.iter().flat_map(|(_, shards)| shards).map(|shard| shard.index);
+        (bridges.collect(), self.networks.iter().map(|(network, _)| network.subnet).collect())
     }
 
     /// Whether there was none.
@@ -248,7 +377,8 @@ impl Host {
         if !self.kernel.has_host_rules()? {
             self.made.push(Made::Rules(rules.clone()));
         }
-        Ok(open_for_guests(&self.kernel, &rules, &self.led())?)
+        open_for_guests(&self.kernel, &rules, &self.led())?;
+        Ok(())
     }
 
     /// Takes back what this start made, in reverse; goes on past errors, logs each, and returns the first.
@@ -290,8 +420,8 @@ impl Host {
     fn close(&self, rules: &HostRules) -> Result<(), HostError> {
         let mut done = self.kernel.remove_host_rules(rules);
         for Led { bridge, .. } in self.led() {
-            done = done.and(self.kernel.redirect_metadata(&bridge, false));
-            done = done.and(self.kernel.redirect_dns(&bridge, false));
+            done = done.and(self.kernel.redirect_metadata(&bridge, false).map(drop));
+            done = done.and(self.kernel.redirect_dns(&bridge, false).map(drop));
         }
         Ok(done?)
     }
@@ -348,12 +478,13 @@ struct Led {
     dns: bool,
 }
 
-fn open_for_guests(kernel: &Kernel, rules: &HostRules, led: &[Led]) -> Result<(), KernelError> {
-    kernel.apply_host_rules(rules)?;
-    led.iter().try_for_each(|Led { bridge, metadata, dns }| {
-        kernel.redirect_metadata(bridge, *metadata)?;
-        kernel.redirect_dns(bridge, *dns)
-    })
+/// How many changes that took.
+fn open_for_guests(kernel: &Kernel, rules: &HostRules, led: &[Led]) -> Result<usize, KernelError> {
+    let mut changes = kernel.apply_host_rules(rules)?;
+    for Led { bridge, metadata, dns } in led {
+        changes += kernel.redirect_metadata(bridge, *metadata)? + kernel.redirect_dns(bridge, *dns)?;
+    }
+    Ok(changes)
 }
 
 fn bridge_link(shard: &Shard, network: &Network) -> OwnedLink {

@@ -9,6 +9,7 @@ pub mod config;
 pub mod dhcp;
 pub mod dns;
 pub mod doctor;
+pub mod drift;
 pub mod events;
 pub mod guestcfg;
 pub mod host;

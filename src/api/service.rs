@@ -16,7 +16,7 @@ use super::errors::{code_of, refusal, status};
 use super::policy;
 use super::streams::Streams;
 use super::{Sources, dns, events, guest_config, reservations, stats, status as status_of, vms, wire};
-use crate::manager::{CreateVm, Manager, ManagerError};
+use crate::manager::{Collected, CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
 use crate::reload::Reloaded;
@@ -468,6 +468,25 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::GetWallDropsResponse> {
         let drops = self.manager.walls().drops().await.map_err(policy::failed)?;
         Response::ok(policy::drops(drops))
+    }
+
+    async fn collect_garbage(
+        &self,
+        ctx: RequestContext,
+        request: ServiceRequest<'_, v1::CollectGarbageRequest>,
+    ) -> ServiceResult<v1::CollectGarbageResponse> {
+        let caller = peer(&ctx).map(tracing::field::display);
+        tracing::info!(caller, apply = request.apply, "asked for what is left over");
+        let collected = self.manager.collect(request.apply).await.map_err(status)?;
+        let leftover = |of: Collected| v1::Leftover {
+            kind: of.leftover.kind().to_owned(),
+            what: of.leftover.to_string(),
+            removed: of.removed,
+            error: of.error.unwrap_or_default(),
+            ..Default::default()
+        };
+        let leftovers = collected.into_iter().map(leftover).collect();
+        Response::ok(v1::CollectGarbageResponse { leftovers, ..Default::default() })
     }
 
     async fn reload_configuration(

@@ -8,6 +8,7 @@ use super::capture::CaptureArguments;
 use super::dns::DnsCommand;
 use super::doctor::DoctorArguments;
 use super::events::EventsArguments;
+use super::gc::GcArguments;
 use super::gen_arguments::GenCommand;
 use super::lease::LeaseCommand;
 use super::output::Format;
@@ -85,6 +86,8 @@ pub(super) enum Command {
     Top(TopArguments),
     /// The packets of one guest, as pcap.
     Capture(CaptureArguments),
+    /// What is guestnet's on this host and belongs to no VM.
+    Gc(GcArguments),
     /// Have the service read its configuration again.
     Reload,
     /// What a shell sources to complete commands: guestnet completions bash > /etc/bash_completion.d/guestnet

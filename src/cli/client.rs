@@ -286,6 +286,12 @@ impl Client {
         Ok(answer.map_err(|error| self.failed(error))?.into_owned())
     }
 
+    pub(super) async fn collect_garbage(&self, apply: bool) -> Result<v1::CollectGarbageResponse, CliError> {
+        let request = v1::CollectGarbageRequest { apply, ..Default::default() };
+        let answer = self.service.collect_garbage(request).await;
+        Ok(answer.map_err(|error| self.failed(error))?.into_owned())
+    }
+
     /// What the service remembers of what happened.
     pub(super) async fn remembered_events(&self) -> Result<Vec<v1::Event>, CliError> {
         let request = v1::WatchEventsRequest { include_recent: true, ..Default::default() };

@@ -9,6 +9,7 @@ mod dns;
 mod dns_client;
 mod doctor;
 mod events;
+mod gc;
 mod gen_arguments;
 mod gen_dhcp;
 mod generate;
@@ -189,6 +190,11 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
         Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
         Command::Top(asked) => top::run(&client, format, asked).await,
         Command::Capture(asked) => capture::run(&client, asked).await.map(|()| Vec::new()),
+        Command::Gc(asked) => {
+            let (printed, failed) = gc::print(format, &client.collect_garbage(asked.apply).await?);
+            write(&mut io::stdout().lock(), printed.as_bytes())?;
+            if failed { Err(CliError::Unwell) } else { Ok(Vec::new()) }
+        }
         Command::Reload => Ok(reload::print(format, &client.reload().await?).into_bytes()),
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder).map(|()| Vec::new()),

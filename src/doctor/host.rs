@@ -11,6 +11,8 @@ pub struct Facts {
     pub ip_forward: Option<String>,
     /// `iptables -S FORWARD`, line by line, or why it could not be read.
     pub forward: Option<Vec<String>>,
+    /// Chains of others' tables of nf_tables that drop what is forwarded: `inet firewalld filter_FORWARD`.
+    pub closed: Vec<String>,
     /// `iptables -t nat -S POSTROUTING`.
     pub postrouting: Option<Vec<String>>,
     pub bridge_nf_call_iptables: Option<String>,
@@ -71,6 +73,7 @@ pub struct NetworkFacts {
 pub fn check(facts: &Facts) -> Vec<Finding> {
     let mut found = vec![service(facts), tun(facts), kvm(facts), ip_forward(facts), default_route(facts)];
     found.push(forward(facts));
+    found.extend(closed(facts));
     found.push(br_netfilter(facts));
     found.push(redirects(facts));
     found.push(conntrack(facts));
@@ -199,6 +202,16 @@ fn forward(facts: &Facts) -> Finding {
             ),
         ),
     }
+}
+
+/// A table of somebody else's decides over guests' packets too, whatever iptables and ours say.
+fn closed(facts: &Facts) -> Option<Finding> {
+    let first = facts.closed.first()?;
+    let meaning = "guests are cut off, unless that chain's own rules accept their packets";
+    let seen = format!("chain {} of nf_tables drops by policy what is forwarded", facts.closed.join(" and "));
+    let mend =
+        format!("nft add rule {first} iifname br-vms accept; nft add rule {first} oifname br-vms accept");
+    Some(Finding::warning("forward", seen, meaning).mended_by(mend))
 }
 
 fn is_ours(rule: &str) -> bool {
@@ -490,6 +503,7 @@ mod tests {
         };
         assert_eq!(with(|f| f.conntrack = Some((850, 1_000))), [("conntrack", Verdict::Warning)]);
         assert_eq!(with(|f| f.conntrack = Some((1_000, 1_000))), [("conntrack", Verdict::Problem)]);
+        assert_eq!(with(|f| f.closed.push("inet strict forward".into())), [("forward", Verdict::Warning)]);
         assert_eq!(with(|f| f.now = 7), [("clock", Verdict::Problem)]);
         assert_eq!(with(|f| f.clock_synchronised = Some(false)), [("clock", Verdict::Warning)]);
         assert_eq!(with(|f| f.tun = Device::Missing), [("tun", Verdict::Problem)]);

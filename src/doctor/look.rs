@@ -11,6 +11,7 @@ use super::host::{Device, Facts, NetworkFacts};
 use super::probe;
 use crate::config::Config;
 use crate::kernel::Kernel;
+use crate::kernel::nft::Nft;
 use crate::model::{DnsMode, Upstream};
 use crate::proto::guestnet::v1;
 
@@ -71,6 +72,7 @@ pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &S
         service,
         ip_forward: sysctl("ipv4/ip_forward"),
         forward: rules("filter", "FORWARD"),
+        closed: Nft::open().and_then(|nft| nft.closed_forward_chains()).unwrap_or_default(),
         postrouting: rules("nat", "POSTROUTING"),
         bridge_nf_call_iptables: sysctl("bridge/bridge-nf-call-iptables"),
         send_redirects_all: sysctl("ipv4/conf/all/send_redirects"),

@@ -15,9 +15,10 @@ fn rules(bridge: &IfName) -> [String; 2] {
     })
 }
 
-/// Brings the rules of `bridge` to be there or not to be.
-pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
+/// Brings the rules of `bridge` to be there or not to be. How many changes that took.
+pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
     let tables = open()?;
+    let mut changes = 0;
     for rule in rules(bridge) {
         let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
         let stands =
@@ -28,6 +29,7 @@ pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<(), KernelError>
             _ => continue,
         };
         change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))?;
+        changes += 1;
     }
-    Ok(())
+    Ok(changes)
 }

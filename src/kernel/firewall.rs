@@ -40,30 +40,31 @@ fn has_chain(tables: &IPTables, chain: &str) -> Result<bool, KernelError> {
 
 /// Brings the host's rules to `rules`. Rules that stand are left alone; the others come first before old ones go, so
 /// that there is no moment without them.
-pub(super) fn apply(rules: &HostRules) -> Result<(), KernelError> {
+pub(super) fn apply(rules: &HostRules) -> Result<usize, KernelError> {
     let tables = open()?;
+    let mut changes = 0;
     for rule in &rules.postrouting {
         let exists = tables.exists("nat", "POSTROUTING", rule);
         if !exists.map_err(|error| failed(format!("looking for nat POSTROUTING {rule}"), error))? {
             let added = tables.append("nat", "POSTROUTING", rule);
             added.map_err(|error| failed(format!("adding nat POSTROUTING {rule}"), error))?;
+            changes += 1;
         }
     }
     for ((chain, hook), wanted) in CHAINS.iter().zip([&rules.forward, &rules.input]) {
-        fill(&tables, chain, wanted)?;
-        jump_first(&tables, chain, hook)?;
+        changes += fill(&tables, chain, wanted)? + jump_first(&tables, chain, hook)?;
     }
-    Ok(())
+    Ok(changes)
 }
 
 /// The jump to our chain is the hook's first rule: behind somebody's DROP it would do nothing.
-fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<(), KernelError> {
+fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<usize, KernelError> {
     let jump = format!("{COMMENT} -j {chain}");
     let listed = tables.list("filter", hook).map_err(|error| failed(format!("listing {hook}"), error))?;
     let rules: Vec<&String> = listed.iter().filter(|line| line.starts_with("-A")).collect();
     let ours = |rule: &str| rule.ends_with(&format!("-j {chain}"));
     if rules.first().is_some_and(|rule| ours(rule)) {
-        return Ok(());
+        return Ok(0);
     }
     let added = tables.insert("filter", hook, &jump, 1);
     added.map_err(|error| failed(format!("adding {hook} {jump}"), error))?;
@@ -73,7 +74,7 @@ fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<(), KernelEr
         let removed = tables.delete("filter", hook, &number.to_string());
         removed.map_err(|error| failed(format!("removing the later {hook} {jump}"), error))?;
     }
-    Ok(())
+    Ok(1)
 }
 
 /// Takes away the NAT rule of a subnet that no network has any more.
@@ -86,7 +87,7 @@ pub(super) fn remove_nat(rule: &str) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<(), KernelError> {
+fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<usize, KernelError> {
     if !has_chain(tables, chain)? {
         tables.new_chain("filter", chain).map_err(|error| failed(format!("adding chain {chain}"), error))?;
     }
@@ -96,7 +97,7 @@ fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<(), KernelE
     if standing == wanted.len()
         && wanted.iter().all(|rule| tables.exists("filter", chain, rule).unwrap_or(false))
     {
-        return Ok(());
+        return Ok(0);
     }
     for (position, rule) in wanted.iter().enumerate() {
         let added = tables.insert("filter", chain, rule, position as i32 + 1);
@@ -107,7 +108,7 @@ fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<(), KernelE
         let removed = tables.delete("filter", chain, &first_old);
         removed.map_err(|error| failed(format!("removing an old rule of {chain}"), error))?;
     }
-    Ok(())
+    Ok(wanted.len().max(1))
 }
 
 /// Takes the host's rules back; what is gone already is fine. Goes on past errors and reports the last.

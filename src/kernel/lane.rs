@@ -23,12 +23,17 @@ type Work = Box<dyn FnOnce(&mut Hands) + Send>;
 
 /// Clones share one thread, which ends with the last of them.
 #[derive(Clone)]
-pub(super) struct Lane(mpsc::Sender<Work>);
+pub(super) struct Lane {
+    queue: mpsc::Sender<Work>,
+    /// Of its route netlink socket.
+    port: u32,
+}
 
 impl Lane {
     /// A thread in the calling thread's network namespace.
     pub(super) fn start(name: &str) -> io::Result<Self> {
         let mut hands = Hands { rtnl: Rtnl::open()?, home: File::open("/proc/thread-self/ns/net")? };
+        let port = hands.rtnl.port();
         let (lane, queue) = mpsc::channel::<Work>();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             while let Ok(work) = queue.recv() {
@@ -39,7 +44,12 @@ impl Lane {
                 }
             }
         })?;
-        Ok(Self(lane))
+        Ok(Self { queue: lane, port })
+    }
+
+    /// The port by which the kernel names what was done here.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Runs `work` when its turn comes. Work that has been handed in is done even when nobody waits for it any more.
@@ -53,7 +63,7 @@ impl Lane {
             // Who does not wait needs no result.
             let _ = done.send(work(hands));
         };
-        self.0.send(Box::new(work)).map_err(|_| ended())?;
+        self.queue.send(Box::new(work)).map_err(|_| ended())?;
         result.await.map_err(|_| ended())
     }
 }

@@ -26,12 +26,21 @@ const LEAVING: u32 = 0x676e_6574;
 
 /// Index of the device `name`; `None` when there is none.
 pub(super) fn index(rtnl: &mut Rtnl, name: &str) -> Result<Option<u32>, KernelError> {
+    Ok(named(rtnl, name)?.map(|link| link.header.index))
+}
+
+/// What the device `name` carries, in bytes; `None` when there is none.
+pub(super) fn mtu(rtnl: &mut Rtnl, name: &str) -> Result<Option<u32>, KernelError> {
+    Ok(named(rtnl, name)?.map(|link| read(link).mtu))
+}
+
+fn named(rtnl: &mut Rtnl, name: &str) -> Result<Option<LinkMessage>, KernelError> {
     let mut asked = LinkMessage::default();
     asked.attributes.push(LinkAttribute::IfName(name.to_owned()));
     asked.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let found = rtnl.get(RouteNetlinkMessage::GetLink(asked));
     Ok(match found.doing(|| format!("looking up device {name}"))? {
-        Some(RouteNetlinkMessage::NewLink(link)) => Some(link.header.index),
+        Some(RouteNetlinkMessage::NewLink(link)) => Some(link),
         _ => None,
     })
 }
@@ -72,6 +81,14 @@ pub(super) fn up(index: u32, mtu: Option<u16>) -> Request {
         device = device.mtu(mtu.into());
     }
     Request::new(0, RouteNetlinkMessage::SetLink(device.build()))
+}
+
+/// Takes a device down.
+pub(super) fn down(index: u32) -> Request {
+    Request::new(
+        0,
+        RouteNetlinkMessage::SetLink(LinkMessageBuilder::<LinkUnspec>::new().index(index).down().build()),
+    )
 }
 
 pub(super) fn alias(index: u32, text: &str) -> Request {
@@ -128,23 +145,71 @@ pub(super) fn bridge(
     rtnl.all(&[up(index, None)]).doing(|| format!("taking {name} up"))
 }
 
+/// Whether the bridge is up and has the gateway's address. One of our index and name is there.
+pub(super) fn bridge_stands(
+    rtnl: &mut Rtnl,
+    shard: &Shard,
+    gateway: Ipv4Addr,
+    subnet: Subnet,
+) -> Result<bool, KernelError> {
+    let doing = || format!("looking at bridge {}", shard.bridge);
+    let asked = LinkMessageBuilder::<LinkUnspec>::new().index(shard.index).build();
+    let found = rtnl.get(RouteNetlinkMessage::GetLink(asked)).doing(doing)?;
+    let is_up = |found: &RouteNetlinkMessage| matches!(found, RouteNetlinkMessage::NewLink(link) if link.header.flags.contains(LinkFlags::Up));
+    if !found.as_ref().is_some_and(is_up) {
+        return Ok(false);
+    }
+    let standing = addresses(rtnl, shard.index).doing(doing)?;
+    Ok(standing.iter().any(|found| is_gateway(found, gateway, subnet)))
+}
+
+fn is_gateway(found: &AddressMessage, gateway: Ipv4Addr, subnet: Subnet) -> bool {
+    found.header.prefix_len == subnet.prefix_len()
+        && found.attributes.contains(&AddressAttribute::Local(gateway.into()))
+}
+
+pub(super) fn remove_address(index: u32, address: Ipv4Addr, prefix_len: u8) -> Request {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix_len).build();
+    Request::new(0, RouteNetlinkMessage::DelAddress(message))
+}
+
+/// Every IPv4 address: device, address, length of its prefix.
+pub(super) fn all_addresses(rtnl: &mut Rtnl) -> Result<Vec<(u32, Ipv4Addr, u8)>, KernelError> {
+    let mut all = AddressMessage::default();
+    all.header.family = netlink_packet_route::AddressFamily::Inet;
+    let standing = rtnl.dump(&RouteNetlinkMessage::GetAddress(all)).doing(|| "listing addresses".into())?;
+    let read = |found| {
+        let RouteNetlinkMessage::NewAddress(found) = found else { return None };
+        let local = found.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        });
+        Some((found.header.index, local?, found.header.prefix_len))
+    };
+    Ok(standing.into_iter().filter_map(read).collect())
+}
+
+/// The IPv4 addresses of a device.
+fn addresses(rtnl: &mut Rtnl, index: u32) -> std::io::Result<Vec<AddressMessage>> {
+    let mut all = AddressMessage::default();
+    all.header.family = netlink_packet_route::AddressFamily::Inet;
+    let standing = rtnl.dump(&RouteNetlinkMessage::GetAddress(all))?.into_iter();
+    let of_it = standing.filter_map(|found| match found {
+        RouteNetlinkMessage::NewAddress(found) if found.header.index == index => Some(found),
+        _ => None,
+    });
+    Ok(of_it.collect())
+}
+
 /// The gateway's address, and none that another configuration gave the bridge. Without the prefix route: guests are reached by
 /// a /32 each, the rest of the subnet is unreachable.
 fn address(rtnl: &mut Rtnl, index: u32, gateway: Ipv4Addr, subnet: Subnet) -> std::io::Result<()> {
     let mut wanted =
         AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(gateway, subnet.prefix_len()).build();
     wanted.attributes.push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-    let mut all = AddressMessage::default();
-    all.header.family = netlink_packet_route::AddressFamily::Inet;
-    let standing = rtnl.dump(&RouteNetlinkMessage::GetAddress(all))?;
     let mut stands = false;
-    for found in standing {
-        let RouteNetlinkMessage::NewAddress(found) = found else { continue };
-        if found.header.index != index {
-            continue;
-        }
-        let ours = found.header.prefix_len == subnet.prefix_len()
-            && found.attributes.contains(&AddressAttribute::Local(gateway.into()));
+    for found in addresses(rtnl, index)? {
+        let ours = is_gateway(&found, gateway, subnet);
         stands |= ours;
         if !ours {
             gone_is_fine(rtnl.request(0, RouteNetlinkMessage::DelAddress(found)))?;

@@ -15,15 +15,16 @@ fn rule(bridge: &IfName) -> String {
     )
 }
 
-/// Brings the rule of `bridge` to be there or not to be.
-pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
+/// Brings the rule of `bridge` to be there or not to be. How many changes that took.
+pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
     let (tables, rule) = (open()?, rule(bridge));
     let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
     let stands = tables.exists("nat", "PREROUTING", &rule).map_err(|e| failed(doing("looking for"), e))?;
     let change = match (stands, wanted) {
         (false, true) => IPTables::append,
         (true, false) => IPTables::delete,
-        _ => return Ok(()),
+        _ => return Ok(0),
     };
-    change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))
+    change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))?;
+    Ok(1)
 }

@@ -20,6 +20,7 @@ mod steps;
 mod sysctl;
 mod tap;
 mod tc;
+mod watch;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -31,11 +32,14 @@ use std::time::{Duration, Instant};
 pub use error::KernelError;
 pub use steps::Failed;
 pub use tap::HeldTap;
+pub use watch::Watch;
 
-use crate::model::{IfName, IndexRange, Place, RateLimit, Reading, Slot, Subnet};
+use crate::model::{IfName, IndexRange, Place, RateLimit, Reading, Shard, Slot, Subnet};
+use crate::plan::garbage::Marked;
 use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 use lane::Lane;
+use observe::Look;
 
 /// The end of a slot's veth inside its netns.
 const GUEST_SIDE: &str = "in0";
@@ -106,6 +110,21 @@ impl Kernel {
         self.calls.run(move |hands| links::index(&mut hands.rtnl, &name)).await?
     }
 
+    /// What a device carries, in bytes; `None` when there is none of that name.
+    pub async fn device_mtu(&self, name: &str) -> Result<Option<u32>, KernelError> {
+        let name = name.to_owned();
+        self.calls.run(move |hands| links::mtu(&mut hands.rtnl, &name)).await?
+    }
+
+    /// The device of the default route, with what it carries; `None` when there is no such route.
+    pub async fn uplink(&self) -> Result<Option<(String, u32)>, KernelError> {
+        let find = |hands: &mut lane::Hands| {
+            let Some(name) = routes::uplink(&mut hands.rtnl)? else { return Ok(None) };
+            Ok(links::mtu(&mut hands.rtnl, &name)?.map(|mtu| (name, mtu)))
+        };
+        self.calls.run(find).await?
+    }
+
     /// The value of a setting, a path below /proc/sys/net.
     pub fn sysctl(&self, key: &str) -> Result<String, KernelError> {
         sysctl::read(key).doing(|| format!("reading net/{key}"))
@@ -120,7 +139,8 @@ impl Kernel {
         firewall::present()
     }
 
-    pub fn apply_host_rules(&self, rules: &HostRules) -> Result<(), KernelError> {
+    /// How many changes that took.
+    pub fn apply_host_rules(&self, rules: &HostRules) -> Result<usize, KernelError> {
         firewall::apply(rules)
     }
 
@@ -128,13 +148,13 @@ impl Kernel {
         firewall::remove(rules)
     }
 
-    /// Whether guests of `bridge` reach the metadata service.
-    pub fn redirect_metadata(&self, bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
+    /// Whether guests of `bridge` reach the metadata service. How many changes that took.
+    pub fn redirect_metadata(&self, bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
         metadata::redirect(bridge, wanted)
     }
 
-    /// Whether guests of `bridge` are answered by our resolver whichever they ask.
-    pub fn redirect_dns(&self, bridge: &IfName, wanted: bool) -> Result<(), KernelError> {
+    /// Whether guests of `bridge` are answered by our resolver whichever they ask. How many changes that took.
+    pub fn redirect_dns(&self, bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
         dns::redirect(bridge, wanted)
     }
 
@@ -159,7 +179,43 @@ impl Kernel {
 
     /// What of the devices of these indexes, and of what goes with them, there is.
     pub async fn observe(&self, indexes: IndexRange) -> Result<Observed, KernelError> {
-        self.calls.run(move |hands| observe::observe(hands, indexes)).await?
+        self.calls.run(move |hands| observe::observe(hands, indexes, Look::Everywhere)).await?
+    }
+
+    /// The same while calls go on, without a look into slots that have their ports.
+    pub async fn observe_beside_calls(&self, indexes: IndexRange) -> Result<Observed, KernelError> {
+        self.background.run(move |hands| observe::observe(hands, indexes, Look::WherePortsAreGone)).await?
+    }
+
+    /// All that bears a mark of ours, while calls go on: with a look into every slot.
+    pub async fn observe_all(&self, indexes: IndexRange) -> Result<(Observed, Marked), KernelError> {
+        let look = move |hands: &mut lane::Hands| {
+            let observed = observe::observe(hands, indexes, Look::Everywhere)?;
+            Ok((observed, observe::marked(hands, indexes)?))
+        };
+        self.background.run(look).await?
+    }
+
+    /// What others change from now on. `firewall` is the port of the socket by which we change nf_tables.
+    pub fn watch(&self, firewall: u32) -> Result<Watch, KernelError> {
+        Watch::open(&[self.calls.port(), self.background.port()], firewall)
+    }
+
+    /// Whether a network's bridge is up and has its gateway's address.
+    pub async fn bridge_stands(
+        &self,
+        shard: Shard,
+        gateway: Ipv4Addr,
+        subnet: Subnet,
+    ) -> Result<bool, KernelError> {
+        self.background
+            .run(move |hands| links::bridge_stands(&mut hands.rtnl, &shard, gateway, subnet))
+            .await?
+    }
+
+    /// Whether the rest of `subnet` is unreachable.
+    pub async fn has_unreachable(&self, subnet: Subnet) -> Result<bool, KernelError> {
+        self.background.run(move |hands| routes::has_unreachable(&mut hands.rtnl, subnet)).await?
     }
 
     /// Carries the steps out in order, up to the first that fails.

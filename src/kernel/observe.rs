@@ -10,9 +10,18 @@ use super::lane::Hands;
 use super::rtnl::Rtnl;
 use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes, tc};
 use crate::model::{IndexRange, Slot, Vm};
+use crate::plan::garbage::Marked;
 use crate::plan::{Anchor, Observed, ObservedPort};
 
-pub(super) fn observe(hands: &mut Hands, indexes: IndexRange) -> Result<Observed, KernelError> {
+/// Into which slots to look: it takes entering each one's namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    Everywhere,
+    /// A port that is there has its other end inside.
+    WherePortsAreGone,
+}
+
+pub(super) fn observe(hands: &mut Hands, indexes: IndexRange, look: Look) -> Result<Observed, KernelError> {
     let mut ports = BTreeMap::new();
     let mut foreign = BTreeSet::new();
     for link in links::all(&mut hands.rtnl)? {
@@ -43,6 +52,7 @@ pub(super) fn observe(hands: &mut Hands, indexes: IndexRange) -> Result<Observed
     let mut anchors = BTreeMap::new();
     for (slot, is_namespace) in names.anchors {
         let anchor = match is_namespace {
+            true if look == Look::WherePortsAreGone && ports.contains_key(&slot) => Some(Anchor::Whole),
             true => look_inside(hands, slot, indexes.port(slot))?,
             false => Some(Anchor::File),
         };
@@ -60,6 +70,17 @@ pub(super) fn observe(hands: &mut Hands, indexes: IndexRange) -> Result<Observed
         foreign,
         neighbours: routes::neighbours(&mut hands.rtnl)?.into_iter().collect(),
         routes: routes::guests(&mut hands.rtnl)?.into_iter().collect(),
+    })
+}
+
+/// What bears a mark of ours beside what is observed of slots.
+pub(super) fn marked(hands: &mut Hands, indexes: IndexRange) -> Result<Marked, KernelError> {
+    let devices = links::all(&mut hands.rtnl)?.into_iter().filter(|link| indexes.has(link.index));
+    let addresses = links::all_addresses(&mut hands.rtnl)?.into_iter();
+    Ok(Marked {
+        devices: devices.map(|link| (link.index, link.name)).collect(),
+        routes: routes::ours(&mut hands.rtnl)?,
+        addresses: addresses.filter(|(index, ..)| indexes.has(*index)).collect(),
     })
 }
 

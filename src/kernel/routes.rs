@@ -17,6 +17,7 @@ use rtnetlink::RouteMessageBuilder;
 use super::error::{Doing, KernelError};
 use super::rtnl::{Request, Rtnl};
 use crate::model::{Mac, Subnet};
+use crate::plan::garbage::OurRoute;
 
 /// Marks our routes; of the numbers that rtnetlink.h leaves to user space, one that no known daemon uses.
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(103);
@@ -104,6 +105,35 @@ pub(super) fn guests(rtnl: &mut Rtnl) -> Result<Vec<(u32, Ipv4Addr)>, KernelErro
         .collect())
 }
 
+/// Every route of our protocol.
+pub(super) fn ours(rtnl: &mut Rtnl) -> Result<Vec<OurRoute>, KernelError> {
+    let ours = ipv4(rtnl)?.into_iter().filter(|r| r.header.protocol == PROTOCOL);
+    let read = |route: RouteMessage| {
+        let destination = destination(&route)?;
+        let device = if route.header.kind == RouteType::Unreachable { None } else { Some(device(&route)?) };
+        Some(OurRoute { destination: destination.ip(), prefix_len: destination.prefix(), device })
+    };
+    Ok(ours.filter_map(read).collect())
+}
+
+pub(super) fn remove_ours(route: OurRoute) -> Request {
+    let message = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(route.destination, route.prefix_len)
+        .protocol(PROTOCOL);
+    let message = match route.device {
+        Some(device) => message.output_interface(device).scope(RouteScope::Link),
+        None => message.kind(RouteType::Unreachable).scope(RouteScope::Universe),
+    };
+    Request::new(0, RouteNetlinkMessage::DelRoute(message.build()))
+}
+
+/// Whether the rest of `subnet` is unreachable by a route of ours.
+pub(super) fn has_unreachable(rtnl: &mut Rtnl, subnet: Subnet) -> Result<bool, KernelError> {
+    let ours = ipv4(rtnl)?.into_iter().filter(|r| r.header.protocol == PROTOCOL);
+    let whole = ours.filter(|r| r.header.kind == RouteType::Unreachable).filter_map(|r| destination(&r));
+    Ok(whole.into_iter().any(|found| found.ip() == subnet.network() && found.prefix() == subnet.prefix_len()))
+}
+
 /// The first route of the host's own that overlaps `subnet`, as text; the default route overlaps nothing.
 pub(super) fn overlapping(rtnl: &mut Rtnl, subnet: Subnet) -> Result<Option<String>, KernelError> {
     let foreign = ipv4(rtnl)?
@@ -118,6 +148,25 @@ pub(super) fn overlapping(rtnl: &mut Rtnl, subnet: Subnet) -> Result<Option<Stri
                 None => network.to_string(),
             }
         }))
+}
+
+/// The device of the host's default route, of several the one with the lowest metric.
+pub(super) fn uplink(rtnl: &mut Rtnl) -> Result<Option<String>, KernelError> {
+    let metric = |route: &RouteMessage| {
+        let priority = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        });
+        priority.unwrap_or_default()
+    };
+    let default = ipv4(rtnl)?.into_iter().filter(|route| {
+        route.header.destination_prefix_length == 0
+            && route.header.table == RouteHeader::RT_TABLE_MAIN
+            && route.header.kind == RouteType::Unicast
+    });
+    let index = default.min_by_key(metric).and_then(|route| device(&route));
+    let name = index.and_then(|index| nix::net::if_::if_indextoname(index).ok());
+    Ok(name.map(|name| name.to_string_lossy().into_owned()))
 }
 
 /// The permanent neighbours of the kernel: device, address, MAC.

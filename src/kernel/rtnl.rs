@@ -29,6 +29,7 @@ impl Request {
 
 pub(super) struct Rtnl {
     socket: Socket,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -37,11 +38,16 @@ impl Rtnl {
     /// A socket in the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
         // The answer to a refused request says why, without the request.
         socket.set_cap_ack(true)?;
-        Ok(Self { socket, sequence: 0, buffer: Vec::new() })
+        Ok(Self { socket, port, sequence: 0, buffer: Vec::new() })
+    }
+
+    /// The port by which the kernel names what this socket asked for.
+    pub(super) fn port(&self) -> u32 {
+        self.port
     }
 
     /// Carries out every request, whatever becomes of the others: an outcome for each, in order.

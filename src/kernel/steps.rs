@@ -109,6 +109,10 @@ fn undo_request(undo: &Undo) -> Option<Request> {
         Undo::Neighbour { bridge, address } => routes::remove_neighbour(*bridge, *address),
         Undo::GuestRoute { bridge, address } => routes::remove_guest(*bridge, *address),
         Undo::ForwardingEntry { port, mac } => routes::remove_forwarding(*port, *mac),
+        Undo::Route { route } => routes::remove_ours(*route),
+        Undo::Address { bridge, address, prefix_len } => {
+            links::remove_address(*bridge, *address, *prefix_len)
+        }
         Undo::Namespace { .. } | Undo::Name { .. } => return None,
     })
 }
@@ -142,13 +146,15 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             requests.extend(tc::redirect(GUEST_SIDE_INDEX, TAP_INDEX));
             let join = || {
                 let mut rtnl = Rtnl::open()?;
-                // A TAP that has outlived its veth still has the redirect to that one.
+                // A TAP that has outlived its veth still has the redirect to that one; a slot that is plugged in again has both.
                 tc::remove_redirect(&mut rtnl, TAP_INDEX)?;
+                tc::remove_redirect(&mut rtnl, GUEST_SIDE_INDEX)?;
                 rtnl.all(&requests)
             };
             hands.inside(&namespace, join).doing(|| format!("making {step}"))
         }
         Step::RateLimit { slot, port, limit } => set_limit(hands, *slot, *port, *limit),
+        Step::Unplug { port, .. } => hands.rtnl.all(&[links::down(*port)]).doing(|| format!("making {step}")),
         Step::Port { port, bridge, .. } => {
             hands.rtnl.all(&links::port(*port, *bridge)).doing(|| format!("making {step}"))
         }

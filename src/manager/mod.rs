@@ -2,16 +2,19 @@
 //! asks for. Out: the binding it has, or why it has none, with nothing half done left behind.
 
 mod admission;
+mod garbage;
 mod pool;
+mod repair;
 mod stock;
 mod user_data;
 
 use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::bridges::{Bridges, BridgesError};
 use crate::dhcp::Leases;
@@ -21,13 +24,15 @@ use crate::model::{
     Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, Rate, RateLimit,
     RateRequest, Slot, Subnet, TapRequest, Vm, VmId, WorkspaceId,
 };
-use crate::plan::{self, Mend, Observed, Step, Undo};
+use crate::plan::{self, Step, Undo};
 use crate::registry::{Binding, Registry};
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 use crate::walls::{Guest, Walls};
 use admission::Admission;
+pub use garbage::Collected;
 use pool::Pool;
+pub use repair::Repaired;
 
 /// What a caller asks for; unset fields ask for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,6 +122,10 @@ struct Inner {
     with: Parts,
     admission: Mutex<Admission>,
     pool: Pool,
+    /// Held by whoever makes, changes or removes a VM's network; alone by who must see none of that under way.
+    quiet: tokio::sync::RwLock<()>,
+    /// VMs looked after by a start so far.
+    adopted: AtomicUsize,
     /// One call at a time for a VM: the lock of each VM that a call is about.
     in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -146,7 +155,14 @@ impl Manager {
         let managed = networks.iter().filter(|network| network.plumbing == Plumbing::Managed).cloned();
         let (kernel, bridges) = (with.kernel.clone(), with.bridges.clone());
         let pool = Pool::new(managed.collect(), kernel, bridges, with.store.index_range()?);
-        Ok(Self(Arc::new(Inner { with, admission, pool, in_hand: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            with,
+            admission,
+            pool,
+            quiet: tokio::sync::RwLock::default(),
+            adopted: AtomicUsize::new(0),
+            in_hand: Mutex::default(),
+        })))
     }
 
     /// Takes over what an earlier run left: of the VMs that were readmitted what is missing in the kernel is made and what
@@ -175,7 +191,8 @@ impl Manager {
         }
         let (mut mended, mut broken) = (0, 0);
         for (binding, place) in &bindings {
-            match self.mend(binding, place, &observed).await {
+            self.0.adopted.fetch_add(1, Relaxed);
+            match self.0.mend(binding, place, &observed).await {
                 Ok(steps) => mended += usize::from(steps > 0),
                 // One VM that cannot be mended is no reason to leave all others without DHCP and DNS.
                 Err(error) => {
@@ -188,30 +205,38 @@ impl Manager {
         Ok(())
     }
 
-    /// Makes what of a VM is missing; how many steps that took.
-    async fn mend(
-        &self,
-        binding: &Binding,
-        place: &Place,
-        observed: &Observed,
-    ) -> Result<usize, ManagerError> {
-        let Mend { undo, steps } = plan::mend(&binding.vm, place, &binding.network, observed);
-        if undo.is_empty() && steps.is_empty() {
-            return Ok(0);
-        }
-        debug!(?undo, ?steps, "mending");
-        if steps.iter().any(|step| matches!(step, Step::Veth { .. })) {
-            // Another device, with the index of the one that was counted before.
-            self.0.stats.device_is_gone(&binding.vm.vm_id);
-        }
-        let errors = self.0.take_back(undo).await;
-        if !errors.is_empty() {
-            return Err(failed(&binding.vm, &errors));
-        }
-        let count = steps.len();
-        let applied = self.0.kernel.apply(For::Caller, steps).await;
-        applied.map_err(|failure| failed(&binding.vm, &[failure.to_string()]))?;
-        Ok(count)
+    /// How many VMs a start has looked after so far.
+    pub fn adopted(&self) -> usize {
+        self.0.adopted.load(Relaxed)
+    }
+
+    /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits.
+    pub async fn repair(&self) -> Result<Repaired, ManagerError> {
+        self.0.repair().await
+    }
+
+    /// What is ours by record and belongs to nobody; taken away if `apply`. Calls go on, but for a moment if there is any.
+    pub async fn collect(&self, apply: bool) -> Result<Vec<Collected>, ManagerError> {
+        let inner = self.0.clone();
+        join(tokio::spawn(async move { inner.collect(apply).await }).await)
+    }
+
+    /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
+    pub fn slot_of_port(&self, port: u32) -> Option<(Slot, u32)> {
+        self.0.pool.kept(port)
+    }
+
+    /// The slot of the guest with that MAC.
+    pub fn slot_of_mac(&self, mac: Mac) -> Option<Slot> {
+        let of = |network: &Arc<Network>| self.0.registry.by_mac(&network.name, mac)?.vm_id.clone();
+        let vm_id = self.0.pool.networks().iter().find_map(of)?;
+        Some(self.0.registry.by_vm(&vm_id)?.vm.slot)
+    }
+
+    /// Whether a VM's guest has that address.
+    pub fn has_guest_at(&self, address: Ipv4Addr) -> bool {
+        let networks = self.0.pool.networks().iter();
+        networks.clone().any(|network| self.0.registry.by_address(&network.name, address).is_some())
     }
 
     /// Keeps slots ready in the background, until `stop`.
@@ -313,6 +338,7 @@ impl Manager {
 
 impl Inner {
     async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
+        let _under_way = self.quiet.read().await;
         let (_turn, _call) = (self.turn(&request.vm_id).await, self.pool.call());
         if let Some(binding) = self.registry.by_vm(&request.vm_id) {
             return same(&request, binding);
@@ -384,6 +410,7 @@ impl Inner {
 
     async fn update(&self, request: UpdateVm) -> Result<Arc<Binding>, ManagerError> {
         let vm_id = request.vm_id;
+        let _under_way = self.quiet.read().await;
         let _turn = self.turn(&vm_id).await;
         let Some(before) = self.registry.by_vm(&vm_id) else {
             return Err(ManagerError::NoVm { vm_id });
@@ -415,6 +442,7 @@ impl Inner {
     }
 
     async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
+        let _under_way = self.quiet.read().await;
         let (_turn, _call) = (self.turn(vm_id).await, self.pool.call());
         let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
         let tap = self.end_of(&binding.vm).await?;

@@ -1,7 +1,7 @@
 //! Keeps slots ready: builds them, wipes those that VMs leave and takes surplus ones away, in the background. In: who needs a
 //! slot, and slots that VMs have left. Out: slots with nothing of any tenant in them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,8 +16,8 @@ use crate::kernel::{Failed, For, HeldTap, Kernel, Limit};
 use crate::model::{IndexRange, Network, NetworkName, Place, Shard, Slot, Vm};
 use crate::plan::{self, Observed, Step, Undo};
 
-/// Slots wiped before something else gets a turn.
-const WIPED_AT_ONCE: usize = 32;
+/// Slots wiped, or taken away, before something else gets a turn.
+const WIPED_AT_ONCE: usize = 64;
 /// Background work that nobody waits for begins when calls have been over for so long: a caller whose next one follows at
 /// once does not share the kernel's locks with it.
 const QUIET: Duration = Duration::from_millis(5);
@@ -127,6 +127,55 @@ impl Pool {
     /// Where a slot is plugged in.
     pub(super) fn place(&self, slot: Slot) -> Option<Place> {
         self.state().stock.place(slot).cloned()
+    }
+
+    /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
+    pub(super) fn kept(&self, port: u32) -> Option<(Slot, u32)> {
+        let slot = self.0.indexes.slot_at(port)?;
+        Some((slot, self.state().stock.kept(slot)?.shard.index))
+    }
+
+    /// Whether a slot of that number is somebody's, is being built or is being taken away.
+    pub(super) fn is_seen_to(&self, slot: Slot) -> bool {
+        self.state().stock.is_seen_to(slot)
+    }
+
+    /// Takes the number of a slot that nobody sees to; whether it was such a one.
+    pub(super) fn claim(&self, slot: Slot) -> bool {
+        self.state().stock.claim(slot)
+    }
+
+    /// Gives a number back, if nothing is left of the slot.
+    pub(super) fn unclaim(&self, slot: Slot, is_gone: bool) {
+        let mut state = self.state();
+        if is_gone {
+            state.stock.remove(slot);
+        } else {
+            state.stock.lose(slot);
+        }
+    }
+
+    /// The slots that are ready.
+    pub(super) fn free(&self) -> BTreeSet<Slot> {
+        self.state().stock.free()
+    }
+
+    /// Takes those of `ready` away that are whole no more, to be built again; how many. `observed` is younger than `ready`.
+    pub(super) async fn take_out_broken(&self, ready: BTreeSet<Slot>, observed: &Observed) -> usize {
+        let broken = {
+            let mut state = self.state();
+            let lost = |slot: &Slot| {
+                state
+                    .stock
+                    .place(*slot)
+                    .is_some_and(|place| observed.standing(*slot) != Some(place.shard.index))
+            };
+            let broken = ready.into_iter().filter(lost).collect();
+            state.stock.take_out(&broken)
+        };
+        self.0.clear(&broken).await;
+        self.0.work.notify_one();
+        broken.len()
     }
 
     /// A slot with nothing in it: a ready one, else the next that is built. One whose TAP takes several queues is built on the
@@ -249,6 +298,10 @@ impl Pool {
         Ok(())
     }
 
+    pub(super) fn networks(&self) -> &[Arc<Network>] {
+        &self.0.networks
+    }
+
     /// Every bridge with its network's name.
     pub(super) async fn shards(&self) -> Vec<(NetworkName, Shard)> {
         let mut all = Vec::new();
@@ -355,7 +408,14 @@ impl Inner {
         {
             warn!(%error, "a guest's connections stay until they time out");
         }
-        for Left { slot, network, address, own_limit, tap, .. } in left {
+        let mut surplus = Vec::new();
+        for left in left {
+            // What would be taken away right after need not be wiped: nobody gets it.
+            if self.state().stock.is_full(&left.network.name) {
+                surplus.push(left);
+                continue;
+            }
+            let Left { slot, network, address, own_limit, tap, .. } = left;
             let place = self.state().stock.place(slot).cloned();
             let wiped = match place {
                 Some(place) => {
@@ -381,6 +441,14 @@ impl Inner {
                 broken.push(slot);
             }
         }
+        for Left { slot, network, address, tap, .. } in surplus {
+            // Held until here, so that no VMM could take it.
+            drop(tap);
+            if let Some(address) = address {
+                self.state().unclean.remove(&(network.name.clone(), address));
+            }
+            broken.push(slot);
+        }
         self.clear(&broken).await;
     }
 
@@ -388,10 +456,16 @@ impl Inner {
         if slots.is_empty() {
             return;
         }
+        {
+            let mut state = self.state();
+            slots.iter().for_each(|slot| state.stock.leave(*slot));
+        }
         let devices = slots.iter().map(|slot| (*slot, self.indexes.port(*slot))).collect();
         if let Err(error) = self.kernel.clear(devices).await {
-            // The next start finds what is left. Until then these numbers are not used again.
+            // `guestnet gc` and the next start find what is left. Until then these numbers are not used again.
             warn!(%error, "slots could not be taken away");
+            let mut state = self.state();
+            slots.iter().for_each(|slot| state.stock.lose(*slot));
             return;
         }
         let mut state = self.state();

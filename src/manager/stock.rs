@@ -37,6 +37,10 @@ pub(super) struct Stock<W> {
     places: HashMap<Slot, Place>,
     /// Ports on each bridge, by its index.
     ports: HashMap<u32, usize>,
+    /// Whole slots that are being taken away.
+    leaving: BTreeSet<Slot>,
+    /// Those of which something is left that could not be taken away. Their numbers are not used again.
+    lost: BTreeSet<Slot>,
 }
 
 /// What is to be done for the stock.
@@ -63,6 +67,8 @@ impl<W> Stock<W> {
             numbers: Numbers::default(),
             places: HashMap::new(),
             ports: HashMap::new(),
+            leaving: BTreeSet::new(),
+            lost: BTreeSet::new(),
         }
     }
 
@@ -72,6 +78,52 @@ impl<W> Stock<W> {
 
     pub(super) fn ports_on(&self, bridge: u32) -> usize {
         self.ports.get(&bridge).copied().unwrap_or_default()
+    }
+
+    /// Where a slot is plugged in that is to stay.
+    pub(super) fn kept(&self, slot: Slot) -> Option<&Place> {
+        self.places.get(&slot).filter(|_| !self.leaving.contains(&slot))
+    }
+
+    /// Whether a slot of that number is somebody's, is being built or is being taken away.
+    pub(super) fn is_seen_to(&self, slot: Slot) -> bool {
+        self.numbers.is_taken(slot) && !self.lost.contains(&slot)
+    }
+
+    /// Takes the number of a slot that nobody sees to; whether it was such a one.
+    pub(super) fn claim(&mut self, slot: Slot) -> bool {
+        let claimed = !self.is_seen_to(slot);
+        if claimed {
+            self.lost.remove(&slot);
+            self.numbers.take_this(slot);
+        }
+        claimed
+    }
+
+    /// A slot could not be taken away: what is left of it is nobody's.
+    pub(super) fn lose(&mut self, slot: Slot) {
+        self.places.remove(&slot);
+        self.lost.insert(slot);
+    }
+
+    /// A slot is about to be taken away.
+    pub(super) fn leave(&mut self, slot: Slot) {
+        self.leaving.insert(slot);
+    }
+
+    /// The slots that are ready, of all networks.
+    pub(super) fn free(&self) -> BTreeSet<Slot> {
+        self.shelves.iter().flat_map(|shelf| &shelf.free).copied().collect()
+    }
+
+    /// Takes out of the ready ones those that are whole no more; they are nobody's then.
+    pub(super) fn take_out(&mut self, broken: &BTreeSet<Slot>) -> Vec<Slot> {
+        let mut taken = Vec::new();
+        for shelf in &mut self.shelves {
+            taken.extend(shelf.free.intersection(broken));
+            shelf.free.retain(|slot| !broken.contains(slot));
+        }
+        taken
     }
 
     /// A number for a slot that is yet to be built; `None` when the host has as many as it can.
@@ -101,6 +153,7 @@ impl<W> Stock<W> {
         {
             *ports -= 1;
         }
+        self.leaving.remove(&slot);
         self.numbers.give_back(slot);
     }
 
@@ -134,6 +187,15 @@ impl<W> Stock<W> {
             }
         }
         shelf.free.insert(slot);
+    }
+
+    /// Whether one more ready slot would be taken away at once: more are ready than are kept, and nobody waits.
+    pub(super) fn is_full(&self, network: &NetworkName) -> bool {
+        let shelf = self.shelves.iter().find(|shelf| shelf.network.name == *network);
+        shelf.is_none_or(|shelf| {
+            let kept = usize::from(shelf.network.pool_size);
+            shelf.waiting.is_empty() && shelf.free.len() >= kept + kept / 4
+        })
     }
 
     /// Building failed: the one who waits longest is told; if nobody does, no more are built until somebody needs one.
@@ -217,6 +279,10 @@ impl Numbers {
         }
     }
 
+    fn is_taken(&self, Slot(slot): Slot) -> bool {
+        slot < self.next && !self.freed.contains(&slot)
+    }
+
     fn give_back(&mut self, Slot(slot): Slot) {
         self.freed.insert(slot);
     }
@@ -268,6 +334,39 @@ mod tests {
         assert_eq!(surplus.iter().map(|place| place.slot.0).collect::<Vec<_>>(), [10, 9, 8]);
         surplus.iter().for_each(|place| stock.remove(place.slot));
         assert_eq!((stock.need(), stock.ports_on(testing::place(0).shard.index)), (None, 8));
+    }
+
+    #[test]
+    fn what_would_be_taken_away_at_once_is_known_before_it_is_wiped() {
+        let (mut stock, name) = stock(8);
+        fill(&mut stock, &name);
+        assert!(!stock.is_full(&name));
+        for _ in 0..2 {
+            let slot = stock.number().unwrap();
+            stock.add(Place { slot, ..testing::place(0) });
+            stock.give(&name, slot, |_, _| Ok(()));
+        }
+        assert!(stock.is_full(&name));
+        stock.wait(&name, 1);
+        assert!(!stock.is_full(&name), "somebody waits for it");
+    }
+
+    #[test]
+    fn who_sees_to_a_slot_is_known_and_a_slot_that_is_lost_can_be_claimed() {
+        let (mut stock, name) = stock(2);
+        fill(&mut stock, &name);
+        let (whole, never) = (Slot(0), Slot(9));
+        assert!(stock.is_seen_to(whole) && stock.kept(whole).is_some());
+        assert!(!stock.is_seen_to(never));
+        stock.take_out(&BTreeSet::from([whole]));
+        stock.leave(whole);
+        assert!(stock.is_seen_to(whole) && stock.kept(whole).is_none());
+        assert!(!stock.claim(whole), "it is being taken away");
+        stock.lose(whole);
+        assert!(!stock.is_seen_to(whole) && stock.claim(whole) && !stock.claim(whole));
+        assert!(stock.claim(never));
+        stock.remove(never);
+        assert!(!stock.is_seen_to(never));
     }
 
     #[test]

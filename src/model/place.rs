@@ -57,6 +57,11 @@ impl IndexRange {
         self.first + Self::SLOTS + n
     }
 
+    /// Whether it is one of them.
+    pub fn has(self, index: u32) -> bool {
+        index.checked_sub(self.first).is_some_and(|n| n < Self::SIZE)
+    }
+
     /// The slot whose host device has this index.
     pub fn slot_at(self, index: u32) -> Option<Slot> {
         index.checked_sub(self.first).filter(|n| *n < Self::SLOTS).map(Slot)

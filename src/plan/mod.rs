@@ -2,7 +2,9 @@
 //! step is one kernel object and knows how it is undone; `kernel` carries steps out. Pure.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod drift;
 mod firewall;
+pub mod garbage;
 mod observed;
 mod slot;
 mod vm;
@@ -12,8 +14,10 @@ use std::net::Ipv4Addr;
 
 pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
 pub use observed::{Anchor, Observed, ObservedLimit, ObservedPort};
-pub use slot::{build_slot, clear_slot, wire_slot};
+pub use slot::{build_slot, clear_slot, replug_slot, wire_slot};
 pub use vm::{Mend, bind, limit, mend, rebind, strays, unbind};
+
+use garbage::OurRoute;
 
 use crate::model::{Mac, Network, RateLimit, Shard, Slot, Subnet, TapOptions, VmId};
 
@@ -40,6 +44,9 @@ pub enum Step {
     RateLimit { slot: Slot, port: u32, limit: Option<RateLimit> },
     /// `gv<slot>` as an isolated, locked port that neither learns nor floods; up. Last: a port of a bridge is a whole slot.
     Port { slot: Slot, port: u32, bridge: u32 },
+
+    /// The port down, as it is while it is plugged in anew: no frame passes a port that is not closed yet.
+    Unplug { slot: Slot, port: u32 },
 
     /// The slot's netns under the VM's name, `vm-<vm_id>`.
     Name { vm_id: VmId, slot: Slot },
@@ -83,6 +90,16 @@ pub enum Undo {
         port: u32,
         mac: Mac,
     },
+    /// A route of ours, whatever it leads to.
+    Route {
+        route: OurRoute,
+    },
+    /// An address of a bridge of ours.
+    Address {
+        bridge: u32,
+        address: Ipv4Addr,
+        prefix_len: u8,
+    },
 }
 
 impl Step {
@@ -103,6 +120,7 @@ impl Step {
             | Self::TapOptions { .. }
             | Self::Redirect { .. }
             | Self::RateLimit { .. }
+            | Self::Unplug { .. }
             | Self::Port { .. } => {
                 return None;
             }
@@ -120,6 +138,7 @@ impl Step {
             Self::Veth { .. } => "veth",
             Self::Redirect { .. } => "redirect",
             Self::RateLimit { .. } => "rate",
+            Self::Unplug { .. } => "unplug",
             Self::Port { .. } => "port",
             Self::Name { .. } => "name",
             Self::Neighbour { .. } => "neighbour",
@@ -140,6 +159,8 @@ impl Undo {
             Self::Neighbour { .. } => "undo-neighbour",
             Self::GuestRoute { .. } => "undo-route",
             Self::ForwardingEntry { .. } => "undo-forwarding",
+            Self::Route { .. } => "undo-any-route",
+            Self::Address { .. } => "undo-address",
         }
     }
 }
@@ -165,6 +186,7 @@ impl fmt::Display for Step {
             Self::Veth { slot, .. } => write!(f, "veth {}", slot.host_device()),
             Self::Redirect { slot } => write!(f, "the redirect between tap0 and in0 of {}", slot.namespace()),
             Self::RateLimit { slot, .. } => write!(f, "the rate limit of {}", slot.host_device()),
+            Self::Unplug { slot, .. } => write!(f, "port {} down", slot.host_device()),
             Self::Port { slot, .. } => write!(f, "port {}", slot.host_device()),
             Self::Name { vm_id, .. } => write!(f, "the name {}", vm_id.namespace()),
             Self::Neighbour { address, .. } => write!(f, "neighbour {address}"),
@@ -185,6 +207,8 @@ impl fmt::Display for Undo {
             Self::Neighbour { address, .. } => write!(f, "neighbour {address}"),
             Self::GuestRoute { address, .. } => write!(f, "route {address}/32"),
             Self::ForwardingEntry { mac, .. } => write!(f, "forwarding entry {mac}"),
+            Self::Route { route } => write!(f, "route {}/{}", route.destination, route.prefix_len),
+            Self::Address { address, prefix_len, .. } => write!(f, "address {address}/{prefix_len}"),
         }
     }
 }

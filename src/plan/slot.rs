@@ -23,6 +23,13 @@ pub fn wire_slot(place: &Place, network: &Network) -> Vec<Step> {
         .collect()
 }
 
+/// A whole slot that is a port of no bridge, or of another: what it has inside may be unfinished. Its TAP and its veth stay.
+pub fn replug_slot(place: &Place, network: &Network) -> Vec<Step> {
+    let (slot, port) = (place.slot, place.port);
+    let wired = wire_slot(place, network).into_iter().filter(|step| !matches!(step, Step::Veth { .. }));
+    [Step::Unplug { slot, port }].into_iter().chain(wired).collect()
+}
+
 /// What takes a slot away, whatever there is of it: its port first, its netns last.
 pub fn clear_slot(place: &Place) -> Vec<Undo> {
     vec![Undo::Veth { port: place.port }, Undo::Namespace { slot: place.slot }]

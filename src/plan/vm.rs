@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, wire_slot};
+use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, replug_slot, wire_slot};
 use crate::model::{IndexRange, Mac, Network, Place, Slot, TapOptions, Vm};
 
 /// What binds a VM to its slot: nothing passes before the last step.
@@ -52,7 +52,12 @@ pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> M
     if observed.standing(place.slot) != Some(place.shard.index) {
         let veth = vec![Undo::Veth { port: place.port }];
         let build = || [build_slot(place, network, vm.tap.multi_queue), bind(vm, place, network)].concat();
+        let mtu = observed.ports.get(&place.slot).map(|port| port.mtu);
         let (undo, steps) = match observed.anchors.get(&place.slot) {
+            // Its bridge was removed, or it was taken off it.
+            Some(Anchor::Whole) if mtu == Some(network.mtu.into()) => {
+                (Vec::new(), [replug_slot(place, network), rebind(vm, place, network)].concat())
+            }
             Some(Anchor::Tap | Anchor::Whole) => {
                 (veth, [wire_slot(place, network), rebind(vm, place, network)].concat())
             }
@@ -174,15 +179,12 @@ mod tests {
         let anew = Step::Namespace { slot: place.slot, port: place.port };
         let wired = Step::Veth { slot: place.slot, port: place.port, mtu: network.mtu };
         let anchored = |anchor| Observed { anchors: [(vm.slot, anchor)].into(), ..observed.clone() };
-        let mut off_the_bridge = observed.clone();
-        off_the_bridge.ports.get_mut(&vm.slot).unwrap().bridge = None;
         let cases = [
             (anchored(Anchor::File), &anew),
             (anchored(Anchor::Bare), &anew),
             (Observed { anchors: [].into(), ..observed.clone() }, &anew),
             (anchored(Anchor::Tap), &wired),
             (Observed { ports: [].into(), ..observed.clone() }, &wired),
-            (off_the_bridge, &wired),
         ];
         for (observed, first) in cases {
             let mend = mend(&vm, &place, &network, &observed);
@@ -190,6 +192,22 @@ mod tests {
             assert_eq!(mend.steps.first(), Some(first), "{observed:?}");
             assert!(matches!(mend.steps.last(), Some(Step::ForwardingEntry { .. })));
         }
+    }
+
+    #[test]
+    fn a_whole_slot_off_its_bridge_is_plugged_in_again_with_its_veth() {
+        let (network, vm, place, mut observed) = standing();
+        for bridge in [None, Some(place.shard.index + 1)] {
+            observed.ports.get_mut(&vm.slot).unwrap().bridge = bridge;
+            let mend = mend(&vm, &place, &network, &observed);
+            assert_eq!(mend.undo, []);
+            assert!(matches!(mend.steps.first(), Some(Step::Unplug { .. })));
+            assert!(mend.steps.iter().any(|step| matches!(step, Step::Port { .. })));
+            assert!(matches!(mend.steps.last(), Some(Step::ForwardingEntry { .. })));
+        }
+        // One of another MTU is no veth of this network.
+        observed.ports.get_mut(&vm.slot).unwrap().mtu += 1;
+        assert_eq!(super::mend(&vm, &place, &network, &observed).undo, [Undo::Veth { port: place.port }]);
     }
 
     #[test]

@@ -60,6 +60,11 @@ pub struct Freed {
 }
 
 impl Store {
+    /// Whether an earlier guestnet has left its state in `directory`.
+    pub fn is_there(directory: &Path) -> bool {
+        schema::file_in(directory).exists()
+    }
+
     /// Takes the directory for this process, made if it is not there, and opens the database in it.
     pub fn open(directory: &Path) -> Result<Self, StoreError> {
         let lock = directory::take(directory)?;

@@ -77,10 +77,15 @@ const MIGRATIONS: &[&str] = &[
 ",
 ];
 
+/// Where the database of a state directory is.
+pub(super) fn file_in(directory: &Path) -> PathBuf {
+    directory.join("guestnet.db")
+}
+
 /// A connection to the directory's database, made if there has never been one, checked, and brought up to date. One that
 /// is there but cannot be used is an error, whatever it is: it may be all that is left of every VM's reservation.
 pub(super) fn open(directory: &Path) -> Result<(Connection, PathBuf), StoreError> {
-    let file = directory.join("guestnet.db");
+    let file = file_in(directory);
     if !file.try_exists().map_err(StoreError::directory("look for", &file))? {
         create(directory, &file)?;
     }

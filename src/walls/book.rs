@@ -78,6 +78,11 @@ impl Book {
         Self { networks: networks.to_vec(), ..Self::default() }
     }
 
+    /// Another of the same networks with nothing in it.
+    pub fn emptied(&self) -> Self {
+        Self::new(&self.networks)
+    }
+
     /// A bridge more of a network, which is one of those that there are.
     pub fn open_bridge(&self, network: &NetworkName, bridge: &IfName) -> Vec<Change> {
         let found = self.networks.iter().enumerate().find(|(_, known)| known.name == *network);

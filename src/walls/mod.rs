@@ -68,9 +68,35 @@ impl Walls {
     /// Puts the walls in place, at once: around the guests that there are, with the policies and port forwards of the store.
     /// Whatever stood is replaced, and no packet meets a gap.
     pub fn raise(&self, bridges: &[(NetworkName, IfName)], guests: Vec<Guest>) -> Result<(), WallsError> {
+        self.put_up(&mut self.standing(), bridges, guests)
+    }
+
+    /// Puts them in place once more, around all that they are around: where the kernel cannot keep others from changing them.
+    pub fn mend(&self) -> Result<(), WallsError> {
+        let mut standing = self.standing();
+        let (bridges, guests) = (standing.bridges.clone(), standing.book.guests().cloned().collect());
+        standing.book = standing.book.emptied();
+        self.put_up(&mut standing, &bridges, guests)
+    }
+
+    /// Sets what port forwards need on bridges that have been made anew.
+    pub fn bridges_are_new(&self) -> Result<(), KernelError> {
+        self.let_loopback_through(&self.standing())
+    }
+
+    /// The port of the socket by which they are changed.
+    pub fn port(&self) -> u32 {
+        self.0.nft.port()
+    }
+
+    fn put_up(
+        &self,
+        standing: &mut Standing,
+        bridges: &[(NetworkName, IfName)],
+        guests: Vec<Guest>,
+    ) -> Result<(), WallsError> {
         let inner = &self.0;
         let (policies, forwards) = (inner.store.policies()?, inner.store.forwards()?);
-        let mut standing = self.standing();
         let (vms, rules) = (guests.len(), policies.len());
         let mut tables = standing.book.empty_tables();
         let mut changes = Vec::new();
@@ -97,11 +123,10 @@ impl Walls {
         }
         carry_out(&mut tables, changes);
         let ownership = inner.nft.replace(&tables)?;
-        self.remember_the_connected(&standing)?;
+        self.remember_the_connected(standing)?;
         if any_forward {
-            self.let_loopback_through(&standing)?;
+            self.let_loopback_through(standing)?;
         }
-        drop(standing);
         if ownership == Ownership::Shared {
             warn!("this kernel (before Linux 6.9) cannot keep others from flushing our tables of nf_tables");
         }
@@ -150,22 +175,33 @@ impl Walls {
         let mut standing = self.standing();
         let vm_id = guest.vm_id.clone();
         let changes = standing.book.bind(guest);
-        self.0.nft.commit(batch(&changes)).inspect_err(|_| drop(standing.book.unbind(&vm_id)))
+        self.0.nft.commit_step("walls", batch(&changes)).inspect_err(|_| {
+            // It may have been carried out, and the answer lost. What is not there cannot be removed: that is fine.
+            let undo = standing.book.unbind(&vm_id);
+            let _ = self.0.nft.commit(batch(&undo));
+        })
     }
 
-    /// Forgets a guest with its policy and its forwards; fine for one that is not there. After its port lets nothing in.
-    /// Whether it may have left connections behind.
-    pub fn forget(&self, vm_id: &VmId) -> Result<bool, KernelError> {
-        let mut standing = self.standing();
-        let address = standing.book.guest(vm_id).map(|guest| guest.address);
-        let connected = address.map(|address| self.is_connected(address)).transpose()?.unwrap_or_default();
-        // What the kernel refuses to let go of is no reason to keep it in the book: the next start replaces all.
-        let mut changes = standing.book.forget(vm_id);
-        if let Some(address) = address.filter(|_| connected) {
-            let element = Element::of(Key::new().address(address));
-            changes.push(Change::Remove(ruleset::INET, CONNECTED, vec![element]));
+    /// Forgets a guest with its policy and its forwards; fine for one that is not there. After its port lets nothing in. What
+    /// the kernel refuses to let go of must not be the next guest's of that port: all is put in place anew, without it.
+    /// Whether the guest may have left connections behind.
+    pub fn forget(&self, vm_id: &VmId) -> Result<bool, WallsError> {
+        let (connected, refused) = {
+            let mut standing = self.standing();
+            let address = standing.book.guest(vm_id).map(|guest| guest.address);
+            let connected = address.filter(|address| self.is_connected(*address).unwrap_or(true));
+            let mut changes = standing.book.forget(vm_id);
+            if let Some(address) = connected {
+                let element = Element::of(Key::new().address(address));
+                changes.push(Change::Remove(ruleset::INET, CONNECTED, vec![element]));
+            }
+            (connected.is_some(), self.0.nft.commit_step("undo-walls", batch(&changes)).err())
+        };
+        if let Some(error) = refused {
+            warn!(%error, "a guest could not be taken out of the walls: they are put in place anew");
+            self.mend()?;
         }
-        self.0.nft.commit(batch(&changes)).map(|()| connected)
+        Ok(connected)
     }
 
     /// The same without its policy and forwards, for a call that is undone.

@@ -128,3 +128,14 @@ fn a_database_of_a_newer_guestnet_is_refused_with_both_versions() {
     connection.close().unwrap();
     assert_refused(&lab, &guest, &["newer guestnet", "999", "run that version"]);
 }
+
+#[test]
+fn a_foreign_bridge_of_our_name_is_refused_before_anything_is_made() {
+    let lab = Lab::new();
+    lab.on_host("ip", &["link", "add", "br-vms", "type", "bridge"]);
+    let before = lab.host_state();
+    let refused = crate::lab::daemon::serve_command(&lab, "").output().unwrap();
+    crate::lab::assert_says(&refused, 2, &["br-vms", "was not made by guestnet"]);
+    assert!(!crate::lab::daemon::Paths::of(&lab).state.exists(), "a state directory was made");
+    crate::lab::assert_same(&before, &lab.host_state());
+}

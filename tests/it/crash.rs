@@ -9,7 +9,7 @@ use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, text};
 use crate::slots::{eventually, slots};
 
 /// Steps of a create on a slot that is ready, of one that is built for it, and of a delete.
-const BIND: [&str; 5] = ["rate", "name", "neighbour", "route", "forwarding"];
+const BIND: [&str; 6] = ["walls", "rate", "name", "neighbour", "route", "forwarding"];
 const BUILD: [&str; 6] = ["namespace", "tap", "veth", "redirect", "rate", "port"];
 const UNBIND: [&str; 4] = ["undo-forwarding", "undo-route", "undo-neighbour", "undo-name"];
 
@@ -74,6 +74,7 @@ pub(crate) fn assert_consistent(lab: &Lab, daemon: &Daemon<'_>) {
     names.sort();
     let listed = || sorted(lab.on_host("ip", &["netns", "list"]), 0);
     assert_eq!(listed().into_iter().filter(|name| name.starts_with("vm-")).collect::<Vec<_>>(), names);
+    assert_eq!(walled(lab), wanted);
     // Slots are built and taken away in the background.
     eventually("as many namespaces as ports of slots", || {
         listed().iter().filter(|name| name.starts_with("guestnet-")).count() == slots(lab)
@@ -81,6 +82,16 @@ pub(crate) fn assert_consistent(lab: &Lab, daemon: &Daemon<'_>) {
     for vm in vms {
         assert_eq!(&daemon.json(&["vm", "show", vm["vm_id"].as_str().unwrap()]), vm);
     }
+}
+
+/// The addresses that guests' ports may speak under, in order.
+fn walled(lab: &Lab) -> Vec<String> {
+    let bindings = lab.on_host("nft", &["-nn", "list", "set", "bridge", "guestnet", "bindings"]);
+    let addresses = bindings.split(['{', '}', ',', '\n']).filter(|element| element.contains("\"gv"));
+    let mut found: Vec<String> =
+        addresses.map(|element| element.rsplit(" . ").next().unwrap().trim().to_owned()).collect();
+    found.sort();
+    found
 }
 
 fn failing_create(lab: &Lab, faults: &Faults<'_>, daemon: &Daemon<'_>, when: &str, step: &str) {
@@ -105,6 +116,7 @@ fn a_create_that_fails_at_any_step_leaves_the_host_as_it_was() {
     let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
     let daemon = faults.start();
     for step in BIND {
+        assert_eq!(walled(&lab), Vec::<String>::new());
         failing_create(&lab, &faults, &daemon, "before", step);
         failing_create(&lab, &faults, &daemon, "after", step);
         eventually("as many slots as before", || slots(&lab) == 4);
@@ -145,6 +157,23 @@ fn a_delete_that_fails_at_any_step_leaves_a_guest_that_works() {
     assert_consistent(&lab, &daemon);
 }
 
+#[test]
+fn a_delete_that_cannot_take_the_guest_out_of_the_walls_leaves_nothing_in_them() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let stays = daemon.json(&["vm", "create", "stays"]);
+    for when in ["before", "after"] {
+        daemon.guestnet(&["vm", "create", "vm1"]);
+        faults.inject(when, "undo-walls", "fail");
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        assert!(faults.happened());
+        assert_eq!(walled(&lab), [stays["ip_address"].as_str().unwrap()]);
+        assert_consistent(&lab, &daemon);
+    }
+    TapGuest::attach(&lab, &stays).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
 /// A live guest that pings the internet all the while.
 pub(crate) struct Train {
     ping: Child,
@@ -167,9 +196,11 @@ impl Train {
         std::io::Read::read_to_string(&mut self.ping.stdout.take().unwrap(), &mut said).unwrap();
         self.ping.wait().unwrap();
         let sequence = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse::<usize>().ok();
-        let answered: Vec<usize> = said.lines().filter_map(sequence).collect();
+        let (twice, once): (Vec<&str>, Vec<&str>) = said.lines().partition(|line| line.contains("DUP"));
+        assert!(twice.is_empty(), "answered twice: {twice:?}");
+        let answered: Vec<usize> = once.into_iter().filter_map(sequence).collect();
         // The last may still have been on its way.
-        let sent = answered.last().expect("an answer") + 1;
+        let sent = answered.iter().max().expect("an answer") + 1;
         assert_eq!(sent, answered.len(), "of {sent} pings only {} were answered", answered.len());
     }
 }
@@ -183,7 +214,8 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
     let train = Train::start(&lab, &live);
     let mut running = Some(daemon);
     let creates = BIND.iter().chain(&BUILD[..4]).chain(["port"].iter());
-    let steps = creates.map(|step| (*step, "create")).chain(UNBIND.iter().map(|step| (*step, "delete")));
+    let deletes = UNBIND.iter().chain(["undo-walls"].iter());
+    let steps = creates.map(|step| (*step, "create")).chain(deletes.map(|step| (*step, "delete")));
     for (step, verb) in steps {
         for when in ["before", "after"] {
             let daemon = running.take().unwrap();

@@ -98,3 +98,22 @@ fn jumbo_frames_pass_whole() {
     assert_eq!(received.len(), 1 << 20);
     sender.join().unwrap();
 }
+
+#[test]
+fn an_mtu_larger_than_the_uplinks_is_told_of_by_name_and_others_interfaces_must_carry_it() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, NETWORKS);
+    let warned: Vec<String> =
+        daemon.log().lines().filter(|line| line.contains("uplink_mtu")).map(Into::into).collect();
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    for said in ["\"network\":\"store\"", "9000", "up0", "1500"] {
+        assert!(warned[0].contains(said), "{said}: {}", warned[0]);
+    }
+    drop(daemon);
+
+    let lab = Lab::new();
+    crate::lab::lan::make(&lab);
+    let refused =
+        crate::lab::daemon::serve_command(&lab, &crate::lab::lan::network("mtu = 9000")).output().unwrap();
+    assert_says(&refused, 2, &["mtu 9000 of network lan", "lan0 carries 1500"]);
+}

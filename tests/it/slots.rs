@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
 
 /// Waits for what happens in the background.
-pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+pub(crate) fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    within(Duration::from_secs(30), what, holds);
+}
+
+pub(crate) fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
     while !holds() {
-        assert!(Instant::now() < deadline, "not in 30 s: {what}");
+        assert!(Instant::now() < deadline, "not in {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -230,6 +234,7 @@ fn after_a_reboot_vms_can_be_started_again() {
     std::fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
     after.on_host("mount", &["--bind", &boot_id.display().to_string(), "/proc/sys/kernel/random/boot_id"]);
     let daemon = Daemon::start(&after);
+    assert!(daemon.notified.contains("EXTEND_TIMEOUT_USEC=60000000"), "{}", daemon.notified);
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
     let guest = TapGuest::attach(&after, &vm);
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);

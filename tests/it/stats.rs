@@ -32,18 +32,13 @@ fn ping(guest: &TapGuest, count: &str) {
     guest.run("busybox", &["ping", "-i", "0.05", "-c", count, "-s", "1000", "-W", "5", WEB]);
 }
 
-/// Waits until what the guest has counted is what it is billed: the last frame may be on its way. What the host asked (ARP)
-/// before the guest was plugged in it was sent, and did not see.
+/// Waits until what the guest has counted is what it is billed: the last frame may be on its way.
 fn settled(daemon: &Daemon<'_>, guest: &TapGuest, vm_id: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let billed = stats(daemon, vm_id);
-        let missed = |name: &str| counter(&billed, name) as i64 - guest.counter(name) as i64;
-        let sent_agrees = missed("tx_bytes") == 0 && missed("tx_packets") == 0;
-        if sent_agrees
-            && missed("rx_bytes") == 42 * missed("rx_packets")
-            && (0..4).contains(&missed("rx_packets"))
-        {
+        let own = |name: &&&str| guest.counter(name) == counter(&billed, name);
+        if COUNTERS[..4].iter().all(|name| own(&name)) {
             return billed;
         }
         let of_guest: Vec<u64> = COUNTERS[..4].iter().map(|name| guest.counter(name)).collect();

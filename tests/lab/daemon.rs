@@ -19,6 +19,8 @@ pub struct Daemon<'lab> {
     child: Child,
     socket: PathBuf,
     log: PathBuf,
+    /// What it has told systemd until it was ready.
+    pub notified: String,
 }
 
 /// Where a lab's daemon keeps its things.
@@ -96,7 +98,7 @@ impl<'lab> Daemon<'lab> {
                 said += &String::from_utf8_lossy(&buffer[..length]);
             }
             if said.contains("READY=1") {
-                return Self { lab, child, socket: paths.socket, log: paths.log };
+                return Self { lab, child, socket: paths.socket, log: paths.log, notified: said };
             }
             if let Some(status) = child.try_wait().expect("the daemon's status") {
                 panic!("guestnet ended with {status} before it was ready:\n{}", read(&paths.log));

@@ -24,6 +24,7 @@ use wire::{NFNL_SUBSYS_NFTABLES, attribute, attributes, number, string};
 /// NFT_OBJECT_COUNTER.
 const OBJECT_COUNTER: u32 = 1;
 const GETTABLE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 1;
+const GETCHAIN: u16 = NFNL_SUBSYS_NFTABLES << 8 | 4;
 const GETRULE: u16 = NFNL_SUBSYS_NFTABLES << 8 | 7;
 const GETSETELEM: u16 = NFNL_SUBSYS_NFTABLES << 8 | 13;
 const GETOBJ: u16 = NFNL_SUBSYS_NFTABLES << 8 | 19;
@@ -50,6 +51,11 @@ impl Nft {
     pub fn open() -> Result<Self, KernelError> {
         let socket = Socket::open().doing(|| "opening an nfnetlink socket".into())?;
         Ok(Self(Arc::new(Mutex::new(socket))))
+    }
+
+    /// The port by which the kernel names what is done here.
+    pub fn port(&self) -> u32 {
+        self.socket().port
     }
 
     /// The tables, whole, in the place of those of the same names, at once: no packet meets neither or both. Ours alone
@@ -79,6 +85,14 @@ impl Nft {
         self.socket().commit(batch).map_err(refused)
     }
 
+    /// The same as a step of that name, which a test may have fail or end the service. An error after it leaves it done.
+    pub fn commit_step(&self, step: &str, batch: Batch) -> Result<(), KernelError> {
+        let fault = |when| fault::point(when, step).doing(|| "changing the firewall".into());
+        fault(When::Before)?;
+        self.commit(batch)?;
+        fault(When::After)
+    }
+
     pub fn has(&self, table: TableName) -> Result<bool, KernelError> {
         let names = self.socket().dump(
             GETTABLE,
@@ -87,6 +101,31 @@ impl Nft {
             |_, body| attribute(body, 1).map(string),
         );
         Ok(names.doing(|| "listing tables of nf_tables".into())?.iter().any(|name| name == table.name))
+    }
+
+    /// Others' chains in the forward path that drop by policy, as `FAMILY TABLE CHAIN`, but for that of iptables itself.
+    pub fn closed_forward_chains(&self) -> Result<Vec<String>, KernelError> {
+        // NF_INET_FORWARD, NF_DROP; the policy is told for base chains only.
+        let read = |of: &'static str| {
+            move |_, body: &[u8]| {
+                let (table, chain) = (string(attribute(body, 1)?), string(attribute(body, 3)?));
+                let word = |bytes: &[u8]| Some(u32::from_be_bytes(*bytes.first_chunk()?));
+                let hook = attribute(body, 4).and_then(|hook| attribute(hook, 1)).and_then(word);
+                let policy = attribute(body, 5).and_then(word);
+                let ours = table == "guestnet"
+                    || (of, table.as_str(), chain.as_str()) == ("ip", "filter", "FORWARD");
+                ((hook, policy) == (Some(2), Some(0)) && !ours).then(|| format!("{of} {table} {chain}"))
+            }
+        };
+        let mut found = Vec::new();
+        for (number, of) in [(1, "inet"), (2, "ip")] {
+            let chains = self.socket().dump(GETCHAIN, number, |_| {}, read(of));
+            found.extend(chains.doing(|| "listing chains of nf_tables".into())?);
+        }
+        // An interrupted dump is begun again.
+        found.sort();
+        found.dedup();
+        Ok(found)
     }
 
     /// What the named counters of a table have counted.

@@ -17,19 +17,23 @@ const PATIENCE: i64 = 30;
 /// A dump that keeps being interrupted by changes is given up.
 const DUMP_TRIES: u32 = 20;
 
-pub(super) struct Socket(Netlink);
+pub(super) struct Socket {
+    netlink: Netlink,
+    /// The port by which the kernel names what this socket asked for.
+    pub(super) port: u32,
+}
 
 impl Socket {
     /// In the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = Netlink::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
+        let port = socket.bind_auto()?.port_number();
         // SAFETY: the descriptor is the socket's own and outlives the borrow, which ends with this function.
         let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(socket.as_raw_fd()) };
         setsockopt(&fd.as_fd(), sockopt::SndBufForce, &LARGEST_BATCH)?;
         setsockopt(&fd.as_fd(), sockopt::RcvBufForce, &(8 << 20))?;
         setsockopt(&fd.as_fd(), sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
-        Ok(Self(socket))
+        Ok(Self { netlink: socket, port })
     }
 
     /// Carries out the batch, or nothing of it: then which change the kernel refused, and why.
@@ -40,10 +44,10 @@ impl Socket {
         let last = batch.sequence();
         let whole = |error: io::Error| ("sending a batch".to_owned(), error);
         self.discard_late_answers();
-        self.0.send_to(batch.finish(), &SocketAddr::new(0, 0), 0).map_err(whole)?;
+        self.netlink.send_to(batch.finish(), &SocketAddr::new(0, 0), 0).map_err(whole)?;
         let mut refused: Option<(String, io::Error)> = None;
         loop {
-            let (received, _) = self.0.recv_from_full().map_err(whole)?;
+            let (received, _) = self.netlink.recv_from_full().map_err(whole)?;
             for (kind, _, sequence, body) in messages(&received) {
                 if i32::from(kind) != libc::NLMSG_ERROR {
                     continue;
@@ -74,7 +78,7 @@ impl Socket {
             let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
             request.message(kind, flags, 1, family, &write);
             self.discard_late_answers();
-            self.0.send_to(&request.0, &SocketAddr::new(0, 0), 0)?;
+            self.netlink.send_to(&request.0, &SocketAddr::new(0, 0), 0)?;
             if let Some(found) = self.receive_dump(&mut each)? {
                 return Ok(found);
             }
@@ -86,7 +90,7 @@ impl Socket {
     fn receive_dump<T>(&self, each: &mut impl FnMut(u16, &[u8]) -> Option<T>) -> io::Result<Option<Vec<T>>> {
         let (mut found, mut interrupted) = (Vec::new(), false);
         loop {
-            let (received, _) = self.0.recv_from_full()?;
+            let (received, _) = self.netlink.recv_from_full()?;
             for (kind, flags, _, body) in messages(&received) {
                 interrupted |= i32::from(flags) & libc::NLM_F_DUMP_INTR != 0;
                 match i32::from(kind) {
@@ -109,9 +113,9 @@ impl Socket {
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         request.message(kind, flags, 1, family, write);
         self.discard_late_answers();
-        self.0.send_to(&request.0, &SocketAddr::new(0, 0), 0)?;
+        self.netlink.send_to(&request.0, &SocketAddr::new(0, 0), 0)?;
         loop {
-            let (received, _) = self.0.recv_from_full()?;
+            let (received, _) = self.netlink.recv_from_full()?;
             for (kind, _, _, body) in messages(&received) {
                 if i32::from(kind) == libc::NLMSG_ERROR {
                     return match error_code(body) {
@@ -126,7 +130,7 @@ impl Socket {
     /// What is left of an exchange that was given up must not be taken for the answer to the next.
     fn discard_late_answers(&self) {
         let mut nothing = [0_u8; 1];
-        while self.0.recv(&mut &mut nothing[..], libc::MSG_DONTWAIT).is_ok() {}
+        while self.netlink.recv(&mut &mut nothing[..], libc::MSG_DONTWAIT).is_ok() {}
     }
 }
 

@@ -1,0 +1,220 @@
+//! What others change in the kernel's network, as the kernel tells it: a multicast socket for links, addresses, routes,
+//! neighbours and queues, one for nf_tables. What we did ourselves is left out by a filter in the kernel.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{SockFilter, SockRef};
+use tokio::io::unix::AsyncFd;
+
+use super::error::{Doing, KernelError};
+use super::raw::{BUFFER, Messages, attribute};
+use crate::model::Mac;
+use crate::plan::drift::{Change, Rules, RulesFamily};
+
+const NETLINK_NETFILTER: isize = 12;
+/// RTNLGRP_LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE (linux/rtnetlink.h).
+const ROUTE_GROUPS: [u32; 5] = [1, 3, 4, 5, 7];
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
+const NFTABLES_GROUP: u32 = 7;
+/// A bridge that goes with all its ports is some thousand messages.
+const RECEIVE_BUFFER: usize = 8 << 20;
+/// Datagrams of one look: what waits behind them is for the next.
+const AT_ONCE: usize = 1_024;
+
+const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const AF_INET: u8 = libc::AF_INET as u8;
+// linux/if_link.h, IFLA_BRPORT_*
+const IFLA_MASTER: u16 = 10;
+const IFLA_PROTINFO: u16 = 12;
+/// LEARNING, UNICAST_FLOOD, MCAST_FLOOD, ISOLATED, LOCKED, as `links::port` sets them.
+const CLOSED: [(u16, u8); 5] = [(8, 0), (9, 0), (27, 0), (33, 1), (39, 1)];
+// linux/neighbour.h
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const RTA_DST: u16 = 1;
+
+/// An open watch. What happens from its opening on is not missed, or `Change::Lost` says so.
+pub struct Watch {
+    route: AsyncFd<Socket>,
+    rules: AsyncFd<Socket>,
+}
+
+impl Watch {
+    /// In the calling thread's network namespace. `own_route` and `own_rules` are the ports of the sockets by which we change
+    /// things. Needs a tokio runtime.
+    pub(super) fn open(own_route: &[u32], own_rules: u32) -> Result<Self, KernelError> {
+        let open = |protocol, groups: &[u32], own: &[u32]| -> io::Result<AsyncFd<Socket>> {
+            let mut socket = Socket::new(protocol)?;
+            socket.set_non_blocking(true)?;
+            setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
+            SockRef::from(&socket).attach_filter(&by_others(own))?;
+            socket.bind(&SocketAddr::new(0, 0))?;
+            for group in groups {
+                socket.add_membership(*group)?;
+            }
+            // SAFETY: the socket has its descriptor for itself, until it is dropped.
+            unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
+        };
+        let doing = || "watching what others change in the kernel".to_owned();
+        Ok(Self {
+            route: open(NETLINK_ROUTE, &ROUTE_GROUPS, own_route).doing(doing)?,
+            rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &[own_rules]).doing(doing)?,
+        })
+    }
+
+    /// Waits for changes; at least one look's worth, perhaps of none that is known here.
+    pub async fn next(&mut self) -> Vec<Change> {
+        let mut changes = Vec::new();
+        tokio::select! {
+            ready = self.route.readable() => drain(ready, &mut changes, of_route),
+            ready = self.rules.readable() => drain(ready, &mut changes, of_rules),
+        }
+        changes
+    }
+}
+
+/// Lets through the datagrams whose first message is no consequence of a request from one of these ports: all messages of a
+/// datagram have the same (nlmsg_pid, at 12).
+fn by_others(own: &[u32]) -> Vec<SockFilter> {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let mut filter = vec![SockFilter::new(LOAD_WORD, 0, 0, 12)];
+    for (at, port) in own.iter().enumerate() {
+        // To the last instruction. A handful of ports: it fits.
+        let drop = (own.len() - at) as u8;
+        // A load takes the bytes as the network's.
+        filter.push(SockFilter::new(JUMP_EQUAL, drop, 0, port.to_be()));
+    }
+    filter.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    filter.push(SockFilter::new(RETURN, 0, 0, 0));
+    filter
+}
+
+type Ready<'a> = io::Result<tokio::io::unix::AsyncFdReadyGuard<'a, Socket>>;
+
+fn drain(ready: Ready<'_>, changes: &mut Vec<Change>, read: fn(u16, &[u8]) -> Option<Change>) {
+    // The runtime is ending.
+    let Ok(mut ready) = ready else { return };
+    let mut buffer = Vec::with_capacity(BUFFER);
+    for _ in 0..AT_ONCE {
+        buffer.clear();
+        match ready.get_inner().recv(&mut buffer, 0) {
+            Ok(_) => {
+                let found = Messages(&buffer).filter_map(|(kind, _, body)| read(kind, body));
+                changes.extend(found);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                return;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // ENOBUFS: the kernel had to leave some out.
+            Err(_) => changes.push(Change::Lost),
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn address(bytes: &[u8]) -> Option<Ipv4Addr> {
+    Some(Ipv4Addr::from(*bytes.first_chunk::<4>()?))
+}
+
+/// A message of rtnetlink (linux/rtnetlink.h); `None` for what tells nothing here.
+fn of_route(kind: u16, body: &[u8]) -> Option<Change> {
+    let family = *body.first()?;
+    let there = matches!(kind, libc::RTM_NEWLINK);
+    match kind {
+        // struct ifinfomsg, 16 bytes.
+        libc::RTM_NEWLINK | libc::RTM_DELLINK => {
+            let (index, attributes) = (word(body, 4)?, body.get(16..)?);
+            if family == AF_BRIDGE {
+                let flags = attribute(attributes, IFLA_PROTINFO);
+                // An older kernel says only the port's state, as a single byte.
+                let flags = flags.filter(|flags| flags.len() > 1);
+                let is = |(flag, wanted): &(u16, u8)| {
+                    flags.and_then(|flags| attribute(flags, *flag)).is_none_or(|value| value == [*wanted])
+                };
+                return Some(Change::Port { index, closed: there && CLOSED.iter().all(is) });
+            }
+            let up = word(body, 8)? & libc::IFF_UP as u32 != 0;
+            let bridge = attribute(attributes, IFLA_MASTER).and_then(|value| word(value, 0));
+            Some(Change::Device { index, there, up: there && up, bridge })
+        }
+        // struct ifaddrmsg, 8 bytes.
+        libc::RTM_NEWADDR | libc::RTM_DELADDR => Some(Change::Address { index: word(body, 4)? }),
+        // struct rtmsg, 12 bytes.
+        libc::RTM_NEWROUTE | libc::RTM_DELROUTE if family == AF_INET => {
+            let destination = attribute(body.get(12..)?, RTA_DST).and_then(address)?;
+            Some(Change::Route { destination, prefix_len: *body.get(1)? })
+        }
+        // struct ndmsg, 12 bytes.
+        libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => {
+            let (index, attributes) = (word(body, 4)?, body.get(12..)?);
+            if family == AF_INET {
+                let address = attribute(attributes, NDA_DST).and_then(address)?;
+                return Some(Change::Neighbour { index, address });
+            }
+            if family != AF_BRIDGE || kind == libc::RTM_NEWNEIGH {
+                return None;
+            }
+            let mac: [u8; 6] = *attribute(attributes, NDA_LLADDR)?.first_chunk()?;
+            Some(Change::ForwardingGone { index, mac: Mac::try_from(mac).ok()? })
+        }
+        // struct tcmsg, 20 bytes. Not RTM_NEWQDISC: that comes whenever somebody, we too, asks for one device's counters.
+        libc::RTM_DELQDISC => Some(Change::Queue { index: word(body, 4)? }),
+        _ => None,
+    }
+}
+
+// linux/netfilter/nf_tables.h
+const NEWTABLE: u16 = 0;
+const DELTABLE: u16 = 2;
+const NEWCHAIN: u16 = 3;
+const DELCHAIN: u16 = 5;
+const NEWRULE: u16 = 6;
+const DELRULE: u16 = 8;
+const NF_INET_FORWARD: u32 = 2;
+const NF_DROP: u32 = 0;
+
+/// A message of nf_tables; `None` for what tells nothing here. The table's name is attribute 1 of all of them.
+fn of_rules(kind: u16, body: &[u8]) -> Option<Change> {
+    let family = match *body.first()? {
+        1 => RulesFamily::Inet,
+        2 => RulesFamily::Ipv4,
+        7 => RulesFamily::Bridge,
+        _ => RulesFamily::Other,
+    };
+    // struct nfgenmsg, 4 bytes.
+    let attributes = body.get(4..)?;
+    let text = |kind| {
+        let bytes = attribute(attributes, kind)?;
+        Some(String::from_utf8_lossy(bytes.strip_suffix(b"\0").unwrap_or(bytes)).into_owned())
+    };
+    let big = |bytes: &[u8]| Some(u32::from_be_bytes(*bytes.first_chunk()?));
+    let table = text(1)?;
+    // Upper byte: the subsystem.
+    let kind = kind & 0xff;
+    let chain = match kind {
+        NEWTABLE | DELTABLE => None,
+        NEWCHAIN | DELCHAIN => Some(text(3)?),
+        NEWRULE | DELRULE => Some(text(2)?),
+        _ => return None,
+    };
+    let mut forward_drops = None;
+    if kind == NEWCHAIN {
+        let hook = attribute(attributes, 4).and_then(|hook| attribute(hook, 1)).and_then(big);
+        let policy = attribute(attributes, 5).and_then(big);
+        forward_drops = policy.filter(|_| hook == Some(NF_INET_FORWARD)).map(|policy| policy == NF_DROP);
+    }
+    // Of the bridge family what is forwarded between ports of one bridge: no guest's way.
+    let forward_drops = forward_drops.filter(|_| matches!(family, RulesFamily::Inet | RulesFamily::Ipv4));
+    let gone = matches!(kind, DELTABLE | DELCHAIN);
+    Some(Change::Rules(Rules { family, table, chain, forward_drops, gone }))
+}

@@ -1,0 +1,109 @@
+//! A VM's network brought back into shape: what an earlier run left at a start, what somebody else has changed since. In: what
+//! was observed. Out: it is as it should be again, or why not.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::{Inner, ManagerError, failed};
+use crate::kernel::For;
+use crate::model::Place;
+use crate::plan::{self, Mend, Observed, Step};
+use crate::registry::Binding;
+
+/// What was put right.
+#[derive(Debug, Default)]
+pub struct Repaired {
+    /// Each VM of which something was missing, with what was made again.
+    pub vms: Vec<(Arc<Binding>, String)>,
+    pub errors: Vec<ManagerError>,
+    /// Ready slots that were whole no more: others are built in their place.
+    pub slots: usize,
+}
+
+impl Inner {
+    pub(super) async fn repair(&self) -> Result<Repaired, ManagerError> {
+        let indexes = self.store.index_range()?;
+        let ready = self.pool.free();
+        let observed = self.observe_beside_calls(indexes).await?;
+        let mut repaired =
+            Repaired { slots: self.pool.take_out_broken(ready, &observed).await, ..Repaired::default() };
+        let broken: Vec<_> =
+            self.registry.all().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
+        if broken.is_empty() {
+            return Ok(repaired);
+        }
+        // No call about any of them from here on; what they are like is looked at once more. Every other call has one turn at
+        // a time, so nobody waits in a circle.
+        let mut turns = Vec::with_capacity(broken.len());
+        for binding in &broken {
+            turns.push(self.turn(&binding.vm.vm_id).await);
+        }
+        let observed = self.observe_beside_calls(indexes).await?;
+        for binding in broken {
+            let still = self.registry.by_vm(&binding.vm.vm_id).filter(|now| Arc::ptr_eq(now, &binding));
+            let Some((binding, place)) = still.and_then(|b| Some((b.clone(), self.pool.place(b.vm.slot)?)))
+            else {
+                continue;
+            };
+            let what = missing(&binding, &place, &observed);
+            match self.mend(&binding, &place, &observed).await {
+                Ok(0) => {}
+                Ok(_) => repaired.vms.push((binding, what)),
+                Err(error) => repaired.errors.push(error),
+            }
+        }
+        drop(turns);
+        Ok(repaired)
+    }
+
+    async fn observe_beside_calls(
+        &self,
+        indexes: crate::model::IndexRange,
+    ) -> Result<Observed, ManagerError> {
+        let observed = self.kernel.observe_beside_calls(indexes).await;
+        observed.map_err(|error| ManagerError::Host(error.to_string()))
+    }
+
+    fn is_broken(&self, binding: &Binding, observed: &Observed) -> bool {
+        let place = self.pool.place(binding.vm.slot);
+        place.is_some_and(|p| plan::mend(&binding.vm, &p, &binding.network, observed) != Mend::default())
+    }
+
+    /// Makes what of a VM is missing; how many steps that took.
+    pub(super) async fn mend(
+        &self,
+        binding: &Binding,
+        place: &Place,
+        observed: &Observed,
+    ) -> Result<usize, ManagerError> {
+        let Mend { undo, steps } = plan::mend(&binding.vm, place, &binding.network, observed);
+        if undo.is_empty() && steps.is_empty() {
+            return Ok(0);
+        }
+        debug!(?undo, ?steps, "mending");
+        if steps.iter().any(|step| matches!(step, Step::Veth { .. })) {
+            // Another device, with the index of the one that was counted before.
+            self.stats.device_is_gone(&binding.vm.vm_id);
+        }
+        let errors = self.take_back(undo).await;
+        if !errors.is_empty() {
+            return Err(failed(&binding.vm, &errors));
+        }
+        let count = steps.len();
+        let applied = self.kernel.apply(For::Caller, steps).await;
+        applied.map_err(|failure| failed(&binding.vm, &[failure.to_string()]))?;
+        Ok(count)
+    }
+}
+
+/// What a VM is to be given again, in words, the first thing first.
+fn missing(binding: &Binding, place: &Place, observed: &Observed) -> String {
+    let Mend { undo, steps } = plan::mend(&binding.vm, place, &binding.network, observed);
+    match (steps.first(), undo.first()) {
+        (Some(Step::Unplug { .. }), _) => format!("{} was off its bridge", binding.vm.slot.host_device()),
+        (Some(step), _) => format!("made again, {step} first"),
+        (None, Some(undo)) => format!("removed {undo}"),
+        (None, None) => String::new(),
+    }
+}

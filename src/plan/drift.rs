@@ -1,0 +1,266 @@
+//! What somebody else's change in the kernel means for what is ours. In: changes as the kernel tells of them, and what is
+//! ours. Out: where to look. Looking decides: a suspicion that was for nothing costs a look and changes nothing.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use crate::model::{Mac, Slot, Subnet};
+
+/// A change in the kernel that we did not ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A device came, changed or went.
+    Device { index: u32, there: bool, up: bool, bridge: Option<u32> },
+    /// A port of a bridge; whether it is still one, closed as we made it.
+    Port { index: u32, closed: bool },
+    /// An address came to a device or went from it.
+    Address { index: u32 },
+    /// An IPv4 route came or went.
+    Route { destination: Ipv4Addr, prefix_len: u8 },
+    /// A neighbour came, changed or went.
+    Neighbour { index: u32, address: Ipv4Addr },
+    /// A forwarding entry of a bridge port is gone.
+    ForwardingGone { index: u32, mac: Mac },
+    /// A queueing discipline of a device went, perhaps for another one.
+    Queue { index: u32 },
+    /// Rules of nf_tables.
+    Rules(Rules),
+    /// There were more changes than the kernel kept for us.
+    Lost,
+}
+
+/// A change of rules, down to the chain if it is about one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    pub family: RulesFamily,
+    pub table: String,
+    pub chain: Option<String>,
+    /// Of a chain that is hooked into the forward path: whether its policy is to drop.
+    pub forward_drops: Option<bool>,
+    /// The table or chain itself is gone.
+    pub gone: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RulesFamily {
+    Ipv4,
+    Inet,
+    Bridge,
+    Other,
+}
+
+/// What is ours, as far as it takes to see whether a change is about it.
+pub struct Ours<'a> {
+    pub bridges: &'a BTreeSet<u32>,
+    pub subnets: &'a [Subnet],
+    /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
+    pub slot: &'a dyn Fn(u32) -> Option<(Slot, u32)>,
+    /// The slot of the guest with that MAC.
+    pub guest_with: &'a dyn Fn(Mac) -> Option<Slot>,
+    pub guest_at: &'a dyn Fn(Ipv4Addr) -> bool,
+}
+
+/// Where to look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Suspicion {
+    /// At bridges, their addresses and the rest of the subnets.
+    pub bridges: bool,
+    /// At every guest's port, route, neighbour and forwarding entry.
+    pub guests: bool,
+    /// At the host-wide rules of iptables.
+    pub rules: bool,
+    /// At our tables of nf_tables.
+    pub walls: bool,
+}
+
+/// The chains of iptables that our rules are in.
+const CHAINS: [&str; 6] =
+    ["FORWARD", "INPUT", "POSTROUTING", "PREROUTING", "GUESTNET-FORWARD", "GUESTNET-INPUT"];
+/// The name of our own tables.
+const OWN_TABLE: &str = "guestnet";
+
+impl Suspicion {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub fn everything() -> Self {
+        Self { bridges: true, guests: true, rules: true, walls: true }
+    }
+
+    pub fn join(&mut self, other: &Self) {
+        self.bridges |= other.bridges;
+        self.guests |= other.guests;
+        self.rules |= other.rules;
+        self.walls |= other.walls;
+    }
+
+    /// Adds what `change` gives reason to look at.
+    pub fn note(&mut self, change: &Change, ours: &Ours<'_>) {
+        match change {
+            Change::Device { index, there, up, bridge } => {
+                self.bridges |= ours.bridges.contains(index) && !(*there && *up);
+                let moved = |(_, of): (Slot, u32)| !there || !up || *bridge != Some(of);
+                self.guests |= (ours.slot)(*index).is_some_and(moved);
+            }
+            Change::Port { index, closed } => self.guests |= !closed && (ours.slot)(*index).is_some(),
+            Change::Address { index } => self.bridges |= ours.bridges.contains(index),
+            Change::Route { destination, prefix_len } => {
+                let whole =
+                    |subnet: &Subnet| subnet.network() == *destination && subnet.prefix_len() == *prefix_len;
+                self.bridges |= ours.subnets.iter().any(whole);
+                self.guests |= *prefix_len == 32 && (ours.guest_at)(*destination);
+            }
+            Change::Neighbour { index, address } => {
+                self.guests |= ours.bridges.contains(index) && (ours.guest_at)(*address);
+            }
+            Change::ForwardingGone { index, mac } => {
+                let slot = (ours.slot)(*index).map(|(slot, _)| slot);
+                self.guests |= slot.is_some() && (ours.guest_with)(*mac) == slot;
+            }
+            Change::Queue { index } => self.guests |= (ours.slot)(*index).is_some(),
+            Change::Rules(rules) => self.note_rules(rules),
+            Change::Lost => *self = Self::everything(),
+        }
+    }
+
+    fn note_rules(&mut self, rules: &Rules) {
+        match rules.family {
+            RulesFamily::Inet | RulesFamily::Bridge => self.walls |= rules.table == OWN_TABLE,
+            RulesFamily::Ipv4 if ["filter", "nat"].contains(&rules.table.as_str()) => {
+                self.rules |= rules.chain.as_ref().is_none_or(|chain| CHAINS.contains(&chain.as_str()));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Chains of others that are hooked into the forward path and drop what they do not know.
+#[derive(Debug, Default)]
+pub struct Closed(BTreeSet<(RulesFamily, String, String)>);
+
+/// As many are remembered; an admin has a few.
+const MOST_CLOSED: usize = 64;
+
+impl Closed {
+    /// What is to be told of a change: a chain that drops from now on, in words.
+    pub fn note(&mut self, rules: &Rules) -> Option<String> {
+        let Rules { family, table, chain, forward_drops, gone } = rules;
+        let chain = chain.clone().unwrap_or_default();
+        if *gone || *forward_drops == Some(false) {
+            self.0.retain(|(of, name, hooked)| {
+                (of, name) != (family, table) || !(chain.is_empty() || *hooked == chain)
+            });
+        }
+        if *forward_drops != Some(true) || table == OWN_TABLE || self.0.len() >= MOST_CLOSED {
+            return None;
+        }
+        self.0.insert((*family, table.clone(), chain.clone())).then(|| {
+            match (family, table.as_str(), chain.as_str()) {
+                (RulesFamily::Ipv4, "filter", "FORWARD") => {
+                    "the policy of FORWARD is DROP now: guestnet's rules come first and let guests through".to_owned()
+                }
+                _ => format!(
+                    "chain {chain} of the nf_tables table {table} drops by policy what is forwarded: guests are cut off \
+                     unless its own rules accept them (guestnet doctor)"
+                ),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BRIDGE: u32 = 1000;
+    const PORT: u32 = 7;
+
+    fn suspicion(change: &Change) -> Suspicion {
+        let bridges = BTreeSet::from([BRIDGE]);
+        let mac: Mac = "06:00:0a:64:00:02".parse().unwrap();
+        let ours = Ours {
+            bridges: &bridges,
+            subnets: &["10.100.0.0/16".parse().unwrap()],
+            slot: &|index| (index == PORT).then_some((Slot(0), BRIDGE)),
+            guest_with: &|of| (of == mac).then_some(Slot(0)),
+            guest_at: &|address| address == Ipv4Addr::new(10, 100, 0, 2),
+        };
+        let mut suspicion = Suspicion::default();
+        suspicion.note(change, &ours);
+        suspicion
+    }
+
+    fn rules(family: RulesFamily, table: &str, chain: Option<&str>) -> Rules {
+        Rules { family, table: table.into(), chain: chain.map(Into::into), forward_drops: None, gone: false }
+    }
+
+    #[test]
+    fn what_is_ours_and_was_changed_is_looked_at() {
+        let guests = Suspicion { guests: true, ..Suspicion::default() };
+        let bridges = Suspicion { bridges: true, ..Suspicion::default() };
+        let of_rules = Suspicion { rules: true, ..Suspicion::default() };
+        let walls = Suspicion { walls: true, ..Suspicion::default() };
+        let device = |index, there, up, bridge| Change::Device { index, there, up, bridge };
+        let guest = Ipv4Addr::new(10, 100, 0, 2);
+        let cases = [
+            (device(BRIDGE, false, false, None), &bridges),
+            (device(BRIDGE, true, false, None), &bridges),
+            (device(PORT, false, false, None), &guests),
+            (device(PORT, true, false, Some(BRIDGE)), &guests),
+            (device(PORT, true, true, Some(BRIDGE + 1)), &guests),
+            (Change::Port { index: PORT, closed: false }, &guests),
+            (Change::Address { index: BRIDGE }, &bridges),
+            (Change::Route { destination: Ipv4Addr::new(10, 100, 0, 0), prefix_len: 16 }, &bridges),
+            (Change::Route { destination: guest, prefix_len: 32 }, &guests),
+            (Change::Neighbour { index: BRIDGE, address: guest }, &guests),
+            (Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:02".parse().unwrap() }, &guests),
+            (Change::Queue { index: PORT }, &guests),
+            (Change::Rules(rules(RulesFamily::Ipv4, "filter", Some("FORWARD"))), &of_rules),
+            (Change::Rules(rules(RulesFamily::Ipv4, "nat", None)), &of_rules),
+            (Change::Rules(rules(RulesFamily::Inet, "guestnet", None)), &walls),
+            (Change::Lost, &Suspicion::everything()),
+        ];
+        for (change, wanted) in cases {
+            assert_eq!(&suspicion(&change), wanted, "{change:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_somebody_elses_or_as_it_should_be_is_not() {
+        for change in [
+            Change::Device { index: BRIDGE, there: true, up: true, bridge: None },
+            Change::Device { index: PORT, there: true, up: true, bridge: Some(BRIDGE) },
+            Change::Device { index: 3, there: false, up: false, bridge: None },
+            Change::Port { index: PORT, closed: true },
+            Change::Port { index: 3, closed: false },
+            Change::Address { index: 3 },
+            Change::Route { destination: Ipv4Addr::new(192, 0, 2, 0), prefix_len: 24 },
+            Change::Neighbour { index: 3, address: Ipv4Addr::new(10, 100, 0, 2) },
+            Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:03".parse().unwrap() },
+            Change::Rules(rules(RulesFamily::Ipv4, "nat", Some("DOCKER"))),
+            Change::Rules(rules(RulesFamily::Inet, "firewalld", None)),
+            Change::Rules(rules(RulesFamily::Other, "filter", Some("FORWARD"))),
+        ] {
+            assert_eq!(suspicion(&change), Suspicion::default(), "{change:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_drops_is_told_of_once_until_it_does_not() {
+        let mut closed = Closed::default();
+        let policy = |drops| Rules {
+            forward_drops: Some(drops),
+            ..rules(RulesFamily::Ipv4, "filter", Some("FORWARD"))
+        };
+        assert!(closed.note(&policy(true)).unwrap().contains("FORWARD"));
+        assert_eq!(closed.note(&policy(true)), None);
+        assert_eq!(closed.note(&policy(false)), None);
+        assert!(closed.note(&policy(true)).is_some());
+        assert_eq!(closed.note(&Rules { gone: true, ..rules(RulesFamily::Ipv4, "filter", None) }), None);
+        assert!(closed.note(&policy(true)).is_some());
+        let own =
+            Rules { forward_drops: Some(true), ..rules(RulesFamily::Inet, "guestnet", Some("forward")) };
+        assert_eq!(closed.note(&own), None);
+    }
+}

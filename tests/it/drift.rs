@@ -1,0 +1,271 @@
+//! Somebody else changes what is ours while the service runs: it is put right, with an event, and the guest is online again.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::lab::{Daemon, Lab, TapGuest, WEB, WEB_NAME, assert_same};
+use crate::slots::eventually;
+
+/// Longer than it takes by far: the machine may be busy. What it takes is said in docs/operations.md.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// What the service tells of drift, as it happens.
+struct Told {
+    events: Receiver<Value>,
+    watch: Child,
+}
+
+impl Told {
+    fn by(daemon: &Daemon<'_>) -> Self {
+        let asked = ["events", "--kind", "drift_repaired", "--kind", "drift_reported", "--json"];
+        // What is remembered of before is told first.
+        let before = daemon.guestnet(&[&asked[..], &["--no-follow"]].concat()).lines().count();
+        let mut watch = daemon.client_command(&asked).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+        let (sender, events) = channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok).skip(before) {
+                let _ = sender.send(serde_json::from_str(&line).unwrap());
+            }
+        });
+        Self { events, watch }
+    }
+
+    /// Waits for the event of that kind whose detail has these words; those before it.
+    fn until(&self, daemon: &Daemon<'_>, kind: &str, words: &str) -> Vec<Value> {
+        let deadline = Instant::now() + LIMIT;
+        let mut before = Vec::new();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(event) = self.events.recv_timeout(left) else {
+                panic!("no {kind} with {words:?}, but {before:?}\n{}", daemon.log());
+            };
+            let found = event["kind"] == kind && event["detail"].as_str().unwrap().contains(words);
+            before.push(event);
+            if found {
+                return before;
+            }
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.watch.kill();
+        let _ = self.watch.wait();
+    }
+}
+
+/// A guest on the TAP before anything is broken, online.
+fn scene<'lab>(lab: &'lab Lab) -> (Daemon<'lab>, Value, TapGuest) {
+    let daemon = Daemon::start(lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(lab, &vm);
+    online(&guest, &vm);
+    (daemon, vm, guest)
+}
+
+/// Its address out and back, a name by the resolver, a lease.
+fn online(guest: &TapGuest, vm: &Value) {
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    guest.run("busybox", &["nslookup", "-type=a", WEB_NAME, vm["gateway"].as_str().unwrap()]);
+    let mut leased = guest.namespace.command("busybox");
+    let leased = leased.args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/bin/true"]).output().unwrap();
+    let said = crate::lab::text(&leased);
+    assert!(said.contains(vm["ip_address"].as_str().unwrap()), "{said}");
+}
+
+/// Breaks something on the host, and waits until all is as it was.
+fn mended(lab: &Lab, daemon: &Daemon<'_>, broken: &[&str], words: &str) -> Vec<Value> {
+    let (told, before) = (Told::by(daemon), lab.host_state());
+    lab.on_host(broken[0], &broken[1..]);
+    let events = told.until(daemon, "drift_repaired", words);
+    eventually("the host is as it was", || lab.host_state() == before);
+    assert_same(&before, &lab.host_state());
+    events
+}
+
+#[test]
+fn a_veth_that_was_deleted_is_made_again_and_a_live_guest_is_back() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let events =
+        mended(&lab, &daemon, &["ip", "link", "del", vm["host_device"].as_str().unwrap()], "made again");
+    let of_vm: Vec<&Value> = events.iter().filter(|event| event["vm_id"] == "vm1").collect();
+    assert_eq!(of_vm.len(), 1, "{events:?}");
+    assert_eq!(of_vm[0]["network_id"], "default");
+    // The same TAP, which its VMM has had open all the while, with the same MAC and address.
+    online(&guest, &vm);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    let metrics = daemon.guestnet(&["events", "--kind", "drift_repaired", "--no-follow"]);
+    assert!(metrics.contains("vm1"), "{metrics}");
+    assert!(daemon.log().contains("repaired what somebody else had changed"));
+}
+
+#[test]
+fn a_ports_state_its_route_its_neighbour_and_its_entry_come_back() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let (port, address) = (vm["host_device"].as_str().unwrap(), vm["ip_address"].as_str().unwrap());
+    let mac = vm["mac_address"].as_str().unwrap();
+    let neighbour = || lab.on_host("ip", &["neigh", "show", address]);
+    let entry = || lab.on_host("bridge", &["fdb", "show", "dev", port]);
+    let flags = || lab.on_host("bridge", &["-d", "link", "show", "dev", port]);
+    let (neighbours, entries, closed) = (neighbour(), entry(), flags());
+    let route = format!("{address}/32");
+    let broken: [&[&str]; 7] = [
+        &["ip", "link", "set", port, "down"],
+        &["ip", "link", "set", port, "nomaster"],
+        &["bridge", "link", "set", "dev", port, "isolated", "off"],
+        &["ip", "route", "del", &route],
+        &["ip", "neigh", "del", address, "dev", "br-vms"],
+        &["bridge", "fdb", "del", mac, "dev", port, "master", "static"],
+        &["tc", "qdisc", "del", "dev", port, "root"],
+    ];
+    for command in broken {
+        mended(&lab, &daemon, command, "");
+        eventually("all that is not in the state compared", || {
+            neighbour() == neighbours && entry() == entries && flags() == closed
+        });
+        assert!(lab.on_host("tc", &["qdisc", "show", "dev", port]).contains("tbf"), "{command:?}");
+        online(&guest, &vm);
+    }
+}
+
+#[test]
+fn a_bridge_that_was_removed_is_back_with_all_that_was_on_it() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let other = daemon.json(&["vm", "create", "vm2"]);
+    let other_guest = TapGuest::attach(&lab, &other);
+    let told = Told::by(&daemon);
+    mended(&lab, &daemon, &["ip", "link", "del", "br-vms"], "bridge br-vms was gone");
+    for vm_id in ["vm1", "vm2"] {
+        eventually("an event for each VM", || {
+            daemon
+                .guestnet(&["events", "--kind", "drift_repaired", "--vm", vm_id, "--no-follow"])
+                .contains("off its bridge")
+        });
+    }
+    drop(told);
+    online(&guest, &vm);
+    online(&other_guest, &other);
+    // And further guests.
+    let third = daemon.json(&["vm", "create", "vm3"]);
+    online(&TapGuest::attach(&lab, &third), &third);
+}
+
+#[test]
+fn a_bridge_that_is_down_or_has_lost_its_address_is_brought_back() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    mended(&lab, &daemon, &["ip", "link", "set", "br-vms", "down"], "bridge br-vms was down");
+    online(&guest, &vm);
+    mended(&lab, &daemon, &["ip", "addr", "flush", "dev", "br-vms"], "bridge br-vms was down or had lost");
+    online(&guest, &vm);
+    mended(&lab, &daemon, &["ip", "route", "del", "unreachable", "10.100.0.0/16"], "route unreachable");
+}
+
+#[test]
+fn a_flushed_firewall_comes_back_and_the_walls_were_never_gone() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let walls = || lab.on_host("nft", &["-nn", "list", "tables"]);
+    for broken in [
+        &["iptables", "-F"][..],
+        &["iptables", "-t", "nat", "-F"],
+        &["iptables", "-D", "FORWARD", "-m", "comment", "--comment", "guestnet", "-j", "GUESTNET-FORWARD"],
+        &["iptables", "-F", "GUESTNET-INPUT"],
+        &["nft", "flush", "ruleset"],
+    ] {
+        mended(&lab, &daemon, broken, "of iptables were gone");
+        let tables = walls();
+        assert!(
+            tables.contains("inet guestnet") && tables.contains("bridge guestnet"),
+            "{broken:?}: {tables}"
+        );
+        online(&guest, &vm);
+    }
+    // A rule that somebody puts before ours goes behind.
+    let told = Told::by(&daemon);
+    lab.on_host("iptables", &["-I", "FORWARD", "1", "-i", "br-vms", "-j", "DROP"]);
+    told.until(&daemon, "drift_repaired", "of iptables");
+    online(&guest, &vm);
+    let refused = lab.host_command("nft").args(["delete", "table", "inet", "guestnet"]).output().unwrap();
+    assert!(!refused.status.success(), "the walls are the service's alone");
+}
+
+#[test]
+fn a_forward_chain_that_drops_is_reported_and_guests_go_on() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let told = Told::by(&daemon);
+    lab.on_host("iptables", &["-P", "FORWARD", "DROP"]);
+    told.until(&daemon, "drift_reported", "policy of FORWARD is DROP");
+    online(&guest, &vm);
+    let doctor = crate::lab::text(&daemon.client(&["doctor"]));
+    assert!(doctor.contains("guestnet's rules come first in FORWARD, whose policy is DROP"), "{doctor}");
+    // Firewalld's way: a table of its own, which knows nothing of us.
+    lab.on_host("nft", &["add", "table", "inet", "strict"]);
+    let chain = "{ type filter hook forward priority 10; policy drop; }";
+    lab.on_host("nft", &["add", "chain", "inet", "strict", "forward", chain]);
+    told.until(&daemon, "drift_reported", "chain forward of the nf_tables table strict");
+    let mut ping = guest.namespace.command("busybox");
+    let ping = ping.args(["ping", "-c", "1", "-W", "1", WEB]).output().unwrap();
+    assert!(!ping.status.success(), "a foreign table decides too: that is why it is reported");
+    let doctor = crate::lab::text(&daemon.client(&["doctor"]));
+    assert!(doctor.contains("strict"), "{doctor}");
+    lab.on_host("nft", &["delete", "table", "inet", "strict"]);
+    online(&guest, &vm);
+}
+
+#[test]
+fn calls_go_on_while_it_is_repaired_and_nothing_spins() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let looks = || daemon.log().matches("looking for what somebody else has changed").count();
+    // An admin, or a program of theirs, that does it again and again.
+    std::thread::scope(|scope| {
+        let breaking = scope.spawn(|| {
+            for _ in 0..30 {
+                let _ = lab
+                    .host_command("ip")
+                    .args(["link", "del", vm["host_device"].as_str().unwrap()])
+                    .output();
+                let _ = lab.host_command("iptables").args(["-F"]).output();
+            }
+        });
+        for n in 0..20 {
+            daemon.guestnet(&["vm", "create", &format!("other{n}")]);
+            daemon.guestnet(&["vm", "delete", &format!("other{n}")]);
+        }
+        breaking.join().unwrap();
+    });
+    let port = vm["host_device"].as_str().unwrap();
+    eventually("the port is back", || {
+        let ports = lab.host_command("bridge").args(["link", "show", "dev", port]).output().unwrap();
+        crate::lab::text(&ports).contains("master br-vms")
+    });
+    eventually("the guest is online", || {
+        let mut ping = guest.namespace.command("busybox");
+        ping.args(["ping", "-c", "1", "-W", "1", WEB]).output().unwrap().status.success()
+    });
+    online(&guest, &vm);
+    crate::crash::assert_consistent(&lab, &daemon);
+    // Once all is well nothing is looked at any more, however many VMs come and go.
+    let mut before = looks();
+    eventually("it is quiet", || {
+        std::thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut before, looks()) == before
+    });
+    for n in 0..5 {
+        daemon.guestnet(&["vm", "create", &format!("other{n}")]);
+        daemon.guestnet(&["vm", "delete", &format!("other{n}")]);
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(looks(), before, "our own changes are no drift\n{}", daemon.log());
+}
