@@ -26,8 +26,8 @@ fn what_has_no_owner_is_removed_and_nothing_else() {
         "ip netns add vm-other",
         "ip route add 203.0.113.0/24 dev br-other proto 4",
         "ip route add unreachable 203.0.114.0/24",
-        "ip neigh add 192.0.2.9 lladdr 06:00:00:00:00:09 nud permanent dev br-other",
         "ip link set gv77 master br-other && bridge fdb add 06:00:00:00:00:07 dev gv77 master static",
+        "ip neigh add 192.0.2.9 lladdr 06:00:00:00:00:09 nud permanent dev br-other",
     ] {
         host(line);
     }
