@@ -29,12 +29,13 @@ priority = 2
 fn the_kernel_decides_what_policy_test_says() {
     let lab = Lab::new();
     let mut scene = Scene::new(&lab);
-    let dry = {
-        let file = lab.directory().join("policy.toml");
-        std::fs::write(&file, POLICY).unwrap();
-        scene.json(&["policy", "apply", "-f", file.to_str().unwrap(), "--dry-run"])
-    };
-    assert_eq!(dry["changes"].as_array().unwrap().len(), 3, "{dry}");
+    let same: serde_json::Value = toml::from_str(POLICY).unwrap();
+    for (name, text) in [("policy.toml", POLICY.to_owned()), ("policy.json", same.to_string())] {
+        let file = lab.directory().join(name);
+        std::fs::write(&file, text).unwrap();
+        let dry = scene.json(&["policy", "apply", "-f", file.to_str().unwrap(), "--dry-run"]);
+        assert_eq!(dry["changes"].as_array().unwrap().len(), 3, "{name}: {dry}");
+    }
     assert_eq!(scene.json(&["policy", "list"]), serde_json::json!([]), "a dry run changes nothing");
     scene.apply(POLICY);
     let sends = |scene: &Scene<'_>, from: u16| {
