@@ -30,7 +30,12 @@ impl Walls {
             let mut found = Vec::new();
             if addresses.len() <= ONE_BY_ONE {
                 for address in addresses {
-                    if walls.is_connected(address)? {
+                    // Not while the tables are put up, when the set is not whole yet.
+                    let connected = {
+                        let _standing = walls.standing();
+                        walls.is_connected(address)?
+                    };
+                    if connected {
                         found.extend(walls.0.nft.connections(address)?);
                     }
                 }

@@ -5,13 +5,16 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::{Lab, guestnet_binary, text};
+
+/// How long a daemon may take to be ready, on a machine that does much else.
+const READY: Duration = Duration::from_secs(90);
 
 /// A running daemon; stopped when dropped.
 pub struct Daemon<'lab> {
@@ -93,7 +96,8 @@ impl<'lab> Daemon<'lab> {
             .expect("starting guestnet");
         let mut buffer = [0; 1024];
         let mut said = String::new();
-        for _ in 0..150 {
+        let deadline = Instant::now() + READY;
+        while Instant::now() < deadline {
             if let Ok(length) = notify.recv(&mut buffer) {
                 said += &String::from_utf8_lossy(&buffer[..length]);
             }
@@ -105,7 +109,8 @@ impl<'lab> Daemon<'lab> {
             }
         }
         let _ = child.kill();
-        panic!("guestnet did not get ready in 30 s:\n{}", read(&paths.log));
+        let _ = child.wait();
+        panic!("guestnet did not get ready in {READY:?}:\n{}", read(&paths.log));
     }
 
     pub fn pid(&self) -> u32 {

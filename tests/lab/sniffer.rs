@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::Namespace;
@@ -41,7 +42,7 @@ impl Sniffer {
             .unwrap();
             socket.bind(&address).unwrap();
             socket.set_nonblocking(true).unwrap();
-            let _ = socket.set_recv_buffer_size(16 << 20);
+            setsockopt(&socket, sockopt::RcvBufForce, &(16 << 20)).expect("a receive buffer");
             Self(socket)
         })
     }

@@ -129,7 +129,9 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
     let mut to_guest = opens().to_vec();
     to_guest.push(rule("a new connection to a guest", [goto("inbound")]));
 
+    let remember = || Expr::Remember { set: CONNECTED, key: 0 };
     let inbound = vec![
+        rule("a guest has a connection", [ipv4(), vec![destination(0), remember()]]),
         rule("its policy", [policy(destination, "ingress")]),
         rule("by a port forward", [forwarded_to_a_port(), accept()]),
         rule(
@@ -188,16 +190,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookKind::Nat,
             HookPoint::Prerouting,
             -105,
-            // A chain of this kind sees the first packet of a connection alone.
             vec![
-                rule(
-                    "a guest has a connection",
-                    [
-                        enters_by("bridges"),
-                        ipv4(),
-                        vec![source(0), Expr::Remember { set: CONNECTED, key: 0 }],
-                    ],
-                ),
                 rule("at an address", [forward_at()]),
                 rule(
                     "at an uplink",
@@ -223,13 +216,10 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookPoint::Postrouting,
             95,
             vec![
+                // With one of the host's own; a chain of this kind sees the first packet of a connection alone.
                 rule(
                     "a guest has a connection",
-                    [
-                        leaves_by("bridges"),
-                        ipv4(),
-                        vec![destination(0), Expr::Remember { set: CONNECTED, key: 0 }],
-                    ],
+                    [leaves_by("bridges"), ipv4(), vec![destination(0), remember()]],
                 ),
                 rule(
                     "from this host's loopback",
@@ -266,6 +256,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             vec![
                 // UDP that nobody answers is of state new for as long as it goes on, but one connection.
                 rule("counted already", [of_a_known_connection(), vec![Expr::Verdict(Verdict::Return)]]),
+                rule("a guest has a connection", [ipv4(), vec![source(0), remember()]]),
                 rule(
                     "new connections",
                     [over("new_rate", new_connections_per_second), deny("new_connections")],

@@ -4,6 +4,8 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::scene::{PATIENCE, Scene, TEXT, Wall, left_the_host, until, web};
 use crate::lab::Lab;
 use crate::lab::attacker::Attacker;
@@ -55,7 +57,7 @@ fn questions_beyond_dns_per_second_are_dropped_and_counted_and_a_neighbour_has_i
     scene.take_down(&[Wall::Chain("inet", "dns_0")]);
     // Instead of the service: whatever gets to the port.
     let server = lab.host.run(|| UdpSocket::bind((scene.attacker.gateway, 53)).unwrap());
-    socket2::SockRef::from(&server).set_recv_buffer_size(16 << 20).unwrap();
+    setsockopt(&server, sockopt::RcvBufForce, &(16 << 20)).unwrap();
     server.set_read_timeout(Some(PATIENCE)).unwrap();
     send_all(&scene.attacker, &questions);
     for n in 0..900 {

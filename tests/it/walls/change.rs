@@ -4,6 +4,8 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
+
 use super::policies::POLICY;
 use super::scene::{PATIENCE, Scene, TEXT, Wall, ports_seen, web};
 use crate::lab::{Lab, WEB};
@@ -48,12 +50,34 @@ fn a_tighter_policy_ends_what_it_denies_and_nothing_else() {
     assert_eq!(sends(&scene), [7001]);
 }
 
+#[test]
+fn a_start_ends_the_live_flows_that_its_configuration_denies() {
+    let lab = Lab::new();
+    let mut scene = Scene::new(&lab);
+    let server = lab.inet.run(|| UdpSocket::bind((WEB, 7000)).unwrap());
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let send = |scene: &Scene<'_>| scene.attacker.send(&scene.attacker.udp(web(), (4000, 7000), TEXT));
+    let arrives = |scene: &Scene<'_>| {
+        send(scene);
+        let (_, from) = server.recv_from(&mut [0; 64]).unwrap();
+        server.send_to(TEXT, from).unwrap();
+        scene.attacker.expect("the answer", |frame| frame.has(TEXT));
+    };
+    arrives(&scene);
+    scene.restart("");
+    arrives(&scene);
+    scene.restart("egress_default = \"deny\"");
+    send(&scene);
+    scene.attacker.settle();
+    assert_eq!(scene.counted("inet", "egress_closed"), 1);
+}
+
 /// Swaps as `swap` does while one packet after the other, each a connection of its own, goes to port 7001, which is always
 /// allowed, and to 7002, which never is: how many were sent to each, how many came to 7001, and to 7002.
 fn under_load(scene: &Scene<'_>, swap: impl Fn(usize)) -> (usize, usize, usize) {
     let receive = |port: u16| {
         let socket = scene.lab.inet.run(|| UdpSocket::bind((WEB, port)).unwrap());
-        socket2::SockRef::from(&socket).set_recv_buffer_size(32 << 20).unwrap();
+        setsockopt(&socket, sockopt::RcvBufForce, &(32 << 20)).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket
     };
