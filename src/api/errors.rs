@@ -71,6 +71,9 @@ fn facts(error: &ManagerError) -> Facts {
         ManagerError::UserDataTooLong { .. } => {
             of(ErrorCode::InvalidArgument, "USER_DATA_TOO_LONG", Some("user_data"), vec![])
         }
+        ManagerError::UserData(_) => {
+            of(ErrorCode::InvalidArgument, "USER_DATA_UNFIT", Some("user_data"), vec![])
+        }
         ManagerError::External { .. } => {
             of(ErrorCode::FailedPrecondition, "EXTERNAL_PLUMBING", Some("network_id"), vec![])
         }

@@ -306,7 +306,7 @@ fn netplan(guest: &GuestNet, network_config: &Value) -> Vec<GuestFile> {
 const USER_DATA_LIMIT: usize = 1024 * 1024;
 
 /// Whether cloud-init will understand user-data: gzip, MIME, or text that says in its first line what it is.
-pub(super) fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
+pub fn check_user_data(user_data: &[u8]) -> Result<Option<Warning>, Refusal> {
     const KINDS: [&str; 7] = [
         "#cloud-config",
         "#!",

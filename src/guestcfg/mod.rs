@@ -25,7 +25,7 @@ mod seed_image;
 mod vmm;
 mod yaml;
 
-pub use cloud_init::{Form, NetworkConfigVersion, cloud_init, instance_id};
+pub use cloud_init::{Form, NetworkConfigVersion, check_user_data, cloud_init, instance_id};
 pub use cmdline::{Dialect, cmdline};
 pub use dhcp::{DhcpClient, dhcp};
 pub use generate::{Target, generate};

@@ -19,6 +19,7 @@ use tracing::{error, info, warn};
 use crate::bridges::{Bridges, BridgesError};
 use crate::dhcp::Leases;
 use crate::events::{EventKind, Events};
+use crate::guestcfg::Refusal;
 use crate::kernel::{Failed, For, HeldTap, Kernel};
 use crate::model::{
     Account, DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, Rate, RateLimit,
@@ -85,6 +86,8 @@ pub enum ManagerError {
     NoVm { vm_id: VmId },
     #[error("the user-data is {length} bytes long, {limit} fit")]
     UserDataTooLong { length: usize, limit: usize },
+    #[error("user_data: {0}")]
+    UserData(Refusal),
     #[error(
         "network {network} has external plumbing, so guestnet makes no devices there: use guestnet reservation add, or name \
          another network"

@@ -5,7 +5,7 @@
 use http::{Method, StatusCode};
 
 use super::token::Tokens;
-use crate::guestcfg::{Form, NetworkConfigVersion, Options, cloud_init, instance_id};
+use crate::guestcfg::{Form, NetworkConfigVersion, Options, check_user_data, cloud_init, instance_id};
 use crate::model::GuestNet;
 use crate::registry::Binding;
 
@@ -93,6 +93,8 @@ fn token(question: &Question<'_>, guest: &Binding, tokens: &Tokens, now: u64) ->
 }
 
 fn nocloud(file: &str, guest: &GuestNet, user_data: Option<&[u8]>) -> Answer {
+    // What an older guestnet may have stored and no seed can hold is left out, not the guest's network with it.
+    let user_data = user_data.filter(|content| check_user_data(content).is_ok());
     let options = Options { user_data, ..Options::default() };
     let seed = cloud_init(guest, Form::NocloudDir, NetworkConfigVersion::V2, &options);
     let files = seed.map(|seed| seed.files).unwrap_or_default();
@@ -260,6 +262,17 @@ mod tests {
         assert!(shown(&get("network-config")).1.contains("10.100.0.2/16"));
         assert_eq!(shown(&get("user-data")), (200, "#!/bin/sh\n"));
         assert_eq!(get("../latest/user-data").status, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn user_data_that_no_seed_can_hold_is_left_out_alone() {
+        let (tokens, one) = (Tokens::new().unwrap(), guest(1));
+        let get = |path| {
+            let question = Question { method: &Method::GET, path, token: None, ttl: None, forwarded: false };
+            answer(&question, &one, Some(b"\x7fELF\0"), &tokens, 0)
+        };
+        assert!(shown(&get("/nocloud/meta-data")).1.contains("local-hostname: \"vm1\""));
+        assert_eq!(shown(&get("/nocloud/user-data")), (200, "#cloud-config\n{}\n"));
     }
 
     proptest! {

@@ -289,6 +289,12 @@ fn user_data_is_kept_with_its_vm_and_goes_with_it() {
     let refused = daemon.client(&["user-data", "set", "web", large.to_str().unwrap()]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused).contains("262145"), "{}", text(&refused));
+    let binary = lab.directory().join("binary");
+    fs::write(&binary, b"\x7fELF\0").unwrap();
+    let refused = daemon.client(&["user-data", "set", "web", binary.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused).contains("user_data") && text(&refused).contains("0x00"), "{}", text(&refused));
+    assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "#cloud-config\nusers: []\n");
     daemon.guestnet(&["vm", "delete", "web"]);
     daemon.guestnet(&["vm", "create", "web"]);
     assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "");
