@@ -1,8 +1,12 @@
 //! `guestnet gen dhcp`: the files of guest/, put into an image's root or into an archive. In: which root, which clients. Out:
 //! the paths that were written, or a tar stream. Settings of the image's own are not overwritten unasked.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 
 use super::CliError;
 use super::gen_arguments::Dhcp;
@@ -34,12 +38,16 @@ pub(super) fn run(format: Format, asked: &Dhcp) -> Result<Vec<u8>, CliError> {
 
 /// The clients whose programs the image has.
 fn found(root: &Path) -> Result<Vec<DhcpClient>, CliError> {
+    let look = |source| CliError::Io { what: format!("looking into {}", root.display()), source };
     if !root.is_dir() {
-        let source = io::Error::new(io::ErrorKind::NotFound, "there is no such folder");
-        return Err(CliError::Io { what: format!("looking into {}", root.display()), source });
+        return Err(look(io::Error::new(io::ErrorKind::NotFound, "there is no such folder")));
     }
-    // A link in an image may be absolute: what it is in the image is not what it is here, so it is not followed.
-    let has = |program: &&str| root.join(program).symlink_metadata().is_ok();
+    let image = File::open(root).map_err(look)?;
+    // A link in an image may be absolute: on the way to a program it is followed as the image would, and one in the program's
+    // own place (to busybox, to alternatives) is the program.
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC);
+    let how = how.resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let has = |program: &&str| openat2(&image, *program, how).is_ok();
     let found: Vec<DhcpClient> =
         DhcpClient::ALL.into_iter().filter(|client| client.programs().iter().any(has)).collect();
     if found.is_empty() { Err(CliError::NoDhcpClient(root.to_owned())) } else { Ok(found) }
@@ -57,8 +65,8 @@ fn install(root: &Path, files: &[GuestFile], replace: bool) -> Result<(), CliErr
         let path = root.join(&file.path);
         inside(&root, &path)?;
         match std::fs::read(&path) {
-            Ok(standing) if standing == file.bytes => continue,
-            Ok(_) if !replace => return Err(CliError::Stands(path)),
+            Ok(standing) if standing == file.bytes && has_mode(&path, file.mode) => continue,
+            Ok(standing) if standing != file.bytes && !replace => return Err(CliError::Stands(path)),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(io_error("reading", &path)(error));
             }
@@ -78,6 +86,10 @@ fn install(root: &Path, files: &[GuestFile], replace: bool) -> Result<(), CliErr
         written.map_err(io_error("writing", &path))?;
     }
     Ok(())
+}
+
+fn has_mode(path: &Path, mode: u32) -> bool {
+    path.metadata().is_ok_and(|found| found.permissions().mode() & 0o7777 == mode)
 }
 
 /// An image may have links to anywhere: none of them leads out of it.

@@ -1,9 +1,9 @@
 //! `guestnet gen TARGET`. In: what is asked, and for VMs of the service their networks from the API. Out: text for standard
 //! output, or files in a new folder; what the target cannot say goes to standard error.
 
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, Permissions};
 use std::io::{self, IsTerminal, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use super::CliError;
@@ -147,10 +147,24 @@ fn write(directory: &Path, files: &[GuestFile]) -> Result<(), CliError> {
     written
 }
 
+/// With its mode whatever the umask: a guest's systemd-networkd reads its units as a user of its own.
 pub(super) fn write_file(path: &Path, file: &GuestFile) -> io::Result<()> {
     if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
+        make_folders(parent)?;
     }
     let mut opened = OpenOptions::new().write(true).create_new(true).mode(file.mode).open(path)?;
+    opened.set_permissions(Permissions::from_mode(file.mode))?;
     opened.write_all(&file.bytes)
+}
+
+/// As create_dir_all, and those that are made can be looked into by everybody.
+fn make_folders(path: &Path) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_folders(parent)?;
+    }
+    std::fs::create_dir(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o755))
 }

@@ -196,10 +196,59 @@ fn dhcp_settings_are_installed_for_the_clients_that_an_image_has() {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "timeout 300;\n");
     assert!(run(&["dhcp", "--root", root, "--replace"]).status.success());
     assert!(fs::read_to_string(&settings).unwrap().contains("select-timeout 0;"));
+    fs::set_permissions(&settings, fs::Permissions::from_mode(0o600)).unwrap();
+    assert!(run(&["dhcp", "--root", root]).status.success());
+    assert_eq!(fs::metadata(&settings).unwrap().permissions().mode() & 0o777, 0o644, "as it has to be read");
     run(&["dhcp", "--root", root, "--client", "udhcpc", "--client", "networkd"]);
     let mode = |path: &str| fs::metadata(image.path().join(path)).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode("etc/udhcpc/default.script"), mode("etc/init.d/S40guestnet")), (0o755, 0o755));
     assert_eq!(mode("etc/systemd/network/95-guestnet-dhcp.network"), 0o644);
+}
+
+#[test]
+fn dhcp_settings_can_be_read_in_the_guest_whatever_the_umask() {
+    let directory = tempfile::tempdir().unwrap();
+    let command =
+        format!("umask 077; mkdir image; exec {} gen dhcp --root image", guestnet_binary().display());
+    let all = ["udhcpc", "dhclient", "dhcpcd", "networkd"].map(|client| format!(" --client {client}"));
+    let installed = Command::new("sh")
+        .args(["-c", &format!("{command}{}", all.concat())])
+        .current_dir(directory.path())
+        .output()
+        .unwrap();
+    assert!(installed.status.success(), "{}", text(&installed));
+    let mut folders = vec![directory.path().join("image")];
+    let mut seen = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            let path = entry.path();
+            let executable = path.is_dir() || path.to_str().unwrap().contains("/etc/init.d/");
+            let executable = executable || path.ends_with("default.script");
+            assert_eq!(mode, if executable { 0o755 } else { 0o644 }, "{}", path.display());
+            if path.is_dir() { folders.push(path) } else { seen += 1 }
+        }
+    }
+    assert_eq!(seen, 7);
+}
+
+#[test]
+fn a_dhcp_client_is_looked_for_as_the_image_sees_its_links() {
+    let directory = tempfile::tempdir().unwrap();
+    let (image, outside) = (directory.path().join("image"), directory.path().join("outside"));
+    fs::create_dir_all(image.join("usr/bin")).unwrap();
+    fs::create_dir_all(&outside).unwrap();
+    fs::write(outside.join("dhclient"), "").unwrap();
+    std::os::unix::fs::symlink(&outside, image.join("sbin")).unwrap();
+    assert_refused(&["dhcp", "--root", image.to_str().unwrap()], &["--client"]);
+    fs::write(image.join("usr/bin/busybox"), "").unwrap();
+    std::os::unix::fs::symlink("/usr/bin", image.join("bin")).unwrap();
+    fs::remove_file(image.join("sbin")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin", image.join("sbin")).unwrap();
+    std::os::unix::fs::symlink("/nowhere/dhcpcd", image.join("usr/bin/dhcpcd")).unwrap();
+    let installed = run(&["dhcp", "--root", image.to_str().unwrap()]);
+    assert_eq!(text(&installed), "etc/udhcpc/default.script\netc/init.d/S40guestnet\netc/dhcpcd.conf\n");
 }
 
 #[test]
