@@ -21,13 +21,16 @@ pub(super) fn render(
     let device = wire::parse_set::<DeviceName>("device", request.device)?.unwrap_or_default();
     let binding = manager.get(&vm_id).ok_or_else(|| no_vm(&vm_id))?;
     let stored = match request.user_data {
-        None if target.takes_user_data() => manager.user_data(&vm_id).map_err(internal)?,
+        None if matches!(target, Target::CloudInit(..)) => manager.user_data(&vm_id).map_err(internal)?,
         _ => None,
     };
-    let user_data = request.user_data.or(stored.as_deref());
+    let left_out = stored.as_deref().and_then(|stored| target.leaves_out(stored));
+    let user_data = request.user_data.or(stored.as_deref().filter(|_| target.takes_user_data()));
     let host = host_side(&binding).map_err(|invalid| ConnectError::internal(invalid.to_string()))?;
     let options = Options { device, merge: request.merge, user_data, host: Some(host) };
-    generate(target, &binding.guest, &options).map(response).map_err(refused)
+    let mut generated = generate(target, &binding.guest, &options).map_err(refused)?;
+    generated.warnings.extend(left_out);
+    Ok(response(generated))
 }
 
 /// Which of its choices a target has: one that it has not is refused, not passed over.

@@ -16,6 +16,15 @@ use crate::guestcfg::{self, GuestFile, HostSide, OfflineArgs, Options, Target, W
 use crate::model::{DhcpOptions, GuestNet, Invalid, Vm, VmId};
 use crate::proto::guestnet::v1;
 
+/// A warning, and of several VMs the one that it is about.
+#[derive(PartialEq, serde::Serialize)]
+pub(super) struct Said {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm_id: Option<VmId>,
+    #[serde(flatten)]
+    warning: Warning,
+}
+
 pub(super) async fn run(client: &Client, format: Format, command: GenCommand) -> Result<Vec<u8>, CliError> {
     match command {
         GenCommand::Dhcp(asked) => gen_dhcp::run(format, &asked),
@@ -35,10 +44,14 @@ async fn generate(client: &Client, format: Format, asked: Asked) -> Result<Vec<u
             _ => CliError::Refusal(error),
         };
         let stored = match &vm_id {
-            Some(vm_id) if given.is_none() && target.takes_user_data() => client.user_data(vm_id).await?,
+            Some(vm_id) if given.is_none() && matches!(target, Target::CloudInit(..)) => {
+                client.user_data(vm_id).await?
+            }
             _ => None,
         };
-        let user_data = given.as_deref().or(stored.as_deref());
+        let left_out = stored.as_deref().and_then(|stored| target.leaves_out(stored));
+        let stored = stored.as_deref().filter(|_| target.takes_user_data());
+        let user_data = given.as_deref().or(stored);
         let options = Options { device: device.clone(), merge: merge.as_deref(), user_data, host };
         let mut generated = guestcfg::generate(target, &net, &options).map_err(name)?;
         if let (Some(vm_id), true) = (&vm_id, all) {
@@ -47,9 +60,12 @@ async fn generate(client: &Client, format: Format, asked: Asked) -> Result<Vec<u
             }
         }
         files.extend(generated.files);
-        warnings.extend(
-            generated.warnings.into_iter().filter(|warning| !warnings.contains(warning)).collect::<Vec<_>>(),
-        );
+        for warning in generated.warnings.into_iter().chain(left_out) {
+            let said = Said { vm_id: vm_id.clone().filter(|_| all), warning };
+            if !warnings.contains(&said) {
+                warnings.push(said);
+            }
+        }
     }
     if let Some(directory) = &out {
         write(directory, &files)?;
@@ -106,10 +122,11 @@ fn read(path: &Path) -> Result<Vec<u8>, CliError> {
     std::fs::read(path).map_err(|source| CliError::Io { what: format!("reading {}", path.display()), source })
 }
 
-fn warn(warnings: &[Warning]) {
-    for warning in warnings {
+fn warn(warnings: &[Said]) {
+    for Said { vm_id, warning } in warnings {
+        let of = vm_id.as_ref().map(|vm_id| format!("VM {vm_id}: ")).unwrap_or_default();
         // Nothing more can be done if standard error is closed.
-        let _ = writeln!(io::stderr().lock(), "warning: {warning}");
+        let _ = writeln!(io::stderr().lock(), "warning: {of}{warning}");
     }
 }
 

@@ -6,8 +6,9 @@ use buffa_types::google::protobuf::Timestamp;
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
+use super::generate::Said;
 use crate::api::dhcp_options_from_wire;
-use crate::guestcfg::{GuestFile, Warning};
+use crate::guestcfg::GuestFile;
 use crate::proto::guestnet::v1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -36,7 +37,7 @@ pub(super) fn networks(format: Format, networks: &[v1::Network]) -> String {
 }
 
 /// JSON only: the mode in octal, what is no text in base64.
-pub(super) fn generated(files: &[GuestFile], warnings: &[Warning]) -> String {
+pub(super) fn generated(files: &[GuestFile], warnings: &[Said]) -> String {
     let file = |file: &GuestFile| {
         let (key, content) = match file.as_text() {
             Some(text) => ("content", text.to_owned()),

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use super::beyond::unsaid;
 use super::ifupdown::{Flavour, ifupdown};
 use super::vmm::Bus;
-use super::{Dialect, Form, Generated, NetworkConfigVersion, Options, Refusal, cloud_init, cmdline};
+use super::{
+    Dialect, Fact, Form, Generated, NetworkConfigVersion, Options, Refusal, Warning, cloud_init, cmdline,
+};
 use super::{network_manager, networkd, nixos, plain, resolv_conf, vmm};
 use crate::model::{GuestNet, Invalid};
 
@@ -94,6 +96,15 @@ impl Target {
     /// Whether it carries user-data.
     pub fn takes_user_data(self) -> bool {
         matches!(self, Self::CloudInit(Form::NocloudDir | Form::SeedImage | Form::Iso | Form::Mime, _))
+    }
+
+    /// What is to be said where the service keeps `stored` user-data for a VM and a form of cloud-init carries none.
+    pub fn leaves_out(self, stored: &[u8]) -> Option<Warning> {
+        let carries = self.takes_user_data() || !matches!(self, Self::CloudInit(..));
+        (!carries).then(|| {
+            let reason = "left out: it is stored with the VM, and this form carries none";
+            Warning::new(Fact::UserData, format!("of {} bytes", stored.len()), reason)
+        })
     }
 
     /// Whether it cannot do without the host side.

@@ -312,6 +312,24 @@ fn every_vm_of_the_service_gets_a_folder_of_its_own() {
     assert_eq!(fs::read_to_string(out.join("db/user-data")).unwrap(), "Linux\n");
     assert_ne!(fs::read_to_string(out.join("web_1/user-data")).unwrap(), "Linux\n");
     assert_eq!(daemon.client(&all).status.code(), Some(2), "a folder that exists is not written into");
+    // Each is about its own VM.
+    let plans = lab.directory().join("plans");
+    let all_plans = ["gen", "cloud-init", "--form", "netplan", "--all", "--out", plans.to_str().unwrap()];
+    let said = text(&daemon.client(&all_plans));
+    assert_eq!(
+        said,
+        "warning: VM db: user-data of 6 bytes: left out: it is stored with the VM, and this form carries none\n"
+    );
+    let said = text(&daemon.client(&[
+        "gen",
+        "cmdline",
+        "--all",
+        "--out",
+        lab.directory().join("c").to_str().unwrap(),
+    ]));
+    for vm in ["web_1", "web_2", "db"] {
+        assert!(said.contains(&format!("warning: VM {vm}: search domain vm.internal: ")), "{said}");
+    }
     let refused = daemon.client(&["gen", "cmdline", "--all", "--merge", "ip=dhcp", "--out", "/tmp/x/y"]);
     assert!(text(&refused).contains("of VM db: "), "{}", text(&refused));
 }
@@ -331,6 +349,14 @@ fn user_data_is_kept_with_its_vm_and_goes_with_it() {
     assert_eq!(daemon.guestnet(&["user-data", "show", "web"]), "#cloud-config\nusers: []\n");
     let seed = daemon.guestnet(&["gen", "cloud-init", "web"]);
     assert!(seed.contains("users: []"), "{seed}");
+    for form in ["boot-args", "cloud.cfg.d", "netplan"] {
+        let made = daemon.client(&["gen", "cloud-init", "web", "--form", form]);
+        let warned = String::from_utf8_lossy(&made.stderr);
+        assert!(
+            made.status.success() && warned.contains("user-data of 24 bytes: left out"),
+            "{form}: {warned}"
+        );
+    }
     let unknown = daemon.client(&["user-data", "set", "nobody", file]);
     assert!(text(&unknown).contains("nobody has no network"), "{}", text(&unknown));
     let large = lab.directory().join("large");
@@ -379,6 +405,11 @@ fn the_api_renders_what_the_command_line_does() {
         decoded(&answer["files"][0]),
         daemon.guestnet(&["gen", "cloud-init", "web", "--form", "boot-args"])
     );
+    let file = lab.directory().join("user-data");
+    fs::write(&file, "#!/bin/sh\n").unwrap();
+    daemon.guestnet(&["user-data", "set", "web", file.to_str().unwrap()]);
+    let answer = call(r#"{"vmId":"web","target":"cloud-init","form":"netplan"}"#);
+    assert_eq!(answer["warnings"][0]["fact"], "user-data", "{answer}");
     let answer = call(r#"{"vmId":"web","target":"firecracker"}"#);
     assert!(decoded(&answer["files"][0]).contains("\"host_dev_name\": \"tap0\""));
     for (body, named) in [
