@@ -84,12 +84,20 @@ pub fn cmdline(guest: &GuestNet, dialect: Dialect, options: &Options) -> Result<
     Ok(Generated::one(GuestFile::text("cmdline", line + "\n"), warnings))
 }
 
-/// The dracut dialect built into an initramfs (dracut.conf(5)), for a host that boots without a command line of its own.
+/// The dracut dialect built into an initramfs (dracut.conf(5)), for a host that boots without a command line of its own. dracut's
+/// module `network` takes what the machine that builds has, and systemd-network-generator reads /proc/cmdline alone.
 pub(super) fn dracut_conf(guest: &GuestNet, options: &Options) -> Result<Generated, Refusal> {
     let generated = cmdline(guest, Dialect::Dracut, options)?;
     let line = generated.as_text().unwrap_or_default().trim_end();
     let text = format!("add_dracutmodules+=\" network \"\nkernel_cmdline+=\" {line} \"\n");
-    Ok(Generated::one(GuestFile::text("etc/dracut.conf.d/guestnet.conf", text), generated.warnings))
+    let mut warnings = generated.warnings;
+    warnings.push(Warning::new(
+        Fact::Argument,
+        "kernel_cmdline",
+        "is not read where dracut takes systemd-networkd: have NetworkManager or network-legacy where the initramfs is built, or \
+         give it on the kernel's command line",
+    ));
+    Ok(Generated::one(GuestFile::text("etc/dracut.conf.d/guestnet.conf", text), warnings))
 }
 
 /// Seven positions and up to three more, none empty at the end.

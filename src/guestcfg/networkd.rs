@@ -17,7 +17,8 @@ pub(super) fn networkd(guest: &GuestNet) -> Result<Generated, Refusal> {
     Ok(Generated { files: vec![unit, hostname_file(guest)], warnings: Vec::new() })
 }
 
-/// The unit and the host name as credentials (systemd.system-credentials(7)).
+/// The unit as a credential (systemd.system-credentials(7)). The host name as an argument: as a credential only systemd 257 takes
+/// it, and only where the image has no /etc/hostname.
 pub(super) fn networkd_credential(guest: &GuestNet, options: &Options) -> Result<Generated, Refusal> {
     check(guest)?;
     let mut warnings = Vec::new();
@@ -25,21 +26,29 @@ pub(super) fn networkd_credential(guest: &GuestNet, options: &Options) -> Result
         warnings.extend(standing(&argument)?);
     }
     let ours = format!(
-        "systemd.set_credential_binary=network.network.10-guestnet:{} systemd.set_credential=system.hostname:{}",
+        "systemd.set_credential_binary=network.network.10-guestnet:{} systemd.hostname={}",
         BASE64.encode(unit(guest)),
         guest.hostname
     );
     let (line, long) = join(options.merge, &ours)?;
     warnings.extend(long);
+    warnings.push(Warning::new(
+        Fact::Argument,
+        "systemd.set_credential_binary",
+        "needs systemd 256 in the guest: an older one ignores it and leaves the card as it is",
+    ));
     Ok(Generated::one(GuestFile::text("boot-args", line + "\n"), warnings))
 }
 
 fn standing(argument: &Argument) -> Result<Option<Warning>, Refusal> {
-    let credential = argument.name.starts_with("systemd.set-credential");
-    if credential
-        && ["network.network.10-guestnet:", "system.hostname:"].iter().any(|c| argument.value.starts_with(c))
+    let taken = |ours| Err(Refusal::Taken { found: argument.text.to_owned(), ours });
+    if argument.name.starts_with("systemd.set-credential")
+        && argument.value.starts_with("network.network.10-guestnet:")
     {
-        return Err(Refusal::Taken { found: argument.text.to_owned(), ours: "our credential of that name" });
+        return taken("our credential of that name");
+    }
+    if argument.name == "systemd.hostname" {
+        return taken("systemd.hostname=");
     }
     let fights = matches!(argument.name.as_str(), "ip" | "nfsaddrs" | "ds" | "network-config");
     Ok(fights

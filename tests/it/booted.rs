@@ -189,14 +189,14 @@ fn debian_by_a_seed(
     assert_told_and_online(guest, vm, all("a seed"))
 }
 
-/// C: cloud-init, by the kernel command line.
-fn debian_by_boot_args(release: &str) {
+/// By what `guestnet gen` says of web_1 for the kernel command line.
+fn debian_by_boot_args(release: &str, target: &[&str]) {
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, NETWORK);
     let vm = create(&daemon);
-    let line = daemon.guestnet(&["gen", "cloud-init", "web_1", "--form", "boot-args"]);
+    let line = daemon.guestnet(&[&["gen"], target, &["web_1"]].concat());
     let guest = ready(debian::boot(&lab, &vm, release, line.trim(), None));
-    assert_told_and_online(guest, &vm, all("cloud-init's boot arguments"));
+    assert_told_and_online(guest, &vm, all("boot arguments"));
     assert_eq!(daemon.json(&["lease", "list"])[0]["state"], "reserved", "nobody asked by DHCP");
 }
 
@@ -212,12 +212,17 @@ fn debian_13_is_told_the_same_by_dhcp_by_its_command_line_and_by_a_seed() {
 
 #[test]
 fn debian_12_is_told_all_by_cloud_inits_boot_arguments() {
-    debian_by_boot_args("12");
+    debian_by_boot_args("12", &["cloud-init", "--form", "boot-args"]);
 }
 
 #[test]
 fn debian_13_is_told_all_by_cloud_inits_boot_arguments() {
-    debian_by_boot_args("13");
+    debian_by_boot_args("13", &["cloud-init", "--form", "boot-args"]);
+}
+
+#[test]
+fn debian_13_is_told_all_by_a_credential_of_networkd() {
+    debian_by_boot_args("13", &["networkd-credential"]);
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub(super) fn read(target: Target, output: &Generated) -> Said {
                 |name| file("boot-args").split_whitespace().find_map(|a| a.strip_prefix(name)).unwrap();
             let unit =
                 BASE64.decode(value("systemd.set_credential_binary=network.network.10-guestnet:")).unwrap();
-            let hostname = value("systemd.set_credential=system.hostname:").to_owned();
+            let hostname = value("systemd.hostname=").to_owned();
             Said { hostname: Some(hostname), ..networkd_unit(std::str::from_utf8(&unit).unwrap()) }
         }
         Target::Ifupdown | Target::IfupdownAlpine => {
