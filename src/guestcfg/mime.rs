@@ -24,8 +24,8 @@ const KINDS: [(&str, &str); 7] = [
     ("## template: jinja", "jinja2"),
 ];
 
-/// The archive. user-data cannot carry a network-config, so the card is configured by a script, before the network stage of
-/// cloud-init and at every boot.
+/// The archive. user-data cannot carry a network-config, so the card is configured by a script at every boot, in cloud-init's
+/// network stage (with `dsmode: net`, as most data sources have it): after what cloud-init itself falls back to, which is DHCP.
 pub(super) fn mime(guest: &GuestNet, options: &Options) -> Result<Generated, Refusal> {
     let script = shell(guest, options)?;
     let hook = script.as_text().unwrap_or_default().replacen("#!/bin/sh", "#cloud-boothook\n#!/bin/sh", 1);
