@@ -24,8 +24,10 @@ fn create(daemon: &Daemon<'_>) -> Value {
 
 /// What the guest itself says of its network, however it came to it.
 fn view(guest: &mut Guest) -> BTreeMap<String, String> {
+    // systemd-resolved writes its file after the card is up: at most half a minute.
     let said = guest.succeed(
-        "for f in /etc/guestnet/console /usr/lib/guestnet/console; do [ ! -e $f ] || . $f; done; find_nic && address",
+        "for f in /etc/guestnet/console /usr/lib/guestnet/console; do [ ! -e $f ] || . $f; done; find_nic && { \
+         i=0; while [ $i -lt 30 ] && address | grep -q ' dns= '; do i=$((i+1)); sleep 1; done; address; }",
     );
     let fields = said.split_whitespace().filter_map(|word| word.split_once('='));
     let fields =

@@ -1,6 +1,7 @@
 //! The metadata service through a guest's eyes.
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::lab::guest::Boot;
 use crate::lab::{Daemon, Guest, Lab, Machine};
@@ -92,8 +93,10 @@ fn a_taken_port_is_named_and_nothing_is_left_behind() {
     let before = lab.host_state();
     let mut web_server = lab.host_command("busybox").args(["httpd", "-f", "-p", "8775"]).spawn().unwrap();
     let listening = || lab.on_host("ss", &["-ltnH", "sport", "=", ":8775"]).contains("8775");
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !listening() {
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(Instant::now() < deadline, "busybox httpd does not listen on 8775");
+        std::thread::sleep(Duration::from_millis(20));
     }
     let output = crate::lab::daemon::serve_command(&lab, ON).output().unwrap();
     web_server.kill().unwrap();
