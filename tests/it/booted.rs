@@ -270,13 +270,13 @@ fn guests_booted_by_the_readmes_commands_are_told_all_and_are_online() {
     guest.succeed("/etc/init.d/S40guestnet start");
     assert_told_and_online(guest, &vm, Way { routes: false, ..all("A") });
     // B; the initramfs is told to leave the card to the kernel.
-    let line = format!("{} guestnet.net=ip", printed("guestnet gen cmdline web-1"));
+    let line = format!("{} guestnet.net=ip", printed("sudo guestnet gen cmdline web-1"));
     let guest = ready(debian::boot_microvm_with(&lab, &vm, &line));
     assert_told_and_online(guest, &vm, Way { name: "B", search: false, routes: false });
     // C, by a drive and by boot arguments.
     let guest = ready(debian::boot(&lab, &vm, "13", "", Some(&here.join("seed/seed.img"))));
     assert_told_and_online(guest, &vm, Way { routes: false, ..all("C: the seed") });
-    let line = printed("guestnet gen cloud-init web-1 --form boot-args");
+    let line = printed("sudo guestnet gen cloud-init web-1 --form boot-args");
     let guest = ready(debian::boot(&lab, &vm, "12", line, None));
     assert_told_and_online(guest, &vm, Way { routes: false, ..all("C: boot arguments") });
 }
