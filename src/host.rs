@@ -236,12 +236,11 @@ impl Host {
             walls.open_bridge(&network.name, &shard.bridge)?;
         }
         self.shards_mut(&network.name).push(shard.clone());
-        let (kernel, rules, led) = (self.kernel.clone(), self.rules(), self.led());
-        // It runs iptables, a constant few times.
-        let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &led));
-        let applied = opening.await;
-        // It does not panic; if it did, the next start would make them.
-        applied.unwrap_or(Ok(0))?;
+        if let Err(error) = self.mend_rules().await {
+            // Nobody's guest is put where it cannot get out: the next who needs a port makes what is missing.
+            self.shards_mut(&network.name).pop();
+            return Err(error);
+        }
         info!(network = %network.name, bridge = %shard.bridge, "the network has one more bridge");
         Ok(shard)
     }
@@ -310,9 +309,15 @@ impl Host {
             return Ok(0);
         }
         let (kernel, rules, led) = (self.kernel.clone(), self.rules(), self.led());
+        // It runs iptables, a constant few times.
         let opening = tokio::task::spawn_blocking(move || open_for_guests(&kernel, &rules, &led));
         // It does not panic; if it did, the next start would make them.
         Ok(opening.await.unwrap_or(Ok(0))?)
+    }
+
+    /// Every bridge with its network.
+    pub fn bridges(&self) -> impl Iterator<Item = (&Arc<Network>, &Shard)> {
+        self.networks.iter().flat_map(|(network, shards)| shards.iter().map(move |shard| (network, shard)))
     }
 
     /// Every bridge's index, and every network's subnet.
