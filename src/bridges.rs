@@ -51,28 +51,40 @@ impl Bridges {
         ports: impl Fn(&Shard) -> usize,
     ) -> Result<Shard, BridgesError> {
         let mut host = self.0.host.lock().await;
-        if let Some(shard) = host.shards(&network.name).iter().find(|shard| ports(shard) < Shard::PORTS) {
-            return Ok(shard.clone());
-        }
-        let shard = host.open_shard(network).await?;
+        let found = host.shards(&network.name).iter().find(|shard| ports(shard) < Shard::PORTS).cloned();
+        let shard = match found {
+            Some(shard) => shard,
+            None => host.open_shard(network).await?,
+        };
+        // Of one that was made before too: that may have failed at the server.
         self.serve_on(network, &shard.bridge)?;
         Ok(shard)
     }
 
+    /// Serves DHCP on an interface, if that is not done already.
     fn serve_on(&self, network: &Arc<Network>, device: &IfName) -> Result<(), BridgesError> {
-        let server = self.0.dhcp.serve(network.clone(), device)?;
-        self.servers().push((device.clone(), server));
+        let mut servers = self.servers();
+        if !servers.iter().any(|(of, _)| of == device) {
+            let server = self.0.dhcp.serve(network.clone(), device)?;
+            servers.push((device.clone(), server));
+        }
         Ok(())
     }
 
-    /// Serves DHCP on a bridge that has been made anew: the sockets on the one before have ended with it.
-    pub fn serve_again(&self, network: &Arc<Network>, device: &IfName) -> Result<(), BridgesError> {
+    /// Ends the server of a bridge that has been made anew: the sockets on the one before have ended with it.
+    pub fn is_anew(&self, device: &IfName) {
         let former: Vec<DhcpServer> = {
             let mut servers = self.servers();
             servers.extract_if(.., |(of, _)| of == device).map(|(_, server)| server).collect()
         };
         former.into_iter().for_each(DhcpServer::stop);
-        self.serve_on(network, device)
+    }
+
+    /// Serves DHCP on every bridge that has no server; why not where that fails.
+    pub async fn serve_unserved(&self) -> Vec<BridgesError> {
+        let host = self.0.host.lock().await;
+        let shards = host.bridges();
+        shards.filter_map(|(network, shard)| self.serve_on(network, &shard.bridge).err()).collect()
     }
 
     /// Ends the DHCP servers.

@@ -5,29 +5,21 @@
 //! Bounded whatever comes: changes of a moment are one look, a look is followed by a pause in proportion to what it took.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::bridges::Bridges;
 use crate::events::{EventKind, Events};
 use crate::host::Host;
 use crate::kernel::Watch;
+use crate::kernel::nft::Nft;
 use crate::manager::Manager;
 use crate::model::{NetworkName, VmId};
-use crate::plan::drift::{Change, Closed, Ours, Suspicion};
+use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion};
+use crate::walls::ruleset::{BRIDGE, INET};
 
-/// From the first change to the look: what belongs together comes together.
-const SETTLE: Duration = Duration::from_millis(50);
-/// From one look to the next at least; more after one that took long.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Pauses are so many times as long as looks: they take a fifth of a CPU at most.
-const IDLE: u32 = 4;
-/// After something that could not be put right, doubled each time.
-const RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
 /// Events of one look; how many more there were is logged.
 const MOST_EVENTS: usize = 100;
 
@@ -42,44 +34,29 @@ pub struct Drift {
 impl Drift {
     /// Until it is dropped. A repair that is cut off is finished by the next start.
     pub async fn watch(self, mut watch: Watch) {
-        let (mut suspicion, mut closed) = (Suspicion::default(), Closed::default());
-        let (mut not_before, mut failures) = (Instant::now(), 0_u32);
-        let mut look_at = None;
+        let (mut looks, mut closed) = (Looks::new(Instant::now()), Closed::default());
         loop {
+            let next = looks.next();
             let look = async {
-                match look_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
-                changes = watch.next() => {
-                    self.note(&changes, &mut suspicion, &mut closed).await;
-                    if look_at.is_none() && !suspicion.is_empty() {
-                        look_at = Some(not_before.max(Instant::now() + SETTLE));
-                    }
-                }
+                changes = watch.next() => self.note(&changes, &mut looks, &mut closed).await,
                 () = look => {
-                    let begun = Instant::now();
-                    let at = std::mem::take(&mut suspicion);
-                    look_at = None;
-                    let done = self.repair(&at).await;
-                    not_before = Instant::now() + PAUSE.max(begun.elapsed() * IDLE);
-                    if done {
-                        failures = 0;
-                    } else {
-                        let wait = RETRY * 2_u32.saturating_pow(failures.min(6));
-                        failures += 1;
-                        not_before += wait.min(LONGEST_RETRY);
-                        suspicion = at;
-                        look_at = Some(not_before);
-                    }
+                    let began = Instant::now();
+                    let at = looks.begin(began);
+                    let failed = self.repair(&at).await;
+                    looks.end(began, Instant::now(), &failed);
+                    debug!("the look for what somebody else has changed is over");
                 }
             }
         }
     }
 
-    async fn note(&self, changes: &[Change], suspicion: &mut Suspicion, closed: &mut Closed) {
+    async fn note(&self, changes: &[Change], looks: &mut Looks, closed: &mut Closed) {
         let (bridges, subnets) = self.host.lock().await.extent();
         let ours = Ours {
             bridges: &bridges,
@@ -89,9 +66,7 @@ impl Drift {
             guest_at: &|address| self.manager.has_guest_at(address),
         };
         for change in changes {
-            let before = suspicion.clone();
-            suspicion.note(change, &ours);
-            if *suspicion != before {
+            if looks.note(change, &ours, Instant::now()) {
                 debug!(?change, "somebody else has changed what may be ours");
             }
             if let Change::Rules(rules) = change
@@ -103,33 +78,34 @@ impl Drift {
         }
     }
 
-    /// Looks and puts right; whether all of it could be.
-    async fn repair(&self, at: &Suspicion) -> bool {
+    /// Looks and puts right; what of it could not be.
+    async fn repair(&self, at: &Suspicion) -> Suspicion {
         debug!(?at, "looking for what somebody else has changed");
-        let mut whole = true;
+        let mut failed = Suspicion::default();
         let mut any_bridge = false;
         if at.bridges {
             let (mended, errors) = self.host.lock().await.mend().await;
             any_bridge = !mended.is_empty();
             for bridge in mended {
-                if bridge.anew
-                    && let Err(error) = self.bridges.serve_again(&bridge.network, &bridge.bridge)
-                {
-                    whole = self.not_mended(error);
+                if bridge.anew {
+                    self.bridges.is_anew(&bridge.bridge);
                 }
                 self.repaired(None, Some(&bridge.network.name), bridge.what);
             }
             for error in errors {
-                whole = self.not_mended(error);
+                failed.bridges = self.not_mended(error);
+            }
+            for error in self.bridges.serve_unserved().await {
+                failed.bridges = self.not_mended(error);
             }
             if let Err(error) = self.manager.walls().bridges_are_new() {
-                whole = self.not_mended(error);
+                failed.bridges = self.not_mended(error);
             }
         }
-        if at.walls {
+        if at.walls || (at.walls_unseen && !self.walls_are_ours_alone()) {
             match self.manager.walls().mend() {
                 Ok(()) => self.repaired(None, None, "the tables of nf_tables had been changed".into()),
-                Err(error) => whole = self.not_mended(error),
+                Err(error) => failed.walls = self.not_mended(error),
             }
         }
         if at.rules {
@@ -138,19 +114,26 @@ impl Drift {
                 Ok(count) => {
                     self.repaired(None, None, format!("{count} rules or chains of iptables were gone"));
                 }
-                Err(error) => whole = self.not_mended(error),
+                Err(error) => failed.rules = self.not_mended(error),
             }
         }
         if at.guests || any_bridge {
-            whole &= self.repair_guests().await;
+            failed.guests = !self.repair_guests().await;
         }
-        whole
+        failed
+    }
+
+    /// Whether they stand and nobody else can have changed them.
+    fn walls_are_ours_alone(&self) -> bool {
+        let port = self.manager.walls().port();
+        let owned = |table| Nft::open()?.owner(table);
+        [BRIDGE, INET].into_iter().all(|table| owned(table).is_ok_and(|owner| owner == Some(port)))
     }
 
     async fn repair_guests(&self) -> bool {
         let repaired = match self.manager.repair().await {
             Ok(repaired) => repaired,
-            Err(error) => return self.not_mended(error),
+            Err(error) => return !self.not_mended(error),
         };
         if repaired.slots > 0 {
             self.repaired(
@@ -178,11 +161,11 @@ impl Drift {
         self.events.send(EventKind::DriftRepaired, vm_id, network, what);
     }
 
-    /// False.
+    /// True: it failed.
     fn not_mended(&self, error: impl std::fmt::Display) -> bool {
         let what = format!("what somebody else has changed could not be repaired: {error}");
         warn!(what, "tried again later");
         self.events.send(EventKind::DriftReported, None, None, what);
-        false
+        true
     }
 }

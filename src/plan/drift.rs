@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use crate::model::{Mac, Slot, Subnet};
 
@@ -69,8 +70,10 @@ pub struct Suspicion {
     pub guests: bool,
     /// At the host-wide rules of iptables.
     pub rules: bool,
-    /// At our tables of nf_tables.
+    /// At our tables of nf_tables: somebody else has changed them.
     pub walls: bool,
+    /// Whether somebody else can have changed them at all.
+    pub walls_unseen: bool,
 }
 
 /// The chains of iptables that our rules are in.
@@ -85,7 +88,7 @@ impl Suspicion {
     }
 
     pub fn everything() -> Self {
-        Self { bridges: true, guests: true, rules: true, walls: true }
+        Self { bridges: true, guests: true, rules: true, walls: false, walls_unseen: true }
     }
 
     pub fn join(&mut self, other: &Self) {
@@ -93,6 +96,18 @@ impl Suspicion {
         self.guests |= other.guests;
         self.rules |= other.rules;
         self.walls |= other.walls;
+        self.walls_unseen |= other.walls_unseen;
+    }
+
+    /// Without what `other` has.
+    fn without(&self, other: &Self) -> Self {
+        Self {
+            bridges: self.bridges && !other.bridges,
+            guests: self.guests && !other.guests,
+            rules: self.rules && !other.rules,
+            walls: self.walls && !other.walls,
+            walls_unseen: self.walls_unseen && !(other.walls_unseen || other.walls),
+        }
     }
 
     /// Adds what `change` gives reason to look at.
@@ -120,7 +135,7 @@ impl Suspicion {
             }
             Change::Queue { index } => self.guests |= (ours.slot)(*index).is_some(),
             Change::Rules(rules) => self.note_rules(rules),
-            Change::Lost => *self = Self::everything(),
+            Change::Lost => self.join(&Self::everything()),
         }
     }
 
@@ -131,6 +146,77 @@ impl Suspicion {
                 self.rules |= rules.chain.as_ref().is_none_or(|chain| CHAINS.contains(&chain.as_str()));
             }
             _ => {}
+        }
+    }
+}
+
+/// From the first change to the look: what belongs together comes together.
+const SETTLE: Duration = Duration::from_millis(50);
+/// From one look to the next at least; more after one that took long.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Pauses are so many times as long as looks: they take a fifth of a CPU at most.
+const IDLE: u32 = 4;
+/// After something that could not be put right, doubled each time. The pause after it is no shorter: a repair that fails half-way
+/// and is heard of does not go round and round.
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// When to look next, and where: soon at what was changed, later and later at what could not be put right.
+#[derive(Debug)]
+pub struct Looks {
+    fresh: Suspicion,
+    fresh_at: Option<Instant>,
+    failed: Suspicion,
+    retry_at: Option<Instant>,
+    failures: u32,
+    /// When the pause after the last look ends.
+    not_before: Instant,
+}
+
+impl Looks {
+    pub fn new(now: Instant) -> Self {
+        let (fresh, failed) = (Suspicion::default(), Suspicion::default());
+        Self { fresh, fresh_at: None, failed, retry_at: None, failures: 0, not_before: now }
+    }
+
+    /// Adds what `change` gives reason to look at; whether that is more than before.
+    pub fn note(&mut self, change: &Change, ours: &Ours<'_>, now: Instant) -> bool {
+        let before = self.fresh.clone();
+        self.fresh.note(change, ours);
+        if self.fresh_at.is_none() && !self.fresh.is_empty() {
+            self.fresh_at = Some(now + SETTLE);
+        }
+        self.fresh != before
+    }
+
+    /// When the next look is; `None` while there is no reason for one.
+    pub fn next(&self) -> Option<Instant> {
+        let at = self.fresh_at.into_iter().chain(self.retry_at).min()?;
+        Some(at.max(self.not_before))
+    }
+
+    /// Where to look now.
+    pub fn begin(&mut self, now: Instant) -> Suspicion {
+        self.fresh_at = None;
+        let mut at = std::mem::take(&mut self.fresh);
+        if self.retry_at.is_some_and(|retry_at| retry_at <= now) {
+            at.join(&self.failed);
+        }
+        self.failed = self.failed.without(&at);
+        at
+    }
+
+    /// The look that began then is over; `failed` could not be put right.
+    pub fn end(&mut self, began: Instant, now: Instant, failed: &Suspicion) {
+        self.not_before = now + PAUSE.max(now.duration_since(began) * IDLE);
+        self.failed.join(failed);
+        if !failed.is_empty() {
+            let wait = RETRY * 2_u32.saturating_pow(self.failures.min(6));
+            self.failures += 1;
+            self.not_before = self.not_before.max(now + RETRY);
+            self.retry_at = Some(now + wait.min(LONGEST_RETRY));
+        } else if self.failed.is_empty() {
+            (self.failures, self.retry_at) = (0, None);
         }
     }
 }
@@ -170,6 +256,7 @@ impl Closed {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
     use super::*;
 
@@ -224,6 +311,66 @@ mod tests {
         for (change, wanted) in cases {
             assert_eq!(&suspicion(&change), wanted, "{change:?}");
         }
+    }
+
+    #[test]
+    fn what_was_lost_hides_no_change_of_the_walls_that_was_seen() {
+        let mut suspicion = Suspicion { walls: true, ..Suspicion::default() };
+        suspicion.join(&Suspicion::everything());
+        assert_eq!(suspicion, Suspicion { walls: true, ..Suspicion::everything() });
+    }
+
+    /// A moment later, the change of that moment, which is ours.
+    fn note(looks: &mut Looks, now: Instant) {
+        let ours = Ours {
+            bridges: &BTreeSet::from([BRIDGE]),
+            subnets: &[],
+            slot: &|_| None,
+            guest_with: &|_| None,
+            guest_at: &|_| false,
+        };
+        looks.note(&Change::Address { index: BRIDGE }, &ours, now);
+    }
+
+    #[test]
+    fn a_fresh_change_is_looked_at_soon_whatever_failed_before() {
+        let begin = Instant::now();
+        let mut looks = Looks::new(begin);
+        assert_eq!(looks.next(), None);
+        let failing = Suspicion { guests: true, ..Suspicion::default() };
+        let mut now = begin;
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            looks.begin(now);
+            looks.end(now, now, &failing);
+            assert_eq!(looks.next(), Some(now + Duration::from_secs(seconds)));
+            now += Duration::from_secs(seconds);
+        }
+        assert_eq!(looks.begin(now), failing);
+        looks.end(now, now, &failing);
+        let retry = looks.next().unwrap();
+        now += Duration::from_secs(2);
+        note(&mut looks, now);
+        assert_eq!(looks.next(), Some(now + SETTLE));
+        // What fails is not looked at before its time, nor forgotten.
+        let bridges = Suspicion { bridges: true, ..Suspicion::default() };
+        assert_eq!(looks.begin(now + SETTLE), bridges);
+        looks.end(now + SETTLE, now + SETTLE, &Suspicion::default());
+        assert_eq!(looks.next(), Some(retry));
+        assert_eq!(looks.begin(retry), failing);
+        looks.end(retry, retry, &Suspicion::default());
+        assert_eq!(looks.next(), None);
+    }
+
+    #[test]
+    fn looks_that_take_long_are_far_apart() {
+        let now = Instant::now();
+        let mut looks = Looks::new(now);
+        note(&mut looks, now);
+        looks.begin(now + SETTLE);
+        let ended = now + SETTLE + Duration::from_secs(2);
+        looks.end(now + SETTLE, ended, &Suspicion::default());
+        note(&mut looks, ended);
+        assert_eq!(looks.next(), Some(ended + Duration::from_secs(8)));
     }
 
     #[test]

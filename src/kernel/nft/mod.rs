@@ -103,6 +103,18 @@ impl Nft {
         Ok(names.doing(|| "listing tables of nf_tables".into())?.iter().any(|name| name == table.name))
     }
 
+    /// The port of the socket that alone may change the table; none where anybody may, or there is no table.
+    pub fn owner(&self, table: TableName) -> Result<Option<u32>, KernelError> {
+        // NFTA_TABLE_OWNER, which is there for an owned table only.
+        let read = |_, body: &[u8]| {
+            let owner = u32::from_be_bytes(*attribute(body, 7)?.first_chunk()?);
+            Some((attribute(body, 1).map(string)?, owner))
+        };
+        let owners = self.socket().dump(GETTABLE, family(table.family), |_| {}, read);
+        let owners = owners.doing(|| "listing tables of nf_tables".into())?;
+        Ok(owners.into_iter().find(|(name, _)| name == table.name).map(|(_, owner)| owner))
+    }
+
     /// Others' chains in the forward path that drop by policy, as `FAMILY TABLE CHAIN`, but for that of iptables itself.
     pub fn closed_forward_chains(&self) -> Result<Vec<String>, KernelError> {
         // NF_INET_FORWARD, NF_DROP; the policy is told for base chains only.
