@@ -22,7 +22,7 @@ mod tap;
 mod tc;
 mod watch;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -187,10 +187,15 @@ impl Kernel {
         self.background.run(move |hands| observe::observe(hands, indexes, Look::WherePortsAreGone)).await?
     }
 
-    /// All that bears a mark of ours, while calls go on: with a look into every slot.
-    pub async fn observe_all(&self, indexes: IndexRange) -> Result<(Observed, Marked), KernelError> {
+    /// All that bears a mark of ours, while calls go on: with a look into every slot, or into these.
+    pub async fn observe_all(
+        &self,
+        indexes: IndexRange,
+        slots: Option<BTreeSet<Slot>>,
+    ) -> Result<(Observed, Marked), KernelError> {
         let look = move |hands: &mut lane::Hands| {
-            let observed = observe::observe(hands, indexes, Look::Everywhere)?;
+            let look = slots.as_ref().map_or(Look::Everywhere, Look::Into);
+            let observed = observe::observe(hands, indexes, look)?;
             Ok((observed, observe::marked(hands, indexes)?))
         };
         self.background.run(look).await?

@@ -15,13 +15,29 @@ use crate::plan::{Anchor, Observed, ObservedPort};
 
 /// Into which slots to look: it takes entering each one's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum Look<'a> {
     Everywhere,
     /// A port that is there has its other end inside.
     WherePortsAreGone,
+    /// Of the others nothing is to be known.
+    Into(&'a BTreeSet<Slot>),
 }
 
-pub(super) fn observe(hands: &mut Hands, indexes: IndexRange, look: Look) -> Result<Observed, KernelError> {
+impl Look<'_> {
+    fn is_into(self, slot: Slot, has_port: bool) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::WherePortsAreGone => !has_port,
+            Self::Into(slots) => slots.contains(&slot),
+        }
+    }
+}
+
+pub(super) fn observe(
+    hands: &mut Hands,
+    indexes: IndexRange,
+    look: Look<'_>,
+) -> Result<Observed, KernelError> {
     let mut ports = BTreeMap::new();
     let mut foreign = BTreeSet::new();
     for link in links::all(&mut hands.rtnl)? {
@@ -52,7 +68,7 @@ pub(super) fn observe(hands: &mut Hands, indexes: IndexRange, look: Look) -> Res
     let mut anchors = BTreeMap::new();
     for (slot, is_namespace) in names.anchors {
         let anchor = match is_namespace {
-            true if look == Look::WherePortsAreGone && ports.contains_key(&slot) => Some(Anchor::Whole),
+            true if !look.is_into(slot, ports.contains_key(&slot)) => Some(Anchor::Whole),
             true => look_inside(hands, slot, indexes.port(slot))?,
             false => Some(Anchor::File),
         };

@@ -1,5 +1,6 @@
 //! What is ours by record and belongs to nobody: found, and taken away if asked for, while calls go on. Two looks: what comes
-//! and goes under the first one is not there, or has an owner, in the second, during which no VM comes or goes.
+//! and goes under the first one is not there, or has an owner, in the second, during which no VM comes or goes. That one is short: it
+//! is into the slots alone of which the first has found something.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,21 +22,23 @@ pub struct Collected {
 
 impl Inner {
     pub(super) async fn collect(&self, apply: bool) -> Result<Vec<Collected>, ManagerError> {
-        if self.leftovers().await?.is_empty() {
-            return Ok(Vec::new());
-        }
-        let _quiet = self.quiet.write().await;
-        let found = self.leftovers().await?;
-        if !apply {
-            let kept = |leftover| Collected { leftover, removed: false, error: None };
-            return Ok(found.into_iter().map(kept).collect());
-        }
         let indexes = self.store.index_range()?;
         let slot_of = |leftover: &Leftover| match leftover {
             Leftover::Device { index, .. } => indexes.slot_at(*index),
             Leftover::Namespace(slot) => Some(*slot),
             _ => None,
         };
+        let suspected = self.leftovers(None).await?;
+        if suspected.is_empty() {
+            return Ok(Vec::new());
+        }
+        let _quiet = self.quiet.write().await;
+        let mut found = self.leftovers(Some(suspected.iter().filter_map(slot_of).collect())).await?;
+        found.retain(|leftover| suspected.contains(leftover));
+        if !apply {
+            let kept = |leftover| Collected { leftover, removed: false, error: None };
+            return Ok(found.into_iter().map(kept).collect());
+        }
         // No slot is built under these numbers from here on.
         let slots: BTreeSet<Slot> = found.iter().filter_map(slot_of).collect();
         let claimed: BTreeSet<Slot> = slots.into_iter().filter(|slot| self.pool.claim(*slot)).collect();
@@ -69,9 +72,10 @@ impl Inner {
         Ok(collected)
     }
 
-    async fn leftovers(&self) -> Result<Vec<Leftover>, ManagerError> {
+    /// With a look into every slot, or into these.
+    async fn leftovers(&self, slots: Option<BTreeSet<Slot>>) -> Result<Vec<Leftover>, ManagerError> {
         let indexes = self.store.index_range()?;
-        let observed = self.kernel.observe_all(indexes).await;
+        let observed = self.kernel.observe_all(indexes, slots).await;
         let (observed, marked) = observed.map_err(|error| ManagerError::Host(error.to_string()))?;
         let bindings = self.registry.all();
         let placed = bindings.iter().filter_map(|b| Some((&b.vm, self.pool.place(b.vm.slot)?)));
