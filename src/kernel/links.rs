@@ -266,6 +266,20 @@ pub(super) fn port(port: u32, bridge: u32) -> [Request; 3] {
     ]
 }
 
+/// Whether the device is the bridge's port, as `port` makes one.
+pub(super) fn is_port(rtnl: &mut Rtnl, port: u32, bridge: u32) -> Result<bool, KernelError> {
+    let mut asked = LinkMessageBuilder::<LinkUnspec>::new().index(port).build();
+    asked.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let found = rtnl.get(RouteNetlinkMessage::GetLink(asked));
+    Ok(match found.doing(|| format!("looking at the port of index {port}"))? {
+        Some(RouteNetlinkMessage::NewLink(link)) => {
+            let link = read(link);
+            link.controller == Some(bridge) && link.up && link.closed
+        }
+        _ => false,
+    })
+}
+
 /// What a dump of all devices says of one.
 pub(super) struct Link {
     pub index: u32,

@@ -234,7 +234,8 @@ pub(super) fn wipe(
         set_limit(hands, slot, place.port, None)?;
         set_limit(hands, slot, place.port, limit)?;
     }
-    Ok(observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole))
+    let inside = observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole);
+    Ok(inside && links::is_port(&mut hands.rtnl, place.port, place.shard.index)?)
 }
 
 /// Takes slots away, whatever there is of each.

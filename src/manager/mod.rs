@@ -358,15 +358,19 @@ impl Inner {
         };
         let vm = admitted.on(place.slot);
         // What the kernel remembers of the address's last guest is about that one.
-        self.pool.cleaned(&vm).await;
-        let account = match self.remember(&vm).await {
+        let cleaned = self.pool.cleaned(&vm).await;
+        let remembered = match cleaned {
+            Ok(()) => self.remember(&vm).await,
+            Err(error) => Err(error),
+        };
+        let account = match remembered {
             Ok(account) => account,
             Err(error) => {
                 self.admission().release(&vm, Instant::now());
                 if vm.tap.multi_queue {
                     self.pool.leave(&vm, network, None, false);
                 } else {
-                    self.pool.put_back(&network.name, place.slot);
+                    self.pool.put_back(network, place.slot);
                 }
                 return Err(error);
             }

@@ -56,15 +56,30 @@ struct State {
 }
 
 impl State {
-    /// When what is to be done next may begin: `None` for now.
-    fn may_begin(&mut self) -> Option<Instant> {
+    /// When what is to be done next may begin.
+    fn may_begin(&mut self) -> Begin {
         let urgent = self.stopping
             || self.awaiting_clean > 0
             || self.left.len() >= WIPED_AT_ONCE
             || self.stock.is_urgent();
-        let quiet = if self.calls > 0 { Instant::now() + QUIET } else { self.last_call + QUIET };
-        (!urgent && quiet > Instant::now()).then_some(quiet)
+        let quiet = self.last_call + QUIET;
+        if urgent {
+            Begin::Now
+        } else if self.calls > 0 {
+            Begin::AfterCalls
+        } else if quiet > Instant::now() {
+            Begin::At(quiet)
+        } else {
+            Begin::Now
+        }
     }
+}
+
+enum Begin {
+    Now,
+    At(Instant),
+    /// When the last call that is under way has ended.
+    AfterCalls,
 }
 
 /// A call is under way until this is dropped.
@@ -75,6 +90,11 @@ impl Drop for Call<'_> {
         let mut state = self.0.state();
         state.calls -= 1;
         state.last_call = Instant::now();
+        let over = state.calls == 0;
+        drop(state);
+        if over {
+            self.0.0.work.notify_one();
+        }
     }
 }
 
@@ -161,18 +181,9 @@ impl Pool {
     }
 
     /// Takes those of `ready` away that are whole no more, to be built again; how many. `observed` is younger than `ready`.
-    pub(super) async fn take_out_broken(&self, ready: BTreeSet<Slot>, observed: &Observed) -> usize {
-        let broken = {
-            let mut state = self.state();
-            let lost = |slot: &Slot| {
-                state
-                    .stock
-                    .place(*slot)
-                    .is_some_and(|place| observed.standing(*slot) != Some(place.shard.index))
-            };
-            let broken = ready.into_iter().filter(lost).collect();
-            state.stock.take_out(&broken)
-        };
+    pub(super) async fn take_out_broken(&self, ready: &BTreeSet<Slot>, observed: &Observed) -> usize {
+        let is_whole = |place: &Place, network: &Network| plan::is_whole(place, network, observed);
+        let broken = self.state().stock.take_out(ready, is_whole);
         self.0.clear(&broken).await;
         self.0.work.notify_one();
         broken.len()
@@ -186,6 +197,7 @@ impl Pool {
             return self.place(slot).ok_or_else(|| "its slot is gone".into());
         }
         let network = &network.name;
+        let stopping = || "guestnet is stopping".to_owned();
         let built = {
             let mut state = self.state();
             if let Some(place) = state.stock.take(network) {
@@ -193,17 +205,21 @@ impl Pool {
                 self.0.work.notify_one();
                 return Ok(place);
             }
+            if state.stopping {
+                return Err(stopping());
+            }
             let (waiter, built) = oneshot::channel();
             state.stock.wait(network, waiter);
             built
         };
         self.0.work.notify_one();
-        built.await.unwrap_or_else(|_| Err("guestnet is stopping".into()))
+        built.await.unwrap_or_else(|_| Err(stopping()))
     }
 
-    /// Puts back a slot that no guest has had.
-    pub(super) fn put_back(&self, network: &NetworkName, slot: Slot) {
-        self.state().stock.give(network, slot, hand_over);
+    /// Puts back a slot that no guest has had. It is looked at like any other: its bridge may have gone meanwhile.
+    pub(super) fn put_back(&self, network: Arc<Network>, slot: Slot) {
+        let (address, connected, own_limit, tap) = (None, false, false, None);
+        self.state().left.push(Left { slot, network, address, connected, own_limit, tap });
         self.0.work.notify_one();
     }
 
@@ -224,22 +240,29 @@ impl Pool {
         self.0.work.notify_one();
     }
 
-    /// Waits until nothing knows the last guest by this address any more.
-    pub(super) async fn cleaned(&self, vm: &Vm) {
+    /// Waits until nothing knows the last guest by this address any more. An error when that will not be.
+    pub(super) async fn cleaned(&self, vm: &Vm) -> Result<(), ManagerError> {
         let key = (vm.network.clone(), vm.address);
         if !self.state().unclean.contains(&key) {
-            return;
+            return Ok(());
         }
         self.state().awaiting_clean += 1;
         self.0.work.notify_one();
-        loop {
+        let cleaned = loop {
             let done = self.0.done.notified();
-            if !self.state().unclean.contains(&key) {
-                break;
+            {
+                let state = self.state();
+                if !state.unclean.contains(&key) {
+                    break Ok(());
+                }
+                if state.stopping {
+                    break Err(ManagerError::Stopping);
+                }
             }
             done.await;
-        }
+        };
         self.state().awaiting_clean -= 1;
+        cleaned
     }
 
     /// Takes over what an earlier run left: a place for each of `vms`, its slot whole or to be built; slots of no VM are to be
@@ -319,11 +342,18 @@ impl Pool {
             if self.state().stopping {
                 return;
             }
-            let wait = self.state().may_begin();
-            if let Some(until) = wait {
-                // Whichever is first: something becomes urgent, or calls are over.
-                let _ = tokio::time::timeout_at(until.into(), work).await;
-                continue;
+            // Told too when something becomes urgent.
+            let begin = self.state().may_begin();
+            match begin {
+                Begin::Now => {}
+                Begin::At(quiet) => {
+                    let _ = tokio::time::timeout_at(quiet.into(), work).await;
+                    continue;
+                }
+                Begin::AfterCalls => {
+                    work.await;
+                    continue;
+                }
             }
             if !self.0.do_next().await {
                 self.0.done.notify_waiters();
@@ -353,10 +383,14 @@ impl Pool {
         }
     }
 
-    /// Nothing is begun any more; `keep` ends when what it does is done.
+    /// Nothing is begun any more, and who waits is told so; `keep` ends when what it does is done.
     pub(super) fn stop(&self) {
-        self.state().stopping = true;
+        let mut state = self.state();
+        state.stopping = true;
+        state.stock.turn_away();
+        drop(state);
         self.0.work.notify_one();
+        self.0.done.notify_waiters();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -505,9 +539,13 @@ impl Inner {
                 warn!(%error, "a name that a slot would have is somebody else's: left out");
                 continue;
             }
+            let mut state = self.state();
             if errors.len() == 1 {
-                self.state().stock.put_number_back(slot);
+                state.stock.put_number_back(slot);
+            } else {
+                state.stock.lose(slot);
             }
+            drop(state);
             return Err(errors.join("; then "));
         }
     }

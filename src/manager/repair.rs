@@ -27,7 +27,7 @@ impl Inner {
         let ready = self.pool.free();
         let observed = self.observe_beside_calls(indexes).await?;
         let mut repaired =
-            Repaired { slots: self.pool.take_out_broken(ready, &observed).await, ..Repaired::default() };
+            Repaired { slots: self.pool.take_out_broken(&ready, &observed).await, ..Repaired::default() };
         let broken: Vec<_> =
             self.registry.all().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
         if broken.is_empty() {

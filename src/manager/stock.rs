@@ -102,8 +102,18 @@ impl<W> Stock<W> {
 
     /// A slot could not be taken away: what is left of it is nobody's.
     pub(super) fn lose(&mut self, slot: Slot) {
-        self.places.remove(&slot);
+        self.forget(slot);
         self.lost.insert(slot);
+    }
+
+    /// It is no port any more.
+    fn forget(&mut self, slot: Slot) {
+        if let Some(place) = self.places.remove(&slot)
+            && let Some(ports) = self.ports.get_mut(&place.shard.index)
+        {
+            *ports -= 1;
+        }
+        self.leaving.remove(&slot);
     }
 
     /// A slot is about to be taken away.
@@ -116,14 +126,28 @@ impl<W> Stock<W> {
         self.shelves.iter().flat_map(|shelf| &shelf.free).copied().collect()
     }
 
-    /// Takes out of the ready ones those that are whole no more; they are nobody's then.
-    pub(super) fn take_out(&mut self, broken: &BTreeSet<Slot>) -> Vec<Slot> {
+    /// Takes those out of `ready` that are ready still and not whole any more; they are nobody's then.
+    pub(super) fn take_out(
+        &mut self,
+        ready: &BTreeSet<Slot>,
+        is_whole: impl Fn(&Place, &Network) -> bool,
+    ) -> Vec<Slot> {
         let mut taken = Vec::new();
         for shelf in &mut self.shelves {
-            taken.extend(shelf.free.intersection(broken));
-            shelf.free.retain(|slot| !broken.contains(slot));
+            let broken = |slot: &Slot| {
+                let place = self.places.get(slot).filter(|_| ready.contains(slot));
+                place.is_some_and(|place| !is_whole(place, &shelf.network))
+            };
+            let (out, free) = std::mem::take(&mut shelf.free).into_iter().partition::<BTreeSet<_>, _>(broken);
+            shelf.free = free;
+            taken.extend(out);
         }
         taken
+    }
+
+    /// Nobody is given a slot any more: who waits is told so by the end of the channel.
+    pub(super) fn turn_away(&mut self) {
+        self.shelves.iter_mut().for_each(|shelf| shelf.waiting.clear());
     }
 
     /// A number for a slot that is yet to be built; `None` when the host has as many as it can.
@@ -148,12 +172,7 @@ impl<W> Stock<W> {
 
     /// A slot is no more; its number can be another's.
     pub(super) fn remove(&mut self, slot: Slot) {
-        if let Some(place) = self.places.remove(&slot)
-            && let Some(ports) = self.ports.get_mut(&place.shard.index)
-        {
-            *ports -= 1;
-        }
-        self.leaving.remove(&slot);
+        self.forget(slot);
         self.numbers.give_back(slot);
     }
 
@@ -358,15 +377,21 @@ mod tests {
         let (whole, never) = (Slot(0), Slot(9));
         assert!(stock.is_seen_to(whole) && stock.kept(whole).is_some());
         assert!(!stock.is_seen_to(never));
-        stock.take_out(&BTreeSet::from([whole]));
+        assert_eq!(stock.take_out(&BTreeSet::from([whole]), |_, _| true), []);
+        assert_eq!(stock.take_out(&BTreeSet::from([whole]), |_, _| false), [whole]);
+        assert_eq!(stock.take_out(&BTreeSet::from([whole]), |_, _| false), []);
         stock.leave(whole);
         assert!(stock.is_seen_to(whole) && stock.kept(whole).is_none());
         assert!(!stock.claim(whole), "it is being taken away");
         stock.lose(whole);
+        assert_eq!(stock.ports_on(testing::place(0).shard.index), 1);
         assert!(!stock.is_seen_to(whole) && stock.claim(whole) && !stock.claim(whole));
         assert!(stock.claim(never));
         stock.remove(never);
         assert!(!stock.is_seen_to(never));
+        // Built again under its number, it is no slot that is being taken away.
+        stock.add(Place { slot: whole, ..testing::place(0) });
+        assert!(stock.kept(whole).is_some());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::net::Ipv4Addr;
 
 pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
 pub use observed::{Anchor, Observed, ObservedLimit, ObservedPort};
-pub use slot::{build_slot, clear_slot, replug_slot, wire_slot};
+pub use slot::{build_slot, clear_slot, is_whole, replug_slot, wire_slot};
 pub use vm::{Mend, bind, limit, mend, rebind, strays, unbind};
 
 use garbage::OurRoute;
