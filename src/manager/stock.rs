@@ -413,6 +413,15 @@ mod tests {
     }
 
     #[test]
+    fn for_who_was_turned_away_nothing_is_built() {
+        let (mut stock, name) = stock(0);
+        stock.wait(&name, 1);
+        assert!(matches!(stock.need(), Some(Need::Build(_))));
+        stock.turn_away();
+        assert_eq!(stock.need(), None);
+    }
+
+    #[test]
     fn a_network_that_cannot_be_built_for_is_not_tried_for_ever() {
         let (mut stock, name) = stock(8);
         stock.wait(&name, 1);
