@@ -16,6 +16,7 @@ use crate::host::Host;
 use crate::kernel::Watch;
 use crate::kernel::nft::Nft;
 use crate::manager::Manager;
+use crate::memory;
 use crate::model::{NetworkName, VmId};
 use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion};
 use crate::walls::ruleset::{BRIDGE, INET};
@@ -119,6 +120,7 @@ impl Drift {
         }
         if at.guests || any_bridge {
             failed.guests = !self.repair_guests().await;
+            memory::give_back();
         }
         failed
     }

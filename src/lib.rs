@@ -16,6 +16,7 @@ pub mod host;
 pub mod ipam;
 pub mod kernel;
 pub mod manager;
+pub mod memory;
 pub mod metadata;
 pub mod metrics;
 pub mod model;
