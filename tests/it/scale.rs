@@ -79,6 +79,22 @@ fn four_thousand_guests_are_served_adopted_and_let_go() {
         let ping = ping.args(["ping", "-c", "1", "-W", "1", other["ip_address"].as_str().unwrap()]).output();
         assert!(!ping.unwrap().status.success(), "guests of two bridges reach each other");
     }
+    // As policy says: opened by one, and closed by the other's again.
+    let policy = |text: &str| {
+        let file = lab.directory().join("policy.toml");
+        std::fs::write(&file, text).unwrap();
+        daemon.guestnet(&["policy", "apply", "-f", file.to_str().unwrap()]);
+    };
+    let vm_id = last["vm_id"].as_str().unwrap();
+    let reaches = || {
+        let mut ping = guests[0].namespace.command("busybox");
+        let ping = ping.args(["ping", "-c", "1", "-W", "5", last["ip_address"].as_str().unwrap()]).output();
+        ping.unwrap().status.success()
+    };
+    policy(&format!("vm_id = \"{vm_id}\"\ndefault_ingress = \"allow\"\n"));
+    assert!(reaches(), "a policy opens no way between bridges");
+    policy(&format!("vm_id = \"{vm_id}\"\ndefault_ingress = \"deny\"\n"));
+    assert!(!reaches(), "a policy closes no way between bridges");
     drop(guests);
 
     daemon.crash();
