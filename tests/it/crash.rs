@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
-use crate::lab::daemon::Paths;
+use crate::lab::daemon::{Paths, serve_command};
 use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, text};
 use crate::slots::{eventually, slots};
 
@@ -122,6 +122,47 @@ fn a_create_that_fails_at_any_step_leaves_the_host_as_it_was() {
         eventually("as many slots as before", || slots(&lab) == 4);
     }
     assert_consistent(&lab, &daemon);
+}
+
+/// A TAP's owner cannot be unset: its slot is built anew, in the background.
+#[test]
+fn a_tap_that_cannot_be_given_away_leaves_the_host_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let before = lab.host_state();
+    let as_before = || eventually("the host is as it was", || lab.host_state() == before);
+    for when in ["before", "after"] {
+        faults.inject(when, "tap-options", "fail");
+        let create = ["vm", "create", "vm1", "--tap-uid", "1000"];
+        let output = daemon.client(&create);
+        assert!(!output.status.success() && text(&output).contains("fault injected"), "{}", text(&output));
+        as_before();
+        daemon.guestnet(&create);
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        as_before();
+    }
+    assert_consistent(&lab, &daemon);
+}
+
+#[test]
+fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
+    for step in ["bridge", "unreachable"] {
+        for when in ["before", "after"] {
+            let lab = Lab::new();
+            let faults = Faults::new(&lab, "");
+            let before = lab.host_state();
+            faults.inject(when, step, "fail");
+            let output = serve_command(&lab, "").env("GUESTNET_FAULT", faults.file()).output().unwrap();
+            assert!(
+                !output.status.success() && text(&output).contains("fault injected"),
+                "{when} {step}: {}",
+                text(&output)
+            );
+            assert_same(&before, &lab.host_state());
+            faults.start().guestnet(&["vm", "create", "vm1"]);
+        }
+    }
 }
 
 #[test]
