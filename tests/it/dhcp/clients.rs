@@ -266,16 +266,20 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
         client.has(&client.reserved(2));
     }
 
-    // Boots again with what it remembers: dhclient asks for an address by name, which may be the older of the two that it
-    // has had, and is refused then; all come to the one that is reserved now.
+    // Boots again with what it remembers: dhcpcd and dhclient ask for an address by name, which may be the older of the two that
+    // each has had, and is refused then; dhclient begins anew where its file says that its lease is over. All come to the
+    // address that is reserved now.
     clients.iter_mut().for_each(Client::crash);
     sniffer.all();
     clients.iter_mut().for_each(Client::start);
-    let dhclient = &clients[Kind::Dhclient as usize];
-    let reboots = |seen: &lan::Seen| seen.mac == dhclient.mac && seen.is(State::InitReboot);
-    let asked =
-        sniffer.wait("dhclient's INIT-REBOOT", LIMIT, reboots).requested().map(|address| address.to_string());
-    assert!([1, 2].map(|n| Some(dhclient.reserved(n))).contains(&asked), "{asked:?}");
+    let remembering = [Kind::Dhclient, Kind::Dhcpcd].map(|kind| &clients[kind as usize]);
+    let reboots = |seen: &lan::Seen| {
+        remembering.iter().any(|client| client.mac == seen.mac) && seen.is(State::InitReboot)
+    };
+    let seen = sniffer.wait("an INIT-REBOOT", LIMIT, reboots);
+    let client = remembering.iter().find(|client| client.mac == seen.mac).unwrap();
+    let asked = seen.requested().map(|address| address.to_string());
+    assert!([1, 2].map(|n| Some(client.reserved(n))).contains(&asked), "{asked:?}");
     for client in &clients {
         client.has(&client.reserved(2));
     }
