@@ -44,9 +44,7 @@ impl Walls {
                 let touches = |c: &Connection| of.contains(&c.source) || of.contains(&c.destination);
                 found.extend(walls.0.nft.all_connections()?.into_iter().filter(touches));
             }
-            let local = local_addresses();
-            // What this host says to guests and they to it is for no policy to decide.
-            found.retain(|c| !local.contains(&c.source) && !local.contains(&c.destination));
+            leave_out_own(&mut found);
             found.retain(|connection| judge(connection));
             Ok(found)
         })
@@ -80,6 +78,12 @@ pub(super) fn is_denied(book: &Book, instead: Option<&InPlace<'_>>, connection: 
         Some(peer)
     };
     decide(&flow, peer(flow.source), peer(flow.destination)).action == Action::Deny
+}
+
+/// What this host says to guests and they to it is for no policy to decide.
+pub(super) fn leave_out_own(connections: &mut Vec<Connection>) {
+    let local = local_addresses();
+    connections.retain(|c| !local.contains(&c.source) && !local.contains(&c.destination));
 }
 
 /// Addresses of this host's devices.

@@ -137,17 +137,14 @@ impl Walls {
     /// The connections that were there before the tables. A service that was ended between a policy and the end of the flows
     /// that it denies, or that comes back with another configuration, ends these now.
     fn remember_the_connected(&self, standing: &Standing) -> Result<(), KernelError> {
-        let connections = self.0.nft.all_connections()?;
-        let local = flows::local_addresses();
-        let denied = connections.iter().filter(|connection| {
-            let own = [connection.source, connection.destination].iter().any(|end| local.contains(end));
-            !own && flows::is_denied(&standing.book, None, connection)
-        });
-        self.0.nft.end(&denied.cloned().collect::<Vec<_>>())?;
+        let mut connections = self.0.nft.all_connections()?;
         let ends = connections.iter().flat_map(|connection| [connection.source, connection.destination]);
         let guests: BTreeSet<Ipv4Addr> = ends.filter(|end| standing.book.guest_at(*end).is_some()).collect();
         let elements = guests.into_iter().map(|guest| Element::of(Key::new().address(guest))).collect();
-        self.0.nft.commit(batch(&[Change::Add(ruleset::INET, CONNECTED, elements)]))
+        self.0.nft.commit(batch(&[Change::Add(ruleset::INET, CONNECTED, elements)]))?;
+        flows::leave_out_own(&mut connections);
+        connections.retain(|connection| flows::is_denied(&standing.book, None, connection));
+        self.0.nft.end(&connections)
     }
 
     /// Whether a guest may have a connection.

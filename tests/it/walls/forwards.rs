@@ -33,6 +33,11 @@ fn serve(victim: &Attacker, port: u16) {
     }
 }
 
+/// Forwards a UDP port of the host to the victim.
+fn forward_udp(scene: &Scene<'_>, at: &[&str]) {
+    scene.guestnet(&[&["forward", "add", "victim", "--protocol", "udp"], at].concat());
+}
+
 #[test]
 fn a_forwarded_port_leads_to_its_vm_from_the_world_the_host_and_other_guests() {
     let lab = Lab::new();
@@ -125,17 +130,7 @@ fn udp_is_forwarded_from_the_world_the_host_and_other_guests_and_answers_come_fr
     let (a, v) = (&scene.attacker, &scene.victim);
     let outside = client(&lab.inet, "198.51.100.1:8053");
     assert!(is_refused(&outside, [a, v]));
-    scene.guestnet(&[
-        "forward",
-        "add",
-        "victim",
-        "--host-port",
-        "8053",
-        "--protocol",
-        "udp",
-        "--vm-port",
-        "53",
-    ]);
+    forward_udp(&scene, &["--host-port", "8053", "--vm-port", "53"]);
     assert!(asks(&outside, v, 53));
     assert!(asks(&client(&lab.host, "127.0.0.1:8053"), v, 53), "by the host's loopback");
     assert!(asks(&client(&lab.host, "198.51.100.1:8053"), v, 53), "by the host's own address");
@@ -203,28 +198,8 @@ fn a_forward_is_where_it_was_bound_to_and_nowhere_else() {
 fn forwards_and_their_live_connections_outlast_the_service() {
     let lab = Lab::new();
     let mut scene = Scene::new(&lab);
-    scene.guestnet(&[
-        "forward",
-        "add",
-        "victim",
-        "--host-port",
-        "8053",
-        "--protocol",
-        "udp",
-        "--vm-port",
-        "53",
-    ]);
-    scene.guestnet(&[
-        "forward",
-        "add",
-        "victim",
-        "--host-port",
-        "8056",
-        "--protocol",
-        "udp",
-        "--uplink",
-        "up0",
-    ]);
+    forward_udp(&scene, &["--host-port", "8053", "--vm-port", "53"]);
+    forward_udp(&scene, &["--host-port", "8056", "--uplink", "up0"]);
     let before = scene.json(&["forward", "list"]);
     let live = client(&lab.inet, "198.51.100.1:8053");
     assert!(asks(&live, &scene.victim, 53));
@@ -243,17 +218,7 @@ fn forwards_and_their_live_connections_outlast_the_service() {
 fn a_policy_goes_before_a_forward() {
     let lab = Lab::new();
     let mut scene = Scene::new(&lab);
-    scene.guestnet(&[
-        "forward",
-        "add",
-        "victim",
-        "--host-port",
-        "8053",
-        "--protocol",
-        "udp",
-        "--vm-port",
-        "53",
-    ]);
+    forward_udp(&scene, &["--host-port", "8053", "--vm-port", "53"]);
     let outside = client(&lab.inet, "198.51.100.1:8053");
     assert!(asks(&outside, &scene.victim, 53));
     // It ends what it denies, though that came by a forward and is not from a guest.
