@@ -1,9 +1,24 @@
 use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{Read, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 
 use super::StoreError;
+
+/// How long the lock of a guestnet that has ended may stay behind it.
+const REMAINS: Duration = Duration::from_secs(10);
+/// The lock's file descriptor is above those of what else a start opens. The kernel closes in ascending order (execve(2), exit):
+/// once the lock is free, sockets and tables of the one before are free too.
+const LOCK_FD: i32 = 512;
 
 /// The state directory held for one guestnet alone, for as long as this value lives. The kernel lets go of it however the
 /// process ends.
@@ -20,7 +35,7 @@ pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
         .create(directory)
         .map_err(StoreError::directory("create", directory))?;
     let path = directory.join("lock");
-    let mut file = File::options()
+    let file = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -28,22 +43,93 @@ pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
         .mode(0o600)
         .open(&path)
         .map_err(StoreError::directory("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => {}
+    let failed = |action| StoreError::directory(action, &path);
+    let mut file = above(&file, LOCK_FD).map_err(failed("open"))?;
+    let locked = match file.try_lock() {
+        Ok(()) => true,
+        Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
         Err(TryLockError::WouldBlock) => {
-            return Err(StoreError::InUse { directory: directory.to_owned(), pid: read_pid(&file) });
+            let pid = read_pid(&file);
+            // Killed while it was starting a program, it leaves a fork that shares its files until execve closes them.
+            let waited = if pid.is_some_and(has_ended) { lock_within(&file, REMAINS) } else { Ok(false) };
+            waited.map_err(failed("lock"))?
         }
-        Err(TryLockError::Error(source)) => return Err(StoreError::directory("lock", &path)(source)),
+    };
+    if !locked {
+        return Err(StoreError::InUse { directory: directory.to_owned(), pid: read_pid(&file) });
     }
     // Only for the message above: whose lock it is, the kernel knows.
     file.set_len(0)
+        .and_then(|()| file.rewind())
         .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
-        .map_err(StoreError::directory("write", &path))?;
+        .map_err(failed("write"))?;
     Ok(DirectoryLock { _file: file })
 }
 
-fn read_pid(file: &File) -> Option<u32> {
+/// `file` at the lowest free descriptor from `least` on.
+fn above(file: &File, least: i32) -> io::Result<File> {
+    let raw = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(least))?;
+    // SAFETY: fcntl has just made this descriptor; nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) }.into())
+}
+
+/// Whether the lock was given within `limit`. A wait that is given up goes on in a thread of its own until the process ends.
+fn lock_within(file: &File, limit: Duration) -> io::Result<bool> {
+    let (done, given) = mpsc::channel();
+    let file = file.try_clone()?;
+    thread::spawn(move || done.send(file.lock()));
+    given.recv_timeout(limit).map_or(Ok(false), |locked| locked.map(|()| true))
+}
+
+fn has_ended(pid: i32) -> bool {
+    kill(Pid::from_raw(pid), None) == Err(Errno::ESRCH)
+}
+
+/// The process whose lock it is, by its own word.
+fn read_pid(mut file: &File) -> Option<i32> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.take(16).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+    text.trim().parse().ok().filter(|&pid| pid > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// The state directory, locked by somebody who wrote `pid` down.
+    fn held_by(pid: u32) -> (tempfile::TempDir, File) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut lock = File::create(directory.path().join("lock")).unwrap();
+        lock.lock().unwrap();
+        write!(lock, "{pid}").unwrap();
+        (directory, lock)
+    }
+
+    #[test]
+    fn a_lock_of_one_that_lives_is_refused_at_once_with_its_pid() {
+        let (directory, _lock) = held_by(std::process::id());
+        let refused = take(directory.path()).unwrap_err();
+        assert!(refused.to_string().contains(&format!("(pid {})", std::process::id())), "{refused}");
+    }
+
+    #[test]
+    fn what_a_killed_one_leaves_behind_is_waited_for() {
+        let mut ended = Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let (directory, lock) = held_by(ended.id());
+        let path = directory.path().to_owned();
+        let (done, taken) = mpsc::channel();
+        thread::spawn(move || done.send(take(&path)));
+        taken.recv_timeout(Duration::from_millis(200)).unwrap_err();
+        drop(lock);
+        let _held = taken.recv().unwrap().unwrap();
+        assert_eq!(fs_text(&directory), format!("{}\n", std::process::id()));
+    }
+
+    fn fs_text(directory: &tempfile::TempDir) -> String {
+        std::fs::read_to_string(directory.path().join("lock")).unwrap()
+    }
 }

@@ -17,7 +17,7 @@ pub enum StoreError {
         "the state directory {} is in use by another guestnet{}: stop that one, or give this one a [state] directory of \
          its own", directory.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
-    InUse { directory: PathBuf, pid: Option<u32> },
+    InUse { directory: PathBuf, pid: Option<i32> },
     #[error(
         "{} was written by a newer guestnet (schema {found}, this one knows up to {known}): run that version, or restore \
          a copy made before the upgrade", file.display()
