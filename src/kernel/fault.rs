@@ -1,5 +1,6 @@
 //! Faults that tests inject before and after each step: a debug build reads `before|after STEP fail|kill` from the file named
-//! by GUESTNET_FAULT, does it once, and removes the file. Release builds have none of it.
+//! by GUESTNET_FAULT, does it once, and removes the file; `refuse` fails as long as the file is there. Release builds have none
+//! of it.
 
 use std::io;
 
@@ -29,10 +30,12 @@ mod armed {
         let Some(file) = file() else { return Ok(()) };
         let Ok(fault) = std::fs::read_to_string(file) else { return Ok(()) };
         let when = if when == When::Before { "before" } else { "after" };
+        let injected = || Err(io::Error::other(format!("fault injected {when} {step}")));
         match fault.trim().strip_prefix(&format!("{when} {step} ")) {
+            Some("refuse") => injected(),
             Some("fail") => {
                 std::fs::remove_file(file)?;
-                Err(io::Error::other(format!("fault injected {when} {step}")))
+                injected()
             }
             Some("kill") => {
                 std::fs::remove_file(file)?;

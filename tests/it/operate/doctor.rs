@@ -5,6 +5,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
+use crate::crash::Faults;
 use crate::lab::tap_guest::open_tap;
 use crate::lab::{Daemon, Lab, text};
 
@@ -141,7 +142,8 @@ fn what_only_the_operator_can_mend_is_named_too() {
 #[test]
 fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    let faults = Faults::new(&lab, "");
+    let daemon = faults.start();
     let vm = daemon.json(&["vm", "create", "a"]);
     let port = vm["host_device"].as_str().unwrap();
     let stop = |daemon: &Daemon<'_>| {
@@ -159,6 +161,8 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     let _vmm =
         lab.host.enter(Path::new("/run/netns/vm-a")).run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
     assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
+    // What the service would put right by itself stays broken.
+    faults.inject("before", "port", "refuse");
     for (breaking, stops_at) in [
         (vec!["ip", "link", "set", port, "down"], "port"),
         (vec!["ip", "link", "set", port, "nomaster"], "bridge"),

@@ -193,10 +193,10 @@ fn one_guest_cannot_fill_connection_tracking() {
     assert!(held > 1_000, "with the wall down no more than {held} are tracked either");
 }
 
-/// The median of the victim's pings of the internet, half a second of them.
-fn ping(scene: &Scene<'_>) -> Duration {
+/// The median of the victim's pings of the internet, each after what `before` waits for.
+fn ping(scene: &Scene<'_>, mut before: impl FnMut()) -> Duration {
     let one = |_| {
-        std::thread::sleep(Duration::from_millis(5));
+        before();
         scene.victim.ping(web(), PATIENCE).expect("an answer")
     };
     let mut times: Vec<_> = (0..101).map(one).collect();
@@ -226,7 +226,8 @@ fn a_stream_that_nobody_answers_is_one_connection() {
 
 /// What a ping takes, and what it takes while the attacker sends all that it can, UDP and TCP.
 fn quiet_and_flooded(scene: &Scene<'_>) -> (Duration, Duration) {
-    let quiet = ping(scene);
+    let pause = || std::thread::sleep(Duration::from_millis(5));
+    let quiet = ping(scene, pause);
     let (stop, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     let flooded = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -240,8 +241,16 @@ fn quiet_and_flooded(scene: &Scene<'_>) -> (Duration, Duration) {
             }
         });
         // More than any burst that passes, or queue that fills.
-        until("the attacker sends too little for a flood", || sent.load(Ordering::Relaxed) > 5_000);
-        let flooded = ping(scene);
+        let flood = |packets: usize| {
+            let goal = sent.load(Ordering::Relaxed) + packets;
+            until("the attacker sends too little for a flood", || sent.load(Ordering::Relaxed) > goal);
+        };
+        flood(5_000);
+        // However the two threads share the CPU: each ping meets a flood that goes on.
+        let flooded = ping(scene, || {
+            pause();
+            flood(100);
+        });
         stop.store(true, Ordering::Relaxed);
         flooded
     });
