@@ -4,7 +4,7 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-guests test-scale images deps nextest fuzz clean
+.PHONY: help demo test test-guests test-scale images deb deps nextest fuzz clean
 
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
@@ -13,6 +13,7 @@ help:
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
 	echo 'make fuzz          TARGET=dhcp or packet, for SECONDS=60'
 	echo 'make images        all guest images'
+	echo 'make deb           the Debian package, in target/debian'
 
 deps:
 	@packaging/install-deps
@@ -23,7 +24,7 @@ demo: deps
 	cargo run --quiet --example demo
 
 # Tests that need images which take minutes to build, or boot a whole distribution.
-GUEST_TESTS := test(/^(needs_kernel|booted|validators)::/)
+GUEST_TESTS := test(/^(needs_kernel|booted|package|validators)::/)
 
 test: deps nextest
 	@vm-images/build.sh initramfs uml cloud-kernel
@@ -32,7 +33,8 @@ test: deps nextest
 	cargo nextest run --no-fail-fast -E 'not $(GUEST_TESTS) and not test(/^scale::/)'
 
 test-guests: deps nextest
-	@vm-images/build.sh all validators
+	@vm-images/build.sh all validators systemd-root
+	PROFILE=dev packaging/deb
 	cargo nextest run --no-fail-fast -E '$(GUEST_TESTS)'
 
 test-scale: deps nextest
@@ -40,6 +42,9 @@ test-scale: deps nextest
 
 images: deps
 	@vm-images/build.sh all
+
+deb: deps
+	@packaging/deb
 
 nextest:
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest

@@ -1,7 +1,7 @@
 //! The integration tests: one binary, every scenario in a lab of its own (`tests/lab`), real kernels on real TAPs.
 //!
 //! `make test-guests` runs those that need images of minutes: `needs_kernel` and `booted` boot the kernel built from source and
-//! whole Debians, `validators` ask the programs that read guest configuration.
+//! whole Debians, `validators` ask the programs that read guest configuration, `package` installs the Debian package.
 #![allow(
     clippy::expect_used,
     clippy::print_stderr,
@@ -30,6 +30,7 @@ mod metadata;
 mod needs_kernel;
 mod networks;
 mod operate;
+mod package;
 mod plumbing;
 mod restart;
 mod scale;

@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod port;
 pub mod scenario;
 pub mod sniffer;
+pub mod system;
 pub mod tap_guest;
 pub mod validators;
 
@@ -30,6 +31,7 @@ use std::process::{Command, Output};
 pub use daemon::Daemon;
 pub use guest::{Accelerator, Guest, Machine};
 pub use namespace::Namespace;
+pub use system::System;
 pub use tap_guest::TapGuest;
 
 /// The host's address on its uplink: what the internet sees of a guest.

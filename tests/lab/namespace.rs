@@ -27,6 +27,11 @@ impl Namespace {
         })
     }
 
+    /// The network namespace that a file of /proc or /run/netns is.
+    pub fn of(net: File) -> Self {
+        Self { net, mnt: None }
+    }
+
     /// A network namespace with a mount namespace to it: an empty /run, a /sys that shows its devices.
     pub fn new_with_mounts() -> Self {
         on_thread(|| {
