@@ -1,5 +1,7 @@
 //! What a command prints: aligned tables for people, JSON with the contract's field names for programs.
 
+use std::io::IsTerminal;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use buffa_types::google::protobuf::Timestamp;
@@ -130,14 +132,36 @@ pub(super) fn list(format: Format, columns: &[&str], rows: Vec<Value>) -> String
     let header = columns.iter().map(|column| column.to_uppercase()).collect::<Vec<_>>();
     let cells = rows.iter().map(|row| columns.iter().map(|column| text(&row[*column])).collect::<Vec<_>>());
     let table: Vec<Vec<String>> = std::iter::once(header).chain(cells).collect();
+    aligned(&table, terminal_width())
+}
+
+/// The table's rows, cut to `most` characters where there is a limit.
+fn aligned(table: &[Vec<String>], most: Option<usize>) -> String {
+    let columns = table.first().map_or(0, Vec::len);
     let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let mut widths: Vec<usize> = (0..columns).map(width).collect();
+    while most.is_some_and(|most| widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1) > most) {
+        let Some(widest) = widths.iter_mut().max().filter(|width| **width > LEAST_COLUMN) else { break };
+        *widest -= 1;
+    }
+    let cut = |cell: &String, width: usize| match cell.char_indices().nth(width.saturating_sub(1)) {
+        Some((end, _)) if cell.chars().count() > width => format!("{}…", &cell[..end]),
+        _ => format!("{cell:<width$}"),
+    };
     let line = |row: &Vec<String>| {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect();
         cells.join("  ").trim_end().to_owned() + "\n"
     };
     table.iter().map(line).collect()
+}
+
+/// A narrower column says nothing.
+const LEAST_COLUMN: usize = 8;
+
+/// Characters in a line; none for what is not read on a terminal, which gets all of it.
+fn terminal_width() -> Option<usize> {
+    let size = std::io::stdout().is_terminal().then(ratatui::crossterm::terminal::size)?;
+    size.ok().map(|(columns, _)| usize::from(columns)).filter(|columns| *columns > 0)
 }
 
 /// One row on a line of its own, for lists that go on: what each column is called goes without saying.
@@ -188,6 +212,18 @@ mod tests {
         assert!(lines[1].starts_with("a                   default     10.100.0.2"), "{shown}");
         assert!(lines[2].starts_with("a-much-longer-name  small       10.200.0.2"), "{shown}");
         assert!(lines.iter().all(|line| !line.ends_with(' ')), "{shown}");
+    }
+
+    #[test]
+    fn a_table_is_cut_where_it_is_widest_to_fit_a_terminal() {
+        let row = |cells: [&str; 3]| cells.map(ToOwned::to_owned).to_vec();
+        let table = [row(["ID", "NAME", "X"]), row(["a", &"é".repeat(40), "10.100.0.2"])];
+        assert_eq!(aligned(&table, None).lines().nth(1).unwrap().chars().count(), 2 + 2 + 40 + 2 + 10);
+        let cut = aligned(&table, Some(30));
+        assert_eq!(cut, format!("ID  NAME{}  X\na   {}…  10.100.0.2\n", " ".repeat(10), "é".repeat(13)));
+        // What does not fit at all is not cut to nothing.
+        assert!(aligned(&table, Some(5)).contains(&format!("{}…", "é".repeat(LEAST_COLUMN - 1))));
+        assert_eq!(aligned(&[], Some(30)), "");
     }
 
     #[test]

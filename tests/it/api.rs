@@ -13,6 +13,7 @@ use guestnet::proto::guestnet::v1::{
     CreateVmNetworkRequest, DeleteVmNetworkRequest, GetVmNetworkRequest, ListLeasesRequest,
     ListNetworksRequest, ListVmNetworksRequest, VmNetwork,
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
@@ -239,6 +240,31 @@ async fn hostile_bytes_disturb_nobody() {
         let _ = stream.shutdown().await;
         let _ = soon(stream.read_to_end(&mut Vec::new())).await;
     }
+    // A hundred megabytes: announced, or in pieces without an end in sight. Nobody has to wait for them.
+    for (framing, piece) in [("content-length: 104857600", ""), ("transfer-encoding: chunked", "100000\r\n")]
+    {
+        let head = format!(
+            "POST /guestnet.v1.GuestNetworkService/CreateVmNetwork HTTP/1.1\r\nhost: localhost\r\n\
+             content-type: application/json\r\n{framing}\r\n\r\n"
+        );
+        let (mut reading, mut writing) = UnixStream::connect(socket).await.unwrap().into_split();
+        writing.write_all(head.as_bytes()).await.unwrap();
+        let sender = tokio::spawn(async move {
+            let piece = [piece.as_bytes(), &vec![b'a'; 1 << 20], &b"\r\n"[..piece.len().min(2)]].concat();
+            let mut sent = 0;
+            while sent < 100 && writing.write_all(&piece).await.is_ok() {
+                sent += 1;
+            }
+            sent
+        });
+        let mut answer = [0; 1024];
+        let length = soon(reading.read(&mut answer)).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.contains("resource_exhausted") && answer.contains("1048576"), "{framing}: {answer}");
+        drop(reading);
+        assert!(soon(sender).await.unwrap() < 100, "{framing}: all of it was taken");
+        assert!(ids(&client(&daemon)).await.is_empty());
+    }
     let answer = exchange(socket, &json(r#"{"vm_"#)).await;
     assert!(answer.contains("invalid_argument"), "{answer}");
 
@@ -265,12 +291,20 @@ async fn hostile_bytes_disturb_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hundreds_of_idle_connections_keep_nobody_out_and_do_not_hold_up_the_stop() {
+async fn ten_thousand_idle_connections_keep_nobody_out_and_do_not_hold_up_the_stop() {
+    const IDLE: u32 = 10_000;
     let lab = Lab::new();
+    // Their other ends are this process's.
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let needed = u64::from(IDLE) + 1_000;
+    setrlimit(Resource::RLIMIT_NOFILE, needed, most.max(needed)).unwrap();
     let daemon = Daemon::start(&lab);
     let mut idle = Vec::new();
-    for turn in 0..400 {
-        let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+    for turn in 0..IDLE {
+        // Waits where the queue of those who want in is full.
+        let stream = std::os::unix::net::UnixStream::connect(daemon.socket()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let mut stream = UnixStream::from_std(stream).unwrap();
         // The service may have closed this one already, for the ones before it.
         let _ = match turn % 3 {
             0 => Ok(()),

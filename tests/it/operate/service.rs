@@ -1,6 +1,7 @@
 //! The service as systemd and operators drive it: reload, SIGHUP, the watchdog, the unit's walls, a log disk that is full.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -104,6 +105,50 @@ fn completions_and_man_pages_know_every_command() {
     for page in ["guestnet.1", "guestnet-vm-create.1", "guestnet-doctor.1", "guestnet-capture.1"] {
         assert!(fs::read_to_string(folder.join(page)).unwrap().contains(".TH"), "{page}");
     }
+}
+
+/// `guestnet ARGUMENTS` on a terminal of that many columns; what it draws goes to `screen`.
+fn on_a_terminal(daemon: &Daemon<'_>, columns: u32, arguments: &str, screen: &Path) -> Command {
+    let inside =
+        format!("stty cols {columns} rows 20; exec {} {arguments}", crate::lab::guestnet_binary().display());
+    let mut command = Command::new("script");
+    command.args(["-qefc", &inside]).arg(screen);
+    command.env("GUESTNET_SOCKET", daemon.socket()).env("TERM", "xterm");
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    command
+}
+
+#[test]
+fn on_a_terminal_tables_fit_and_top_is_live_until_q() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let long = "a-name-as-long-as-a-guests-name-may-be-in-a-table-of-networks";
+    daemon.guestnet(&["vm", "create", long]);
+    let screen = lab.directory().join("screen");
+
+    let mut list = on_a_terminal(&daemon, 70, "vm list", &screen).spawn().unwrap();
+    assert!(list.wait().unwrap().success());
+    let drawn = fs::read_to_string(&screen).unwrap();
+    let table: Vec<&str> = drawn.lines().filter(|line| !line.starts_with("Script ")).collect();
+    assert!(table.iter().all(|line| line.trim_end().chars().count() <= 70), "{drawn}");
+    assert!(drawn.contains("a-name") && drawn.contains('…'), "{drawn}");
+    assert!(daemon.guestnet(&["vm", "list"]).contains(long), "a program gets all of it");
+
+    fs::remove_file(&screen).unwrap();
+    let mut top = on_a_terminal(&daemon, 160, "top --interval 100", &screen).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let drawn = || String::from_utf8_lossy(&fs::read(&screen).unwrap_or_default()).into_owned();
+    while !drawn().contains(long) {
+        assert!(Instant::now() < deadline && top.try_wait().unwrap().is_none(), "{:?}", drawn());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    daemon.guestnet(&["vm", "create", "second"]);
+    while !drawn().contains("second") {
+        assert!(Instant::now() < deadline, "{:?}", drawn());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    top.stdin.take().unwrap().write_all(b"q").unwrap();
+    assert!(top.wait().unwrap().success(), "{:?}", drawn());
 }
 
 #[test]
