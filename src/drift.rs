@@ -63,6 +63,7 @@ impl Drift {
             bridges: &bridges,
             subnets: &subnets,
             slot: &|port| self.manager.slot_of_port(port),
+            limit: &|slot| self.manager.limit_of(slot),
             guest_with: &|mac| self.manager.slot_of_mac(mac),
             guest_at: &|address| self.manager.has_guest_at(address),
         };

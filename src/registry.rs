@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::model::{
-    DhcpOptions, GuestNet, Hostname, Mac, Network, NetworkName, Reservation, Vm, VmId, WorkspaceId,
+    DhcpOptions, GuestNet, Hostname, Mac, Network, NetworkName, Reservation, Slot, Vm, VmId, WorkspaceId,
 };
 
 /// A VM on its network, with what its guest is told.
@@ -62,6 +62,7 @@ impl Reserved {
 #[derive(Debug, Default)]
 struct Tables {
     by_vm: BTreeMap<VmId, Arc<Binding>>,
+    by_slot: HashMap<Slot, Arc<Binding>>,
     networks: HashMap<NetworkName, Names>,
 }
 
@@ -69,11 +70,13 @@ impl Tables {
     fn bind(&mut self, binding: Arc<Binding>) {
         let names = self.networks.entry(binding.vm.network.clone()).or_default();
         names.add(Arc::new(Reserved::of_vm(&binding)));
+        self.by_slot.insert(binding.vm.slot, binding.clone());
         self.by_vm.insert(binding.vm.vm_id.clone(), binding);
     }
 
     fn unbind(&mut self, vm_id: &VmId) -> Option<Arc<Binding>> {
         let binding = self.by_vm.remove(vm_id)?;
+        self.by_slot.remove(&binding.vm.slot);
         if let Some(names) = self.networks.get_mut(&binding.vm.network) {
             names.remove(binding.vm.mac);
         }
@@ -161,6 +164,11 @@ impl Registry {
 
     pub fn by_vm(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
         self.read().by_vm.get(vm_id).cloned()
+    }
+
+    /// The VM whose network is in a slot.
+    pub fn by_slot(&self, slot: Slot) -> Option<Arc<Binding>> {
+        self.read().by_slot.get(&slot).cloned()
     }
 
     /// What `network` has reserved for `mac`.

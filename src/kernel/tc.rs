@@ -84,9 +84,10 @@ pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, limit: Option<RateLimit>) 
 
 /// The token bucket that a device has as its root qdisc, if that is one.
 pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
-    if !qdisc.attributes.iter().any(|a| matches!(a, TcAttribute::Kind(kind) if kind == "tbf")) {
-        return None;
-    }
+    let kind = qdisc.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })?;
     // The parser does not know tbf: its options are one attribute, as they came.
     let options = qdisc.attributes.iter().find_map(|attribute| match attribute {
         TcAttribute::Options(options) => options.iter().find_map(|option| match option {
@@ -99,7 +100,15 @@ pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
         }),
         _ => None,
     })?;
-    let option = |wanted| super::raw::attribute(&options, wanted);
+    limit(kind.as_bytes(), &options)
+}
+
+/// The limit that a qdisc of that kind is, by its options as they came.
+pub(super) fn limit(kind: &[u8], options: &[u8]) -> Option<ObservedLimit> {
+    if kind.strip_suffix(b"\0").unwrap_or(kind) != b"tbf" {
+        return None;
+    }
+    let option = |wanted| super::raw::attribute(options, wanted);
     let parameters = option(TCA_TBF_PARMS)?;
     let number = |at: usize| Some(u64::from(u32::from_ne_bytes(*parameters.get(at..)?.first_chunk()?)));
     let in_full = option(TCA_TBF_RATE64).and_then(|rate| Some(u64::from_ne_bytes(*rate.first_chunk()?)));

@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::error::{Doing, KernelError};
 use super::raw::{BUFFER, Messages, attribute};
+use super::tc;
 use crate::model::Mac;
 use crate::plan::drift::{Change, Rules, RulesFamily};
 
@@ -35,6 +36,9 @@ const CLOSED: [(u16, u8); 5] = [(8, 0), (9, 0), (27, 0), (33, 1), (39, 1)];
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const RTA_DST: u16 = 1;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TC_H_ROOT: u32 = u32::MAX;
 
 /// An open watch. What happens from its opening on is not missed, or `Change::Lost` says so.
 pub struct Watch {
@@ -167,8 +171,15 @@ fn of_route(kind: u16, body: &[u8]) -> Option<Change> {
             let mac: [u8; 6] = *attribute(attributes, NDA_LLADDR)?.first_chunk()?;
             Some(Change::ForwardingGone { index, mac: Mac::try_from(mac).ok()? })
         }
-        // struct tcmsg, 20 bytes. Not RTM_NEWQDISC: that comes whenever somebody, we too, asks for one device's counters.
+        // struct tcmsg, 20 bytes.
         libc::RTM_DELQDISC => Some(Change::Queue { index: word(body, 4)? }),
+        // Comes too whenever somebody, we too, asks for one device's counters: it says what stands.
+        libc::RTM_NEWQDISC if word(body, 12)? == TC_H_ROOT => {
+            let attributes = body.get(20..)?;
+            let options = attribute(attributes, TCA_OPTIONS).unwrap_or_default();
+            let limit = tc::limit(attribute(attributes, TCA_KIND)?, options);
+            Some(Change::Limit { index: word(body, 4)?, limit })
+        }
         _ => None,
     }
 }

@@ -229,6 +229,14 @@ impl Manager {
         self.0.pool.kept(port)
     }
 
+    /// What a slot is to be limited to: as its VM is, or as its network while it waits for one. `None` in between.
+    pub fn limit_of(&self, slot: Slot) -> Option<Option<RateLimit>> {
+        match self.0.registry.by_slot(slot) {
+            Some(binding) => Some(binding.vm.rate_limit),
+            None => self.0.pool.free_of(slot).map(|network| network.rate_limit),
+        }
+    }
+
     /// The slot of the guest with that MAC.
     pub fn slot_of_mac(&self, mac: Mac) -> Option<Slot> {
         let of = |network: &Arc<Network>| self.0.registry.by_mac(&network.name, mac)?.vm_id.clone();

@@ -175,6 +175,11 @@ impl Pool {
         }
     }
 
+    /// The network that a slot is ready for.
+    pub(super) fn free_of(&self, slot: Slot) -> Option<Arc<Network>> {
+        self.state().stock.free_of(slot)
+    }
+
     /// The slots that are ready.
     pub(super) fn free(&self) -> BTreeSet<Slot> {
         self.state().stock.free()

@@ -121,6 +121,11 @@ impl<W> Stock<W> {
         self.leaving.insert(slot);
     }
 
+    /// The network that a slot is ready for.
+    pub(super) fn free_of(&self, slot: Slot) -> Option<Arc<Network>> {
+        self.shelves.iter().find(|shelf| shelf.free.contains(&slot)).map(|shelf| shelf.network.clone())
+    }
+
     /// The slots that are ready, of all networks.
     pub(super) fn free(&self) -> BTreeSet<Slot> {
         self.shelves.iter().flat_map(|shelf| &shelf.free).copied().collect()

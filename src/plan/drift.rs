@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use crate::model::{Mac, Slot, Subnet};
+use super::{ObservedLimit, is_limited};
+use crate::model::{Mac, RateLimit, Slot, Subnet};
 
 /// A change in the kernel that we did not ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub enum Change {
     ForwardingGone { index: u32, mac: Mac },
     /// A queueing discipline of a device went, perhaps for another one.
     Queue { index: u32 },
+    /// What a device's first queue is limited to: told when that changes, and when somebody has asked for its counters.
+    Limit { index: u32, limit: Option<ObservedLimit> },
     /// Rules of nf_tables.
     Rules(Rules),
     /// There were more changes than the kernel kept for us.
@@ -56,6 +59,8 @@ pub struct Ours<'a> {
     pub subnets: &'a [Subnet],
     /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
     pub slot: &'a dyn Fn(u32) -> Option<(Slot, u32)>,
+    /// What a slot is to be limited to; none of one that is nobody's yet, nor ready.
+    pub limit: &'a dyn Fn(Slot) -> Option<Option<RateLimit>>,
     /// The slot of the guest with that MAC.
     pub guest_with: &'a dyn Fn(Mac) -> Option<Slot>,
     pub guest_at: &'a dyn Fn(Ipv4Addr) -> bool,
@@ -134,6 +139,10 @@ impl Suspicion {
                 self.guests |= slot.is_some() && (ours.guest_with)(*mac) == slot;
             }
             Change::Queue { index } => self.guests |= (ours.slot)(*index).is_some(),
+            Change::Limit { index, limit } => {
+                let wanted = (ours.slot)(*index).and_then(|(slot, _)| (ours.limit)(slot));
+                self.guests |= wanted.is_some_and(|wanted| !is_limited(*limit, wanted));
+            }
             Change::Rules(rules) => self.note_rules(rules),
             Change::Lost => self.join(&Self::everything()),
         }
@@ -259,6 +268,7 @@ impl Closed {
 #[allow(clippy::disallowed_methods, reason = "a test has a clock")]
 mod tests {
     use super::*;
+    use crate::model::testing;
 
     const BRIDGE: u32 = 1000;
     const PORT: u32 = 7;
@@ -270,12 +280,17 @@ mod tests {
             bridges: &bridges,
             subnets: &["10.100.0.0/16".parse().unwrap()],
             slot: &|index| (index == PORT).then_some((Slot(0), BRIDGE)),
+            limit: &|slot| (slot == Slot(0)).then_some(testing::network().rate_limit),
             guest_with: &|of| (of == mac).then_some(Slot(0)),
             guest_at: &|address| address == Ipv4Addr::new(10, 100, 0, 2),
         };
         let mut suspicion = Suspicion::default();
         suspicion.note(change, &ours);
         suspicion
+    }
+
+    fn another_limit() -> ObservedLimit {
+        ObservedLimit { bytes_per_second: 1, burst: 1 }
     }
 
     fn rules(family: RulesFamily, table: &str, chain: Option<&str>) -> Rules {
@@ -303,6 +318,8 @@ mod tests {
             (Change::Neighbour { index: BRIDGE, address: guest }, &guests),
             (Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:02".parse().unwrap() }, &guests),
             (Change::Queue { index: PORT }, &guests),
+            (Change::Limit { index: PORT, limit: None }, &guests),
+            (Change::Limit { index: PORT, limit: Some(another_limit()) }, &guests),
             (Change::Rules(rules(RulesFamily::Ipv4, "filter", Some("FORWARD"))), &of_rules),
             (Change::Rules(rules(RulesFamily::Ipv4, "nat", None)), &of_rules),
             (Change::Rules(rules(RulesFamily::Inet, "guestnet", None)), &walls),
@@ -326,6 +343,7 @@ mod tests {
             bridges: &BTreeSet::from([BRIDGE]),
             subnets: &[],
             slot: &|_| None,
+            limit: &|_| None,
             guest_with: &|_| None,
             guest_at: &|_| false,
         };
@@ -382,6 +400,8 @@ mod tests {
             Change::Port { index: PORT, closed: true },
             Change::Port { index: 3, closed: false },
             Change::Address { index: 3 },
+            Change::Limit { index: PORT, limit: testing::network().rate_limit.map(ObservedLimit::of) },
+            Change::Limit { index: 3, limit: None },
             Change::Route { destination: Ipv4Addr::new(192, 0, 2, 0), prefix_len: 24 },
             Change::Neighbour { index: 3, address: Ipv4Addr::new(10, 100, 0, 2) },
             Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:03".parse().unwrap() },

@@ -77,3 +77,11 @@ impl ObservedLimit {
             && self.burst.abs_diff(wanted.burst) <= wanted.burst / 64
     }
 }
+
+/// Whether a device has the limit that it is to have, or none.
+pub fn is_limited(observed: Option<ObservedLimit>, wanted: Option<RateLimit>) -> bool {
+    match (observed, wanted) {
+        (Some(observed), Some(wanted)) => observed.is(wanted),
+        (observed, wanted) => observed.is_none() && wanted.is_none(),
+    }
+}

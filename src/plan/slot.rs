@@ -1,6 +1,6 @@
 //! A slot: what of a guest's network can be made before there is a guest.
 
-use super::{Observed, Step, Undo};
+use super::{Observed, Step, Undo, is_limited};
 use crate::model::{Network, Place};
 
 /// A slot of `network`, from its netns to its port.
@@ -38,10 +38,7 @@ pub fn clear_slot(place: &Place) -> Vec<Undo> {
 /// Whether a slot without a VM is as it was built: on its bridge, closed, up, with the network's limit.
 pub fn is_whole(place: &Place, network: &Network, observed: &Observed) -> bool {
     let Some(port) = observed.ports.get(&place.slot) else { return false };
-    let limited = match (port.limit, network.rate_limit) {
-        (Some(observed), Some(limit)) => observed.is(limit),
-        (observed, limit) => observed.is_none() && limit.is_none(),
-    };
+    let limited = is_limited(port.limit, network.rate_limit);
     observed.standing(place.slot) == Some(place.shard.index) && port.in_shape && limited
 }
 

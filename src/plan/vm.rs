@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 
-use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, replug_slot, wire_slot};
+use super::{Anchor, Observed, Step, Undo, build_slot, clear_slot, is_limited, replug_slot, wire_slot};
 use crate::model::{IndexRange, Mac, Network, Place, Slot, TapOptions, Vm};
 
 /// What binds a VM to its slot: nothing passes before the last step.
@@ -73,11 +73,7 @@ pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> M
     let again = (!port.in_shape).then_some(again);
     let missing = bind(vm, place, network).into_iter().filter(|step| !is_in(step, place, observed));
     // Whether it is the network's own or another, from before a configuration or a call that was cut off.
-    let as_it_should = match (port.limit, vm.rate_limit) {
-        (Some(observed), Some(limit)) => observed.is(limit),
-        (observed, limit) => observed.is_none() && limit.is_none(),
-    };
-    let limit = (!as_it_should).then(|| limit(vm, place));
+    let limit = (!is_limited(port.limit, vm.rate_limit)).then(|| limit(vm, place));
     Mend { undo, steps: again.into_iter().chain(limit).chain(missing).collect() }
 }
 

@@ -114,12 +114,12 @@ fn a_limit_that_a_crash_kept_from_the_kernel_is_set_at_the_next_start() {
     let daemon = Daemon::start(&lab);
     let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "10"]);
     let guest = TapGuest::attach(&lab, &vm);
+    daemon.crash();
     // As if it had been written down and no more.
     let (netns, port) = (vm["namespace"].as_str().unwrap(), vm["host_device"].as_str().unwrap());
     let old = ["root", "tbf", "rate", "1gbit", "burst", "256k", "limit", "1m"];
     lab.on_host("ip", &[&["netns", "exec", netns, "tc", "qdisc", "change", "dev", "in0"], &old[..]].concat());
     lab.on_host("tc", &[&["qdisc", "change", "dev", port], &old[..]].concat());
-    daemon.crash();
     let daemon = Daemon::start(&lab);
     assert_goodput(&lab, &guest, Way::Upload, 10);
     assert_goodput(&lab, &guest, Way::Download, 10);
