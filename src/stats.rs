@@ -74,11 +74,24 @@ impl Stats {
         self.0.accounts().insert(vm_id, Entry { account, changed: false });
     }
 
-    /// The VM's device is to be replaced by another of the same index.
-    pub fn device_is_gone(&self, vm_id: &VmId) {
-        if let Some(entry) = self.0.accounts().get_mut(vm_id) {
-            entry.account.device_is_gone();
-            entry.changed = true;
+    /// The VMs' devices are gone, and others of the same indexes will be in their place: what was counted is written down, for
+    /// only here is it still told.
+    pub async fn devices_are_gone(&self, vm_ids: impl Iterator<Item = &VmId>) {
+        let mut any = false;
+        {
+            // A reading of before, added after it, would be counted twice.
+            let _reading = self.0.latest.lock().await;
+            let mut accounts = self.0.accounts();
+            for vm_id in vm_ids {
+                let Some(Entry { account, changed }) = accounts.get_mut(vm_id) else { continue };
+                let before = account.clone();
+                account.device_is_gone();
+                *changed |= *account != before;
+                any |= *changed;
+            }
+        }
+        if any && let Err(error) = self.checkpoint().await {
+            warn!(%error, "could not write down guests' traffic");
         }
     }
 

@@ -192,6 +192,8 @@ impl Manager {
         {
             warn!(%error, "connections of former guests stay until they time out");
         }
+        let placed: Vec<Arc<Binding>> = bindings.iter().map(|(binding, _)| binding.clone()).collect();
+        self.0.close_accounts(&placed, &observed).await;
         let (mut mended, mut broken) = (0, 0);
         for (binding, place) in &bindings {
             self.0.adopted.fetch_add(1, Relaxed);

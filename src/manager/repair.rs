@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{Inner, ManagerError, failed};
 use crate::kernel::For;
@@ -40,6 +40,7 @@ impl Inner {
             turns.push(self.turn(&binding.vm.vm_id).await);
         }
         let observed = self.observe_beside_calls(indexes).await?;
+        self.close_accounts(&broken, &observed).await;
         for binding in broken {
             let still = self.registry.by_vm(&binding.vm.vm_id).filter(|now| Arc::ptr_eq(now, &binding));
             let Some((binding, place)) = still.and_then(|b| Some((b.clone(), self.pool.place(b.vm.slot)?)))
@@ -70,6 +71,12 @@ impl Inner {
         place.is_some_and(|p| plan::mend(&binding.vm, &p, &binding.network, observed) != Mend::default())
     }
 
+    /// Writes down what was counted on devices that are gone, all at once: `mend` makes others.
+    pub(super) async fn close_accounts(&self, bindings: &[Arc<Binding>], observed: &Observed) {
+        let gone = bindings.iter().filter(|binding| !observed.ports.contains_key(&binding.vm.slot));
+        self.stats.devices_are_gone(gone.map(|binding| &binding.vm.vm_id)).await;
+    }
+
     /// Makes what of a VM is missing; how many steps that took.
     pub(super) async fn mend(
         &self,
@@ -82,13 +89,17 @@ impl Inner {
             return Ok(0);
         }
         debug!(?undo, ?steps, "mending");
-        if steps.iter().any(|step| matches!(step, Step::Veth { .. })) {
-            // Another device, with the index of the one that was counted before.
-            self.stats.device_is_gone(&binding.vm.vm_id);
+        let vm_id = &binding.vm.vm_id;
+        let anew = steps.iter().any(|step| matches!(step, Step::Veth { .. }));
+        if anew && let Err(error) = self.stats.of(std::slice::from_ref(vm_id)).await {
+            warn!(%error, %vm_id, "what a device has counted last is lost with it");
         }
         let errors = self.take_back(undo).await;
         if !errors.is_empty() {
             return Err(failed(&binding.vm, &errors));
+        }
+        if anew {
+            self.stats.devices_are_gone(std::iter::once(vm_id)).await;
         }
         let count = steps.len();
         let applied = self.kernel.apply(For::Caller, steps).await;

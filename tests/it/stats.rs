@@ -136,6 +136,47 @@ fn a_device_that_was_replaced_takes_nothing_back() {
 }
 
 #[test]
+fn a_veth_that_an_admin_deletes_under_a_live_guest_takes_nothing_back() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    let port = vm["host_device"].as_str().unwrap();
+    let mut billed = stats(&daemon, "vm1");
+    // The second device counts more than the first had when it went: only by its going are they told apart.
+    for (round, pings) in ["5", "20", "3"].iter().enumerate() {
+        ping(&guest, pings);
+        let counted = stats(&daemon, "vm1");
+        assert_not_less(&billed, &counted);
+        let repairs =
+            || daemon.guestnet(&["events", "--kind", "drift_repaired", "--vm", "vm1", "--no-follow"]);
+        lab.on_host("ip", &["link", "del", port]);
+        // Asked for all the while: neither while there is none, nor with the new one, is anything lost or counted twice.
+        let mut last = counted.clone();
+        crate::slots::eventually("its veth is made again", || {
+            let now = stats(&daemon, "vm1");
+            assert_not_less(&last, &now);
+            last = now;
+            repairs().lines().count() > round
+        });
+        ping(&guest, "2");
+        billed = stats(&daemon, "vm1");
+        assert_not_less(&last, &billed);
+        let sent: u64 = pings.parse().unwrap();
+        let more = counter(&billed, "tx_bytes") - counter(&counted, "tx_bytes");
+        assert!(
+            (2_000..2_000 + 1_000 * sent).contains(&more),
+            "two pings are billed as {more}: {counted} {billed}"
+        );
+    }
+    // All of them, with what ARP and the like add.
+    assert!((34..60).contains(&counter(&billed, "tx_packets")), "{billed}");
+    daemon.crash();
+    let daemon = Daemon::start(&lab);
+    assert_not_less(&billed, &stats(&daemon, "vm1"));
+}
+
+#[test]
 fn what_the_rate_limit_dropped_is_counted() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
