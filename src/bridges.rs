@@ -15,6 +15,12 @@ pub enum BridgesError {
     Dhcp(#[from] DhcpError),
 }
 
+/// Ports on each bridge. Tests want many bridges and few guests: in a debug build GUESTNET_PORTS says fewer.
+fn ports_at_most() -> usize {
+    let asked = cfg!(debug_assertions).then(|| std::env::var("GUESTNET_PORTS").ok()?.parse().ok()).flatten();
+    asked.unwrap_or(Shard::PORTS)
+}
+
 /// Clones share one state.
 #[derive(Clone)]
 pub struct Bridges(Arc<Inner>);
@@ -51,7 +57,8 @@ impl Bridges {
         ports: impl Fn(&Shard) -> usize,
     ) -> Result<Shard, BridgesError> {
         let mut host = self.0.host.lock().await;
-        let found = host.shards(&network.name).iter().find(|shard| ports(shard) < Shard::PORTS).cloned();
+        let most = ports_at_most();
+        let found = host.shards(&network.name).iter().find(|shard| ports(shard) < most).cloned();
         let shard = match found {
             Some(shard) => shard,
             None => host.open_shard(network).await?,

@@ -228,21 +228,39 @@ impl Host {
         Ok(())
     }
 
-    /// One more bridge for a network whose others are full, with the host-wide rules for it.
+    /// One more bridge for a network whose others are full, with the host-wide rules for it; or nothing of it.
     pub async fn open_shard(&mut self, network: &Network) -> Result<Shard, HostError> {
         let shard = self.next_shard(network)?;
-        self.make_bridge(network, &shard).await?;
-        if let Some(walls) = &self.walls {
-            walls.open_bridge(&network.name, &shard.bridge)?;
-        }
         self.shards_mut(&network.name).push(shard.clone());
-        if let Err(error) = self.mend_rules().await {
-            // Nobody's guest is put where it cannot get out: the next who needs a port makes what is missing.
+        if let Err(error) = self.try_shard(network, &shard).await {
             self.shards_mut(&network.name).pop();
+            self.take_shard_back(network, &shard).await;
             return Err(error);
         }
         info!(network = %network.name, bridge = %shard.bridge, "the network has one more bridge");
         Ok(shard)
+    }
+
+    /// The host-wide rules last, which nobody's guest is put before.
+    async fn try_shard(&mut self, network: &Network, shard: &Shard) -> Result<(), HostError> {
+        self.make_bridge(network, shard).await?;
+        if let Some(walls) = &self.walls {
+            walls.open_bridge(&network.name, &shard.bridge)?;
+        }
+        self.mend_rules().await.map(drop)
+    }
+
+    /// Goes on past errors: what stays is found by its record, by the next who needs a port or the next start.
+    async fn take_shard_back(&mut self, network: &Network, shard: &Shard) {
+        let rules = self.mend_rules().await.map(drop);
+        // Fails for what never was there.
+        let _ = self.walls.as_ref().map(|walls| walls.close_bridge(&network.name, &shard.bridge));
+        let step = plan::bridge(network, shard.clone());
+        for done in [rules, self.lead_nowhere(&shard.bridge), self.undo_step(&step).await] {
+            if let Err(error) = done {
+                warn!(%error, bridge = %shard.bridge, "what was made of a bridge could not be taken back");
+            }
+        }
     }
 
     /// Puts right what somebody else has done to bridges, gateways' addresses and the rest of the subnets. Each thing that was
@@ -423,12 +441,14 @@ impl Host {
 
     /// Goes on past an error; the first is returned.
     fn close(&self, rules: &HostRules) -> Result<(), HostError> {
-        let mut done = self.kernel.remove_host_rules(rules);
-        for Led { bridge, .. } in self.led() {
-            done = done.and(self.kernel.redirect_metadata(&bridge, false).map(drop));
-            done = done.and(self.kernel.redirect_dns(&bridge, false).map(drop));
-        }
-        Ok(done?)
+        let done = self.kernel.remove_host_rules(rules).map_err(HostError::from);
+        self.led().iter().fold(done, |done, led| done.and(self.lead_nowhere(&led.bridge)))
+    }
+
+    /// Guests of that bridge are not led to the gateway any more. Goes on past an error; the first is returned.
+    fn lead_nowhere(&self, bridge: &IfName) -> Result<(), HostError> {
+        let done = self.kernel.redirect_metadata(bridge, false);
+        Ok(done.and(self.kernel.redirect_dns(bridge, false)).map(drop)?)
     }
 
     /// Every bridge, and what its guests are led to.

@@ -89,6 +89,7 @@ fn names(attributes: &[u8]) -> Vec<u8> {
 }
 
 fn send(socket: &Socket, kind: u16, flags: u16, attributes: &[u8]) -> io::Result<()> {
+    super::fault::operation()?;
     let length = HEADER + GENERAL.len() + attributes.len();
     let mut message = Vec::with_capacity(length);
     message.extend((length as u32).to_ne_bytes());

@@ -4,7 +4,7 @@
 use iptables::IPTables;
 
 use super::error::KernelError;
-use super::firewall::{failed, open};
+use super::firewall::{open, run};
 use crate::model::IfName;
 
 fn rules(bridge: &IfName) -> [String; 2] {
@@ -21,14 +21,13 @@ pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<usize, KernelErr
     let mut changes = 0;
     for rule in rules(bridge) {
         let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
-        let stands =
-            tables.exists("nat", "PREROUTING", &rule).map_err(|e| failed(doing("looking for"), e))?;
+        let stands = run(|| doing("looking for"), || tables.exists("nat", "PREROUTING", &rule))?;
         let change = match (stands, wanted) {
             (false, true) => IPTables::append,
             (true, false) => IPTables::delete,
             _ => continue,
         };
-        change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))?;
+        run(|| doing("changing"), || change(&tables, "nat", "PREROUTING", &rule))?;
         changes += 1;
     }
     Ok(changes)

@@ -3,24 +3,29 @@
 
 use iptables::IPTables;
 
-use super::error::KernelError;
+use super::error::{Doing, KernelError};
+use super::fault;
 use crate::plan::{CHAINS, COMMENT, HostRules};
 
-pub(super) fn failed(doing: String, error: impl std::fmt::Display) -> KernelError {
-    KernelError::new(doing, std::io::Error::other(error.to_string().trim().to_owned()))
+/// One run of iptables.
+pub(super) fn run<T>(
+    doing: impl Fn() -> String,
+    iptables: impl FnOnce() -> Result<T, Box<dyn std::error::Error>>,
+) -> Result<T, KernelError> {
+    fault::operation().doing(&doing)?;
+    iptables().map_err(|error| {
+        KernelError::new(doing(), std::io::Error::other(error.to_string().trim().to_owned()))
+    })
 }
 
 pub(super) fn open() -> Result<IPTables, KernelError> {
-    iptables::new(false)
-        .map_err(|error| failed("running iptables (Debian: apt-get install iptables)".into(), error))
+    run(|| "running iptables (Debian: apt-get install iptables)".into(), || iptables::new(false))
 }
 
 /// Whether iptables can be used here at all, without changing anything.
 pub(super) fn check() -> Result<(), KernelError> {
-    open()?
-        .list("nat", "POSTROUTING")
-        .map(|_| ())
-        .map_err(|error| failed("listing the rules of iptables".into(), error))
+    let tables = open()?;
+    run(|| "listing the rules of iptables".into(), || tables.list("nat", "POSTROUTING")).map(drop)
 }
 
 /// Whether our chains stand.
@@ -31,11 +36,8 @@ pub(super) fn present() -> Result<bool, KernelError> {
 
 /// Not by the crate's `chain_exists`: that has iptables look the rules' addresses up in DNS, which may not answer.
 fn has_chain(tables: &IPTables, chain: &str) -> Result<bool, KernelError> {
-    let chains = tables.list_chains("filter");
-    Ok(chains
-        .map_err(|error| failed(format!("looking for chain {chain}"), error))?
-        .iter()
-        .any(|name| name == chain))
+    let chains = run(|| format!("looking for chain {chain}"), || tables.list_chains("filter"))?;
+    Ok(chains.iter().any(|name| name == chain))
 }
 
 /// Brings the host's rules to `rules`. Rules that stand are left alone; the others come first before old ones go, so
@@ -44,10 +46,10 @@ pub(super) fn apply(rules: &HostRules) -> Result<usize, KernelError> {
     let tables = open()?;
     let mut changes = 0;
     for rule in &rules.postrouting {
-        let exists = tables.exists("nat", "POSTROUTING", rule);
-        if !exists.map_err(|error| failed(format!("looking for nat POSTROUTING {rule}"), error))? {
-            let added = tables.append("nat", "POSTROUTING", rule);
-            added.map_err(|error| failed(format!("adding nat POSTROUTING {rule}"), error))?;
+        let looking = || format!("looking for nat POSTROUTING {rule}");
+        if !run(looking, || tables.exists("nat", "POSTROUTING", rule))? {
+            let adding = || format!("adding nat POSTROUTING {rule}");
+            run(adding, || tables.append("nat", "POSTROUTING", rule))?;
             changes += 1;
         }
     }
@@ -60,19 +62,18 @@ pub(super) fn apply(rules: &HostRules) -> Result<usize, KernelError> {
 /// The jump to our chain is the hook's first rule: behind somebody's DROP it would do nothing.
 fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<usize, KernelError> {
     let jump = format!("{COMMENT} -j {chain}");
-    let listed = tables.list("filter", hook).map_err(|error| failed(format!("listing {hook}"), error))?;
+    let listed = run(|| format!("listing {hook}"), || tables.list("filter", hook))?;
     let rules: Vec<&String> = listed.iter().filter(|line| line.starts_with("-A")).collect();
     let ours = |rule: &str| rule.ends_with(&format!("-j {chain}"));
     if rules.first().is_some_and(|rule| ours(rule)) {
         return Ok(0);
     }
-    let added = tables.insert("filter", hook, &jump, 1);
-    added.map_err(|error| failed(format!("adding {hook} {jump}"), error))?;
+    run(|| format!("adding {hook} {jump}"), || tables.insert("filter", hook, &jump, 1))?;
     // Rules count from 1, and the new one has moved all down by one. The last goes first: numbers above it stay right.
     let behind = rules.iter().enumerate().filter(|(_, rule)| ours(rule)).map(|(at, _)| at + 2);
     for number in behind.collect::<Vec<_>>().into_iter().rev() {
-        let removed = tables.delete("filter", hook, &number.to_string());
-        removed.map_err(|error| failed(format!("removing the later {hook} {jump}"), error))?;
+        let removing = || format!("removing the later {hook} {jump}");
+        run(removing, || tables.delete("filter", hook, &number.to_string()))?;
     }
     Ok(1)
 }
@@ -81,32 +82,31 @@ fn jump_first(tables: &IPTables, chain: &str, hook: &str) -> Result<usize, Kerne
 pub(super) fn remove_nat(rule: &str) -> Result<(), KernelError> {
     let tables = open()?;
     if tables.exists("nat", "POSTROUTING", rule).unwrap_or(false) {
-        let removed = tables.delete("nat", "POSTROUTING", rule);
-        removed.map_err(|error| failed(format!("removing nat POSTROUTING {rule}"), error))?;
+        let removing = || format!("removing nat POSTROUTING {rule}");
+        run(removing, || tables.delete("nat", "POSTROUTING", rule))?;
     }
     Ok(())
 }
 
 fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<usize, KernelError> {
     if !has_chain(tables, chain)? {
-        tables.new_chain("filter", chain).map_err(|error| failed(format!("adding chain {chain}"), error))?;
+        run(|| format!("adding chain {chain}"), || tables.new_chain("filter", chain))?;
     }
     // The first line of the listing is the chain itself.
-    let listed = tables.list("filter", chain);
-    let standing = listed.map_err(|error| failed(format!("listing chain {chain}"), error))?.len() - 1;
+    let standing = run(|| format!("listing chain {chain}"), || tables.list("filter", chain))?.len() - 1;
     if standing == wanted.len()
         && wanted.iter().all(|rule| tables.exists("filter", chain, rule).unwrap_or(false))
     {
         return Ok(0);
     }
     for (position, rule) in wanted.iter().enumerate() {
-        let added = tables.insert("filter", chain, rule, position as i32 + 1);
-        added.map_err(|error| failed(format!("adding {chain} {rule}"), error))?;
+        let adding = || format!("adding {chain} {rule}");
+        run(adding, || tables.insert("filter", chain, rule, position as i32 + 1))?;
     }
     let first_old = (wanted.len() + 1).to_string();
     for _ in 0..standing {
-        let removed = tables.delete("filter", chain, &first_old);
-        removed.map_err(|error| failed(format!("removing an old rule of {chain}"), error))?;
+        let removing = || format!("removing an old rule of {chain}");
+        run(removing, || tables.delete("filter", chain, &first_old))?;
     }
     Ok(wanted.len().max(1))
 }
@@ -115,24 +115,25 @@ fn fill(tables: &IPTables, chain: &str, wanted: &[String]) -> Result<usize, Kern
 pub(super) fn remove(rules: &HostRules) -> Result<(), KernelError> {
     let tables = open()?;
     let mut result = Ok(());
-    let mut note = |doing: String, done: Result<(), Box<dyn std::error::Error>>| {
-        if let Err(error) = done {
-            result = Err(failed(doing, error));
+    let mut note = |done: Result<(), KernelError>| {
+        if done.is_err() {
+            result = done;
         }
     };
     for (chain, hook) in CHAINS {
         let jump = format!("{COMMENT} -j {chain}");
         if tables.exists("filter", hook, &jump).unwrap_or(false) {
-            note(format!("removing {hook} {jump}"), tables.delete("filter", hook, &jump));
+            note(run(|| format!("removing {hook} {jump}"), || tables.delete("filter", hook, &jump)));
         }
         if has_chain(&tables, chain).unwrap_or(false) {
-            note(format!("emptying chain {chain}"), tables.flush_chain("filter", chain));
-            note(format!("removing chain {chain}"), tables.delete_chain("filter", chain));
+            note(run(|| format!("emptying chain {chain}"), || tables.flush_chain("filter", chain)));
+            note(run(|| format!("removing chain {chain}"), || tables.delete_chain("filter", chain)));
         }
     }
     for rule in &rules.postrouting {
         if tables.exists("nat", "POSTROUTING", rule).unwrap_or(false) {
-            note(format!("removing nat POSTROUTING {rule}"), tables.delete("nat", "POSTROUTING", rule));
+            let removing = || format!("removing nat POSTROUTING {rule}");
+            note(run(removing, || tables.delete("nat", "POSTROUTING", rule)));
         }
     }
     result

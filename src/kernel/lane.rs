@@ -75,6 +75,7 @@ impl Hands {
         namespace: &File,
         work: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
+        super::fault::operation()?;
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let done = work();
         self.go_home()?;

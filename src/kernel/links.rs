@@ -118,7 +118,8 @@ pub(super) fn bridge(
             .group_fwd_mask(0xfff8)
     };
     let doing = || format!("making bridge {name}");
-    let (flags, device) = if self::index(rtnl, name)?.is_none() {
+    let is_new = self::index(rtnl, name)?.is_none();
+    let (flags, device) = if is_new {
         let mac = Mac::for_address(gateway).octets().to_vec();
         (NLM_F_CREATE | NLM_F_EXCL, shape().name(name.to_owned()).address(mac))
     } else {
@@ -127,7 +128,17 @@ pub(super) fn bridge(
         (0, shape())
     };
     rtnl.request(flags, RouteNetlinkMessage::NewLink(device.build())).doing(doing)?;
+    let done = finish_bridge(rtnl, shard, gateway, subnet);
+    if is_new { or_removed(rtnl, index, done) } else { done }
+}
 
+fn finish_bridge(
+    rtnl: &mut Rtnl,
+    shard: &Shard,
+    gateway: Ipv4Addr,
+    subnet: Subnet,
+) -> Result<(), KernelError> {
+    let (name, index) = (shard.bridge.as_str(), shard.index);
     // Guests reach each other and the world through us: ARP for any address behind another port is answered by the
     // bridge (Documentation/networking/ip-sysctl.rst, proxy_arp_pvlan), at once, and never corrected by a redirect.
     for (key, value) in [
@@ -245,7 +256,16 @@ pub(super) fn veth(
         .build();
     let made = rtnl.request(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(pair));
     made.doing(|| format!("making veth {host}"))?;
-    sysctl::disable_ipv6(host.as_str()).doing(|| format!("switching IPv6 off on {host}"))
+    let done = sysctl::disable_ipv6(host.as_str()).doing(|| format!("switching IPv6 off on {host}"));
+    or_removed(rtnl, port, done)
+}
+
+/// A device that was made and could not be finished goes; the first error is the one that tells.
+fn or_removed(rtnl: &mut Rtnl, index: u32, done: Result<(), KernelError>) -> Result<(), KernelError> {
+    if done.is_err() {
+        let _ = rtnl.all(&[remove(index)]);
+    }
+    done
 }
 
 /// The device as a port of the bridge, isolated from other ports and open only to the MACs that are entered for it; up when

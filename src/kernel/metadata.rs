@@ -4,7 +4,7 @@
 use iptables::IPTables;
 
 use super::error::KernelError;
-use super::firewall::{failed, open};
+use super::firewall::{open, run};
 use crate::model::{IfName, Metadata};
 
 fn rule(bridge: &IfName) -> String {
@@ -19,12 +19,12 @@ fn rule(bridge: &IfName) -> String {
 pub(super) fn redirect(bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
     let (tables, rule) = (open()?, rule(bridge));
     let doing = |what: &str| format!("{what} nat PREROUTING {rule}");
-    let stands = tables.exists("nat", "PREROUTING", &rule).map_err(|e| failed(doing("looking for"), e))?;
+    let stands = run(|| doing("looking for"), || tables.exists("nat", "PREROUTING", &rule))?;
     let change = match (stands, wanted) {
         (false, true) => IPTables::append,
         (true, false) => IPTables::delete,
         _ => return Ok(0),
     };
-    change(&tables, "nat", "PREROUTING", &rule).map_err(|e| failed(doing("changing"), e))?;
+    run(|| doing("changing"), || change(&tables, "nat", "PREROUTING", &rule))?;
     Ok(1)
 }

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use error::KernelError;
+pub use fault::STEPS;
 pub use steps::Failed;
 pub use tap::HeldTap;
 pub use watch::Watch;
@@ -131,7 +132,8 @@ impl Kernel {
     }
 
     pub fn set_sysctl(&self, key: &str, value: &str) -> Result<(), KernelError> {
-        sysctl::write(key, value).map(|_| ()).doing(|| format!("setting net/{key} to {value}"))
+        let doing = || format!("setting net/{key} to {value}");
+        fault::step("sysctl", doing, || sysctl::write(key, value).map(drop).doing(doing))
     }
 
     /// Whether an earlier start has set the host-wide rules.
@@ -141,26 +143,28 @@ impl Kernel {
 
     /// How many changes that took.
     pub fn apply_host_rules(&self, rules: &HostRules) -> Result<usize, KernelError> {
-        firewall::apply(rules)
+        fault::step("rules", || "setting the host's rules".into(), || firewall::apply(rules))
     }
 
     pub fn remove_host_rules(&self, rules: &HostRules) -> Result<(), KernelError> {
-        firewall::remove(rules)
+        fault::step("undo-rules", || "removing the host's rules".into(), || firewall::remove(rules))
     }
 
     /// Whether guests of `bridge` reach the metadata service. How many changes that took.
     pub fn redirect_metadata(&self, bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
-        metadata::redirect(bridge, wanted)
+        let doing = || format!("leading guests of {bridge} to the metadata service");
+        fault::step("metadata-rule", doing, || metadata::redirect(bridge, wanted))
     }
 
     /// Whether guests of `bridge` are answered by our resolver whichever they ask. How many changes that took.
     pub fn redirect_dns(&self, bridge: &IfName, wanted: bool) -> Result<usize, KernelError> {
-        dns::redirect(bridge, wanted)
+        let doing = || format!("leading guests of {bridge} to the resolver");
+        fault::step("dns-rules", doing, || dns::redirect(bridge, wanted))
     }
 
     /// Takes away the NAT rule of a subnet that no network has any more.
     pub fn remove_nat_rule(&self, rule: &str) -> Result<(), KernelError> {
-        firewall::remove_nat(rule)
+        fault::step("undo-nat-rule", || format!("removing {rule}"), || firewall::remove_nat(rule))
     }
 
     /// What every device has counted, by ifindex, in the view of a guest behind it.
@@ -263,8 +267,9 @@ impl Kernel {
 
     /// Forgets the connections of guests that are gone.
     pub async fn forget_connections(&self, guests: HashSet<Ipv4Addr>) -> Result<usize, KernelError> {
-        let forget = move |_: &mut lane::Hands| conntrack::forget(&guests);
-        self.background.run(forget).await?.doing(|| "forgetting the connections of former guests".into())
+        let doing = || "forgetting the connections of former guests".to_owned();
+        let forget = move || conntrack::forget(&guests).doing(doing);
+        self.background.run(move |_| fault::step("forget-connections", doing, forget)).await?
     }
 
     /// Takes slots away, all at once.

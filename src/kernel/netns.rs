@@ -16,7 +16,7 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
 use super::rtnl::Rtnl;
-use super::{links, sysctl};
+use super::{fault, links, sysctl};
 use crate::model::Slot;
 
 const DIRECTORY: &str = "/run/netns";
@@ -28,7 +28,7 @@ fn path_of(name: &str) -> PathBuf {
 
 /// Makes the namespace of `slot`, without IPv6, its `lo` marked; it is an error if the name is taken.
 pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), KernelError> {
-    prepare_directory().doing(|| format!("preparing {DIRECTORY}"))?;
+    fault::operation().and_then(|()| prepare_directory()).doing(|| format!("preparing {DIRECTORY}"))?;
     let path = path_of(&slot.namespace());
     OpenOptions::new()
         .read(true)
@@ -38,11 +38,13 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), Ke
         .open(&path)
         .doing(|| format!("creating {}", path.display()))?;
     let made = (|| {
+        fault::operation()?;
         unshare(CloneFlags::CLONE_NEWNET)?;
         sysctl::disable_ipv6("all")?;
         sysctl::disable_ipv6("default")?;
         // Before it has a name: a namespace of that name without the mark is somebody else's.
         Rtnl::open()?.all(&[links::alias(1, mark)])?;
+        fault::operation()?;
         mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         Ok(())
     })();
@@ -57,6 +59,7 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), Ke
 /// Removes the slot's namespace; the kernel frees it when its last process is gone.
 pub(super) fn remove(slot: Slot) -> Result<(), KernelError> {
     let path = path_of(&slot.namespace());
+    fault::operation().doing(|| format!("unmounting {}", path.display()))?;
     match umount2(&path, MntFlags::MNT_DETACH) {
         // EINVAL: the file is there and nothing is mounted on it.
         Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
@@ -66,7 +69,7 @@ pub(super) fn remove(slot: Slot) -> Result<(), KernelError> {
 }
 
 fn unlink(path: &Path) -> Result<(), KernelError> {
-    match fs::remove_file(path) {
+    match fault::operation().and_then(|()| fs::remove_file(path)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).doing(|| format!("removing {}", path.display()))
         }
@@ -79,7 +82,7 @@ fn unlink(path: &Path) -> Result<(), KernelError> {
 pub(super) fn give_name(name: &str, slot: Slot) -> Result<(), KernelError> {
     let (path, target) = (path_of(name), slot.namespace());
     let doing = || format!("giving {target} the name {}", path.display());
-    match symlink(&target, &path) {
+    match fault::operation().and_then(|()| symlink(&target, &path)) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         done => return done.doing(doing),
     }
@@ -112,7 +115,7 @@ fn leads_to(path: &Path) -> Option<Slot> {
 /// A handle on the slot's namespace; `None` when there is none.
 pub(super) fn open(slot: Slot) -> Result<Option<File>, KernelError> {
     let path = path_of(&slot.namespace());
-    match File::open(&path) {
+    match fault::operation().and_then(|()| File::open(&path)) {
         Ok(file) if is_namespace(&path) => Ok(Some(file)),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

@@ -22,12 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A socket in the calling thread's network namespace.
 pub(super) fn open(protocol: isize) -> io::Result<Socket> {
+    super::fault::operation()?;
     let socket = Socket::new(protocol)?;
     setsockopt(&socket, ReceiveTimeout, &TimeVal::new(PATIENCE.as_secs() as i64, 0))?;
     Ok(socket)
 }
 
 fn send(socket: &Socket, kind: u16, flags: u16, request: &[u8]) -> io::Result<()> {
+    super::fault::operation()?;
     let mut message = Vec::with_capacity(HEADER + request.len());
     message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());

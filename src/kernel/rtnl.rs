@@ -9,6 +9,8 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+use super::fault;
+
 /// Requests in one system call: their acknowledgements fit a socket's default receive buffer.
 const AT_ONCE: usize = 64;
 /// More than the kernel puts into one datagram of a dump.
@@ -37,6 +39,7 @@ pub(super) struct Rtnl {
 impl Rtnl {
     /// A socket in the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
+        fault::operation()?;
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         let port = socket.bind_auto()?.port_number();
         socket.connect(&SocketAddr::new(0, 0))?;
@@ -52,6 +55,17 @@ impl Rtnl {
 
     /// Carries out every request, whatever becomes of the others: an outcome for each, in order.
     pub(super) fn execute(&mut self, requests: &[Request]) -> io::Result<Vec<io::Result<()>>> {
+        if fault::possible() {
+            let one = |request| {
+                fault::operation()
+                    .and_then(|()| self.exchange(std::slice::from_ref(request))?.into_iter().collect())
+            };
+            return Ok(requests.iter().map(one).collect());
+        }
+        self.exchange(requests)
+    }
+
+    fn exchange(&mut self, requests: &[Request]) -> io::Result<Vec<io::Result<()>>> {
         let mut outcomes = Vec::with_capacity(requests.len());
         for requests in requests.chunks(AT_ONCE) {
             let first = self.sequence.wrapping_add(1);
@@ -92,6 +106,7 @@ impl Rtnl {
 
     /// One object; `None` when there is none.
     pub(super) fn get(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<RouteNetlinkMessage>> {
+        fault::operation()?;
         let mut bytes = Vec::new();
         let sequence = self.push(&mut bytes, NLM_F_REQUEST, message);
         self.socket.send(&bytes, 0)?;
@@ -128,6 +143,7 @@ impl Rtnl {
     }
 
     fn try_dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Option<Vec<RouteNetlinkMessage>>> {
+        fault::operation()?;
         let mut bytes = Vec::new();
         let sequence = self.push(&mut bytes, NLM_F_REQUEST | NLM_F_DUMP, message);
         self.socket.send(&bytes, 0)?;

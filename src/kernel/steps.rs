@@ -198,9 +198,12 @@ fn is_waiting(hands: &mut Hands, slot: Slot, port: u32) -> Result<bool, KernelEr
 }
 
 pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
-    let Some(namespace) = netns::open(slot)? else { return Ok(None) };
-    let held = hands.inside(&namespace, || tap::hold(Vm::TAP, TAP_INDEX));
-    held.doing(|| format!("opening {} of {}", Vm::TAP, slot.namespace()))
+    let doing = || format!("opening {} of {}", Vm::TAP, slot.namespace());
+    let hold = || {
+        let Some(namespace) = netns::open(slot)? else { return Ok(None) };
+        hands.inside(&namespace, || tap::hold(Vm::TAP, TAP_INDEX)).doing(doing)
+    };
+    fault::step("hold-tap", doing, hold)
 }
 
 pub(super) fn wipe(
@@ -209,6 +212,11 @@ pub(super) fn wipe(
     limit: Limit,
     tap: Option<HeldTap>,
 ) -> Result<bool, KernelError> {
+    let doing = || format!("wiping {}", place.slot.namespace());
+    fault::step("wipe", doing, || wiped(hands, place, limit, tap))
+}
+
+fn wiped(hands: &mut Hands, place: &Place, limit: Limit, tap: Option<HeldTap>) -> Result<bool, KernelError> {
     let slot = place.slot;
     let held = match tap {
         Some(tap) => Some(tap),
@@ -240,10 +248,13 @@ pub(super) fn wipe(
 
 /// Takes slots away, whatever there is of each.
 pub(super) fn clear(hands: &mut Hands, slots: &[(Slot, u32)]) -> Result<(), KernelError> {
-    let ports: Vec<u32> = slots.iter().map(|(_, port)| *port).collect();
-    let mut result = links::remove_all(&mut hands.rtnl, &ports);
-    for (slot, _) in slots {
-        result = result.and(netns::remove(*slot));
-    }
-    result
+    let clear = || {
+        let ports: Vec<u32> = slots.iter().map(|(_, port)| *port).collect();
+        let mut result = links::remove_all(&mut hands.rtnl, &ports);
+        for (slot, _) in slots {
+            result = result.and(netns::remove(*slot));
+        }
+        result
+    };
+    fault::step("clear", || format!("removing {} slots", slots.len()), clear)
 }

@@ -2,12 +2,15 @@
 
 use std::{fs, io};
 
+use super::fault;
+
 fn path_of(key: &str) -> String {
     format!("/proc/sys/net/{key}")
 }
 
 /// The value of `key`, a path below /proc/sys/net.
 pub(super) fn read(key: &str) -> io::Result<String> {
+    fault::operation()?;
     Ok(fs::read_to_string(path_of(key))?.trim().to_owned())
 }
 
@@ -17,6 +20,7 @@ pub(super) fn write(key: &str, value: &str) -> io::Result<Option<String>> {
     if before == value {
         return Ok(None);
     }
+    fault::operation()?;
     fs::write(path_of(key), value)
         .map_err(|error| io::Error::new(error.kind(), format!("{key}: {error}")))?;
     Ok(Some(before))

@@ -10,6 +10,7 @@ use netlink_packet_route::link::{InfoData, InfoTun, LinkAttribute, LinkInfo};
 use nix::net::if_::if_nametoindex;
 use rtnetlink::{LinkMessageBuilder, LinkUnspec};
 
+use super::fault;
 use super::rtnl::Rtnl;
 use crate::model::TapOptions;
 
@@ -56,12 +57,14 @@ const HEADER: libc::c_int = 10;
 pub struct HeldTap(File);
 
 fn open() -> io::Result<File> {
+    fault::operation()?;
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun");
     tun.map_err(|error| io::Error::new(error.kind(), format!("/dev/net/tun: {error}")))
 }
 
 /// With `flags` beside those that every TAP of ours has.
 fn attach(tun: &File, name: &str, flags: libc::c_int) -> io::Result<()> {
+    fault::operation()?;
     let mut request = request_for(name);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | flags) as libc::c_short;
     // SAFETY: `tun` is open and `request` is a whole ifreq with a terminated name; the kernel only reads it.
@@ -76,6 +79,7 @@ pub(super) fn create(name: &str, index: u32, multi_queue: bool) -> io::Result<()
     // SAFETY: the kernel reads one unsigned integer, which outlives the call.
     unsafe { ioctl::tunsetifindex(tun.as_raw_fd(), &index)? };
     attach(&tun, name, libc::IFF_VNET_HDR | queues)?;
+    fault::operation()?;
     // SAFETY: takes an integer, no memory.
     unsafe { ioctl::tunsetpersist(tun.as_raw_fd(), 1)? };
     Ok(())
@@ -108,6 +112,7 @@ pub(super) fn set(name: &str, options: TapOptions) -> io::Result<()> {
     let headers = if options.offload { libc::IFF_VNET_HDR } else { 0 };
     let tun = open()?;
     attach(&tun, name, headers | queues)?;
+    fault::operation()?;
     // SAFETY: each takes an integer, no memory.
     unsafe {
         if let Some(uid) = options.uid {
@@ -124,6 +129,7 @@ impl HeldTap {
     /// Takes back whatever the last one who had it open may have set, which needs no privilege then. Only an owner or a group
     /// cannot be taken back: see `has_owner`.
     pub(super) fn wipe(&self) -> io::Result<()> {
+        fault::operation()?;
         let tun = self.0.as_raw_fd();
         let no_program = -1_i32;
         let (everything, off) = (libc::c_int::MAX, 0_i32);

@@ -85,10 +85,23 @@ impl Book {
 
     /// A bridge more of a network, which is one of those that there are.
     pub fn open_bridge(&self, network: &NetworkName, bridge: &IfName) -> Vec<Change> {
-        let found = self.networks.iter().enumerate().find(|(_, known)| known.name == *network);
-        let elements = found.map(|(at, network)| ruleset::inet::of_bridge(at, network, bridge));
-        let elements = elements.into_iter().flatten();
+        let elements = self.of_bridge(network, bridge);
         elements.map(|(set, element)| Change::Add(INET, set, vec![element])).collect()
+    }
+
+    /// The same back.
+    pub fn close_bridge(&self, network: &NetworkName, bridge: &IfName) -> Vec<Change> {
+        let elements = self.of_bridge(network, bridge);
+        elements.map(|(set, element)| Change::Remove(INET, set, vec![element])).collect()
+    }
+
+    fn of_bridge(
+        &self,
+        network: &NetworkName,
+        bridge: &IfName,
+    ) -> impl Iterator<Item = (&'static str, Element)> {
+        let found = self.networks.iter().enumerate().find(|(_, known)| known.name == *network);
+        found.map(|(at, network)| ruleset::inet::of_bridge(at, network, bridge)).into_iter().flatten()
     }
 
     /// The tables as they are without bridges, guests, policies and forwards.

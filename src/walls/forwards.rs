@@ -16,24 +16,51 @@ impl Walls {
         if self.check(&forward)? {
             return Ok(forward);
         }
+        self.open_forward(&forward).await?;
+        match self.end_unforwarded(&forward).await {
+            Ok(()) => Ok(forward),
+            Err(error) => self.close_forward(&forward).await.and(Err(error)),
+        }
+    }
+
+    /// In the store first, then in the kernel; in neither when either fails.
+    async fn open_forward(&self, forward: &PortForward) -> Result<(), WallsError> {
         if !self.0.store.add_forward(forward.clone()).await? {
-            return Err(WallsError::NoVm { vm_id: forward.vm_id });
+            return Err(WallsError::NoVm { vm_id: forward.vm_id.clone() });
         }
         let done = {
             let mut standing = self.standing();
             let changes = standing.book.add_forward(forward.clone());
-            let done = self.0.nft.commit(batch(&changes)).and_then(|()| self.let_loopback_through(&standing));
+            let done = self.0.nft.commit("forward", batch(&changes));
+            let done = done.and_then(|()| self.let_loopback_through(&standing));
             if done.is_err() {
-                standing.book.remove_forward(&forward);
+                standing.book.remove_forward(forward);
             }
             done
         };
         if let Err(error) = done {
-            self.0.store.remove_forward(forward).await?;
+            self.0.store.remove_forward(forward.clone()).await?;
+            self.put_back();
             return Err(error.into());
         }
-        self.end_unforwarded(&forward).await?;
-        Ok(forward)
+        Ok(())
+    }
+
+    /// The same back, or nothing of it.
+    async fn close_forward(&self, forward: &PortForward) -> Result<(), WallsError> {
+        self.0.store.remove_forward(forward.clone()).await?;
+        let done = {
+            let mut standing = self.standing();
+            let changes = standing.book.remove_forward(forward);
+            self.0.nft.commit("forward", batch(&changes))
+        };
+        if let Err(error) = done {
+            // Of a VM that has gone meanwhile there is none to be had back.
+            self.0.store.add_forward(forward.clone()).await?;
+            self.put_back();
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     /// What was sent to the port before: the kernel looks for no forward of a connection that it tracks, so a client that keeps
@@ -120,19 +147,16 @@ impl Walls {
             let address = standing.book.guest(&forward.vm_id).map(|guest| guest.address);
             (forward, address)
         };
-        self.0.store.remove_forward(forward.clone()).await?;
-        {
-            let mut standing = self.standing();
-            let changes = standing.book.remove_forward(&forward);
-            self.0.nft.commit(batch(&changes))?;
-        }
+        self.close_forward(&forward).await?;
         let (number, vm_port) = (protocol.number(), forward.vm_port);
         let came_by_it = move |connection: &crate::kernel::nft::Connection| {
             connection.forwarded && (connection.protocol, connection.port) == (number, vm_port)
         };
-        let of_it = self.denied(address.into_iter().collect(), came_by_it).await?;
-        self.end(of_it).await?;
-        Ok(forward)
+        let ending = async { self.end(self.denied(address.into_iter().collect(), came_by_it).await?).await };
+        match ending.await {
+            Ok(()) => Ok(forward),
+            Err(error) => self.open_forward(&forward).await.and(Err(error)),
+        }
     }
 
     /// Every forward, ordered by protocol and port.

@@ -79,6 +79,13 @@ impl Walls {
         self.put_up(&mut standing, &bridges, guests)
     }
 
+    /// After a change of policies or forwards that was refused: it may have been carried out all the same, and the answer lost.
+    fn put_back(&self) {
+        if let Err(error) = self.mend() {
+            warn!(%error, "the walls may not be what the last refused change found");
+        }
+    }
+
     /// Sets what port forwards need on bridges that have been made anew.
     pub fn bridges_are_new(&self) -> Result<(), KernelError> {
         self.let_loopback_through(&self.standing())
@@ -141,7 +148,7 @@ impl Walls {
         let ends = connections.iter().flat_map(|connection| [connection.source, connection.destination]);
         let guests: BTreeSet<Ipv4Addr> = ends.filter(|end| standing.book.guest_at(*end).is_some()).collect();
         let elements = guests.into_iter().map(|guest| Element::of(Key::new().address(guest))).collect();
-        self.0.nft.commit(batch(&[Change::Add(ruleset::INET, CONNECTED, elements)]))?;
+        self.0.nft.commit("connected", batch(&[Change::Add(ruleset::INET, CONNECTED, elements)]))?;
         flows::leave_out_own(&mut connections);
         connections.retain(|connection| flows::is_denied(&standing.book, None, connection));
         self.0.nft.end(&connections)
@@ -162,16 +169,26 @@ impl Walls {
         let mut batch = Batch::default();
         batch.remove(ruleset::BRIDGE);
         batch.remove(ruleset::INET);
-        self.0.nft.commit(batch)
+        self.0.nft.commit("undo-all-walls", batch)
     }
 
     /// A bridge more of a network: its guests are walled off from the moment it is there.
     pub fn open_bridge(&self, network: &NetworkName, bridge: &IfName) -> Result<(), KernelError> {
         let mut standing = self.standing();
         let changes = standing.book.open_bridge(network, bridge);
-        self.0.nft.commit(batch(&changes))?;
+        self.0.nft.commit("bridge-walls", batch(&changes)).inspect_err(|_| {
+            // As for a guest.
+            let _ = self.0.nft.commit("bridge-walls", batch(&standing.book.close_bridge(network, bridge)));
+        })?;
         standing.bridges.push((network.clone(), bridge.clone()));
         Ok(())
+    }
+
+    /// The same back, of a bridge that goes.
+    pub fn close_bridge(&self, network: &NetworkName, bridge: &IfName) -> Result<(), KernelError> {
+        let mut standing = self.standing();
+        standing.bridges.retain(|(_, open)| open != bridge);
+        self.0.nft.commit("bridge-walls", batch(&standing.book.close_bridge(network, bridge)))
     }
 
     /// Lets the guest of a port speak, under its own MAC and address alone. Before its port lets anything in.
@@ -179,10 +196,10 @@ impl Walls {
         let mut standing = self.standing();
         let vm_id = guest.vm_id.clone();
         let changes = standing.book.bind(guest);
-        self.0.nft.commit_step("walls", batch(&changes)).inspect_err(|_| {
+        self.0.nft.commit("walls", batch(&changes)).inspect_err(|_| {
             // It may have been carried out, and the answer lost. What is not there cannot be removed: that is fine.
             let undo = standing.book.unbind(&vm_id);
-            let _ = self.0.nft.commit(batch(&undo));
+            let _ = self.0.nft.commit("undo-walls", batch(&undo));
         })
     }
 
@@ -199,7 +216,7 @@ impl Walls {
                 let element = Element::of(Key::new().address(address));
                 changes.push(Change::Remove(ruleset::INET, CONNECTED, vec![element]));
             }
-            (connected.is_some(), self.0.nft.commit_step("undo-walls", batch(&changes)).err())
+            (connected.is_some(), self.0.nft.commit("undo-walls", batch(&changes)).err())
         };
         if let Some(error) = refused {
             warn!(%error, "a guest could not be taken out of the walls: they are put in place anew");
@@ -212,7 +229,7 @@ impl Walls {
     pub fn unbind(&self, vm_id: &VmId) -> Result<(), KernelError> {
         let mut standing = self.standing();
         let changes = standing.book.unbind(vm_id);
-        self.0.nft.commit(batch(&changes))
+        self.0.nft.commit("undo-walls", batch(&changes))
     }
 
     // A panic while it was held can leave book and kernel apart: the next start replaces all.

@@ -61,30 +61,37 @@ impl Walls {
         if !dry_run {
             self.set(&scope, Some(policy.clone())).await?;
         }
-        let denied = self.denied_by(addresses, &scope, Some(policy.clone())).await?;
-        let ended = denied.len();
-        if !dry_run {
-            self.end(denied).await?;
+        let ending = async {
+            let denied = self.denied_by(addresses, &scope, Some(policy.clone())).await?;
+            let ended = denied.len();
+            if !dry_run {
+                self.end(denied).await?;
+            }
+            Ok(ended)
+        };
+        match ending.await {
+            Ok(ended) => Ok(Applied { policy, changes, findings, governed, ended }),
+            Err(error) if dry_run => Err(error),
+            Err(error) => self.set(&scope, before).await.and(Err(error)),
         }
-        Ok(Applied { policy, changes, findings, governed, ended })
     }
 
     /// Takes a policy away; whether there was one. The network decides then, or the workspace's policy.
     pub async fn delete_policy(&self, scope: &Scope) -> Result<bool, WallsError> {
         let _turn = self.0.changing.lock().await;
-        let addresses: Vec<Ipv4Addr> = {
+        let (before, addresses): (_, Vec<Ipv4Addr>) = {
             let standing = self.standing();
-            if standing.book.policy(scope).is_none() {
-                return Ok(false);
-            }
-            standing.book.governed(scope).iter().map(|guest| guest.address).collect()
+            let Some(policy) = standing.book.policy(scope).cloned() else { return Ok(false) };
+            (policy, standing.book.governed(scope).iter().map(|guest| guest.address).collect())
         };
         self.set(scope, None).await?;
         let walls = self.clone();
         let now_denied = move |connection: &Connection| is_denied(&walls.standing().book, None, connection);
-        let denied = self.denied(addresses, now_denied).await?;
-        self.end(denied).await?;
-        Ok(true)
+        let ending = async { self.end(self.denied(addresses, now_denied).await?).await };
+        match ending.await {
+            Ok(()) => Ok(true),
+            Err(error) => self.set(scope, Some(before)).await.and(Err(error)),
+        }
     }
 
     /// In the store first, then in the kernel at once; in neither when either fails.
@@ -101,7 +108,7 @@ impl Walls {
         let done = {
             let mut standing = self.standing();
             let changes = standing.book.set_policy(scope, policy);
-            let done = self.0.nft.commit(batch(&changes));
+            let done = self.0.nft.commit("policy", batch(&changes));
             if done.is_err() {
                 standing.book.set_policy(scope, before.clone());
             }
@@ -110,6 +117,7 @@ impl Walls {
         if let Err(error) = done {
             let spec = before.map(|policy| policy.spec.clone());
             self.0.store.set_policy(scope.clone(), spec).await?;
+            self.put_back();
             return Err(error.into());
         }
         Ok(())

@@ -1,27 +1,35 @@
-//! Whatever fails or dies in the middle: the host is as it was, or as the service says it is.
+//! Killed in the middle of anything, the service comes back to what it has answered, and nothing is left over.
 
-use std::process::{Child, Stdio};
+use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use serde_json::Value;
 
-use crate::lab::daemon::{Paths, serve_command};
-use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, text};
+use crate::lab::daemon::Paths;
+use crate::lab::{Daemon, Lab, TapGuest, WEB, guestnet_binary};
 use crate::slots::{eventually, slots};
 
 /// Steps of a create on a slot that is ready, of one that is built for it, and of a delete.
-const BIND: [&str; 6] = ["walls", "rate", "name", "neighbour", "route", "forwarding"];
-const BUILD: [&str; 6] = ["namespace", "tap", "veth", "redirect", "rate", "port"];
-const UNBIND: [&str; 4] = ["undo-forwarding", "undo-route", "undo-neighbour", "undo-name"];
+pub(crate) const BIND: [&str; 6] = ["walls", "rate", "name", "neighbour", "route", "forwarding"];
+pub(crate) const BUILD: [&str; 6] = ["namespace", "tap", "veth", "redirect", "rate", "port"];
+pub(crate) const UNBIND: [&str; 5] =
+    ["hold-tap", "undo-forwarding", "undo-route", "undo-neighbour", "undo-name"];
 
 /// A lab whose daemons carry out a fault when told to.
 pub(crate) struct Faults<'lab> {
     lab: &'lab Lab,
     networks: &'static str,
+    ports: &'static str,
 }
 
 impl<'lab> Faults<'lab> {
     pub(crate) fn new(lab: &'lab Lab, networks: &'static str) -> Self {
-        Self { lab, networks }
+        Self { lab, networks, ports: "512" }
+    }
+
+    /// The same with so many ports to a bridge.
+    pub(crate) fn with_ports(self, ports: &'static str) -> Self {
+        Self { ports, ..self }
     }
 
     fn file(&self) -> std::path::PathBuf {
@@ -29,15 +37,43 @@ impl<'lab> Faults<'lab> {
     }
 
     pub(crate) fn start(&self) -> Daemon<'lab> {
-        Daemon::start_with_env(self.lab, self.networks, &[("GUESTNET_FAULT", self.file().as_os_str())])
+        self.try_start(self.networks).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// With another configuration; what it said when it has ended before it was ready.
+    pub(crate) fn try_start(&self, networks: &str) -> Result<Daemon<'lab>, String> {
+        let fault = self.file();
+        let variables = [("GUESTNET_FAULT", fault.as_os_str()), ("GUESTNET_PORTS", self.ports.as_ref())];
+        Daemon::try_start(self.lab, networks, &variables)
+    }
+
+    pub(crate) fn uninstall(&self) -> Output {
+        let mut command = self.lab.host_command(guestnet_binary());
+        command.arg("uninstall").arg("--config").arg(Paths::of(self.lab).config);
+        command.env("GUESTNET_FAULT", self.file()).output().unwrap()
     }
 
     /// The next time that step comes.
     pub(crate) fn inject(&self, when: &str, step: &str, how: &str) {
+        self.write_down(&format!("{when} {step} {how}"));
+    }
+
+    /// At so manieth operation from now on.
+    pub(crate) fn fail_at(&self, number: usize) {
+        static FAULTS: AtomicUsize = AtomicUsize::new(0);
+        self.write_down(&format!("at {number} fail {}", FAULTS.fetch_add(1, Relaxed)));
+    }
+
+    fn write_down(&self, fault: &str) {
         // Whole at once: the daemon may be reading.
         let draft = self.lab.directory().join("fault.new");
-        std::fs::write(&draft, format!("{when} {step} {how}")).unwrap();
+        std::fs::write(&draft, fault).unwrap();
         std::fs::rename(draft, self.file()).unwrap();
+    }
+
+    /// Nothing is to happen any more; whether it has not.
+    pub(crate) fn disarm(&self) -> bool {
+        std::fs::remove_file(self.file()).is_ok()
     }
 
     pub(crate) fn happened(&self) -> bool {
@@ -79,140 +115,23 @@ pub(crate) fn assert_consistent(lab: &Lab, daemon: &Daemon<'_>) {
     eventually("as many namespaces as ports of slots", || {
         listed().iter().filter(|name| name.starts_with("guestnet-")).count() == slots(lab)
     });
+    // No address is anybody's who is not there.
+    let networks = daemon.json(&["network", "list"]);
+    let counted = networks.as_array().unwrap().iter().map(|network| network["vm_count"].as_u64().unwrap());
+    assert_eq!(counted.sum::<u64>(), vms.len() as u64, "{networks}");
     for vm in vms {
         assert_eq!(&daemon.json(&["vm", "show", vm["vm_id"].as_str().unwrap()]), vm);
     }
 }
 
 /// The addresses that guests' ports may speak under, in order.
-fn walled(lab: &Lab) -> Vec<String> {
+pub(crate) fn walled(lab: &Lab) -> Vec<String> {
     let bindings = lab.on_host("nft", &["-nn", "list", "set", "bridge", "guestnet", "bindings"]);
     let addresses = bindings.split(['{', '}', ',', '\n']).filter(|element| element.contains("\"gv"));
     let mut found: Vec<String> =
         addresses.map(|element| element.rsplit(" . ").next().unwrap().trim().to_owned()).collect();
     found.sort();
     found
-}
-
-fn failing_create(lab: &Lab, faults: &Faults<'_>, daemon: &Daemon<'_>, when: &str, step: &str) {
-    let before = lab.host_state();
-    faults.inject(when, step, "fail");
-    let output = daemon.client(&["vm", "create", "vm1", "--rate-mbps", "7"]);
-    assert!(faults.happened(), "{when} {step} never came");
-    assert!(
-        !output.status.success() && text(&output).contains("fault injected"),
-        "{when} {step}: {}",
-        text(&output)
-    );
-    assert_same(&before, &lab.host_state());
-    daemon.guestnet(&["vm", "create", "vm1", "--rate-mbps", "7"]);
-    daemon.guestnet(&["vm", "delete", "vm1"]);
-    assert_same(&before, &lab.host_state());
-}
-
-#[test]
-fn a_create_that_fails_at_any_step_leaves_the_host_as_it_was() {
-    let lab = Lab::new();
-    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
-    let daemon = faults.start();
-    for step in BIND {
-        assert_eq!(walled(&lab), Vec::<String>::new());
-        failing_create(&lab, &faults, &daemon, "before", step);
-        failing_create(&lab, &faults, &daemon, "after", step);
-        eventually("as many slots as before", || slots(&lab) == 4);
-    }
-    assert_consistent(&lab, &daemon);
-}
-
-/// A TAP's owner cannot be unset: its slot is built anew, in the background.
-#[test]
-fn a_tap_that_cannot_be_given_away_leaves_the_host_as_it_was() {
-    let lab = Lab::new();
-    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
-    let daemon = faults.start();
-    let before = lab.host_state();
-    let as_before = || eventually("the host is as it was", || lab.host_state() == before);
-    for when in ["before", "after"] {
-        faults.inject(when, "tap-options", "fail");
-        let create = ["vm", "create", "vm1", "--tap-uid", "1000"];
-        let output = daemon.client(&create);
-        assert!(!output.status.success() && text(&output).contains("fault injected"), "{}", text(&output));
-        as_before();
-        daemon.guestnet(&create);
-        daemon.guestnet(&["vm", "delete", "vm1"]);
-        as_before();
-    }
-    assert_consistent(&lab, &daemon);
-}
-
-#[test]
-fn a_start_that_fails_at_any_step_leaves_the_host_as_it_was() {
-    for step in ["bridge", "unreachable"] {
-        for when in ["before", "after"] {
-            let lab = Lab::new();
-            let faults = Faults::new(&lab, "");
-            let before = lab.host_state();
-            faults.inject(when, step, "fail");
-            let output = serve_command(&lab, "").env("GUESTNET_FAULT", faults.file()).output().unwrap();
-            assert!(
-                !output.status.success() && text(&output).contains("fault injected"),
-                "{when} {step}: {}",
-                text(&output)
-            );
-            assert_same(&before, &lab.host_state());
-            faults.start().guestnet(&["vm", "create", "vm1"]);
-        }
-    }
-}
-
-#[test]
-fn a_slot_that_cannot_be_built_leaves_the_host_as_it_was() {
-    let lab = Lab::new();
-    let faults = Faults::new(&lab, "[[network]]\npool_size = 0\n");
-    let daemon = faults.start();
-    for step in BUILD {
-        failing_create(&lab, &faults, &daemon, "before", step);
-        failing_create(&lab, &faults, &daemon, "after", step);
-        eventually("no slot is left", || slots(&lab) == 0);
-        eventually("nor a namespace", || !lab.on_host("ip", &["netns", "list"]).contains("guestnet"));
-    }
-}
-
-#[test]
-fn a_delete_that_fails_at_any_step_leaves_a_guest_that_works() {
-    let lab = Lab::new();
-    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
-    let daemon = faults.start();
-    let vm = daemon.json(&["vm", "create", "vm1"]);
-    let before = lab.host_state();
-    for (when, step) in UNBIND.iter().flat_map(|step| [("before", step), ("after", step)]) {
-        faults.inject(when, step, "fail");
-        let output = daemon.client(&["vm", "delete", "vm1"]);
-        assert!(faults.happened() && !output.status.success(), "{when} {step}: {}", text(&output));
-        assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
-        assert_same(&before, &lab.host_state());
-        assert_consistent(&lab, &daemon);
-    }
-    TapGuest::attach(&lab, &vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
-    daemon.guestnet(&["vm", "delete", "vm1"]);
-    assert_consistent(&lab, &daemon);
-}
-
-#[test]
-fn a_delete_that_cannot_take_the_guest_out_of_the_walls_leaves_nothing_in_them() {
-    let lab = Lab::new();
-    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
-    let daemon = faults.start();
-    let stays = daemon.json(&["vm", "create", "stays"]);
-    for when in ["before", "after"] {
-        daemon.guestnet(&["vm", "create", "vm1"]);
-        faults.inject(when, "undo-walls", "fail");
-        daemon.guestnet(&["vm", "delete", "vm1"]);
-        assert!(faults.happened());
-        assert_eq!(walled(&lab), [stays["ip_address"].as_str().unwrap()]);
-        assert_consistent(&lab, &daemon);
-    }
-    TapGuest::attach(&lab, &stays).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
 }
 
 /// A live guest that pings the internet all the while.
@@ -255,12 +174,15 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
     let train = Train::start(&lab, &live);
     let mut running = Some(daemon);
     let creates = BIND.iter().chain(&BUILD[..4]).chain(["port"].iter());
-    let deletes = UNBIND.iter().chain(["undo-walls"].iter());
+    let deletes = UNBIND.iter().chain(["undo-walls", "clear"].iter());
     let steps = creates.map(|step| (*step, "create")).chain(deletes.map(|step| (*step, "delete")));
     for (step, verb) in steps {
         for when in ["before", "after"] {
             let daemon = running.take().unwrap();
             daemon.guestnet(&["vm", if verb == "create" { "delete" } else { "create" }, "vm1"]);
+            if step == "clear" {
+                eventually("one more would be too many", || slots(&lab) == 4);
+            }
             ready.inject(when, step, "kill");
             // Enough of them that slots have to be built, too.
             let ids = ["vm1", "vm2", "vm3"];
@@ -280,6 +202,25 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
     train.arrive();
 }
 
+#[test]
+fn killed_while_it_wipes_a_slot_it_gives_it_to_nobody_unwiped() {
+    let lab = Lab::new();
+    // So many that one more is no reason to take any away.
+    let ready = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let mut daemon = ready.start();
+    for when in ["before", "after"] {
+        daemon.guestnet(&["vm", "create", "vm1", "--rate-mbps", "7"]);
+        ready.inject(when, "wipe", "kill");
+        daemon.client(&["vm", "delete", "vm1"]);
+        eventually("the daemon is dead", || ready.happened());
+        daemon.crash();
+        daemon = ready.start();
+        assert_consistent(&lab, &daemon);
+        let queues = lab.on_host("tc", &["qdisc", "show"]);
+        assert!(queues.contains("rate 100Mbit") && !queues.contains("rate 7Mbit"), "{queues}");
+    }
+}
+
 /// Kills the daemon `times` while callers create and delete.
 pub(crate) fn storm(times: usize) {
     let lab = Lab::new();
@@ -291,16 +232,16 @@ pub(crate) fn storm(times: usize) {
     for round in 0..times {
         let daemon = running.take().unwrap();
         let socket = Paths::of(&lab).socket;
-        let stop = std::sync::atomic::AtomicBool::new(false);
+        let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for caller in 0..4 {
                 let (lab, socket, stop) = (&lab, &socket, &stop);
                 scope.spawn(move || {
                     let mut turn = caller;
-                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    while !stop.load(Relaxed) {
                         let id = format!("vm{}", turn % 6);
                         let verb = if (turn / 6 + caller) % 2 == 0 { "create" } else { "delete" };
-                        let mut client = lab.host_command(crate::lab::guestnet_binary());
+                        let mut client = lab.host_command(guestnet_binary());
                         client.args(["vm", verb, &id]).env("GUESTNET_SOCKET", socket);
                         // It may find nobody there.
                         let _ = client.output();
@@ -311,7 +252,7 @@ pub(crate) fn storm(times: usize) {
             // Another moment of the storm each time.
             std::thread::sleep(std::time::Duration::from_millis(40 + (round as u64 * 37) % 160));
             daemon.crash();
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            stop.store(true, Relaxed);
         });
         let daemon = Daemon::start_with(&lab, pool);
         assert_eq!(daemon.json(&["vm", "show", "live"]), live);

@@ -22,6 +22,7 @@ mod demo;
 mod dhcp;
 mod dns;
 mod drift;
+mod faults;
 mod first_guest;
 mod garbage;
 mod guest_config;

@@ -79,6 +79,11 @@ impl<'lab> Daemon<'lab> {
 
     /// The same with environment variables.
     pub fn start_with_env(lab: &'lab Lab, networks: &str, variables: &[(&str, &OsStr)]) -> Self {
+        Self::try_start(lab, networks, variables).unwrap_or_else(|said| panic!("{said}"))
+    }
+
+    /// The same; how it ended, with its log, when it did so before it was ready.
+    pub fn try_start(lab: &'lab Lab, networks: &str, variables: &[(&str, &OsStr)]) -> Result<Self, String> {
         let paths = Paths::of(lab);
         let notify_path = lab.directory().join("notify");
         let _ = fs::remove_file(&notify_path);
@@ -102,10 +107,13 @@ impl<'lab> Daemon<'lab> {
                 said += &String::from_utf8_lossy(&buffer[..length]);
             }
             if said.contains("READY=1") {
-                return Self { lab, child, socket: paths.socket, log: paths.log, notified: said };
+                return Ok(Self { lab, child, socket: paths.socket, log: paths.log, notified: said });
             }
             if let Some(status) = child.try_wait().expect("the daemon's status") {
-                panic!("guestnet ended with {status} before it was ready:\n{}", read(&paths.log));
+                return Err(format!(
+                    "guestnet ended with {status} before it was ready:\n{}",
+                    read(&paths.log)
+                ));
             }
         }
         let _ = child.kill();

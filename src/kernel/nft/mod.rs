@@ -68,29 +68,27 @@ impl Nft {
             }
             self.socket().commit(batch)
         };
+        let fault = |when| fault::point(when, "all-walls").doing(|| "putting up the firewall".into());
+        fault(When::Before)?;
         // Linux 5.12 to 6.8 refuse the flags of such a table; older ones lack the locked ports that guestnet needs.
         let older = fault::point(When::Before, "owned-tables")
             .map_err(|_| ("table".into(), io::Error::from_raw_os_error(libc::EOPNOTSUPP)));
-        match older.and_then(|()| put(Ownership::Persistent)) {
-            Ok(()) => Ok(Ownership::Persistent),
+        let ownership = match older.and_then(|()| put(Ownership::Persistent)) {
+            Ok(()) => Ownership::Persistent,
             Err((_, error)) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                put(Ownership::Shared).map(|()| Ownership::Shared).map_err(refused)
+                put(Ownership::Shared).map(|()| Ownership::Shared).map_err(refused)?
             }
-            Err(error) => Err(refused(error)),
-        }
+            Err(error) => return Err(refused(error)),
+        };
+        fault(When::After)?;
+        Ok(ownership)
     }
 
-    /// The batch, whole or not at all.
-    pub fn commit(&self, batch: Batch) -> Result<(), KernelError> {
-        self.socket().commit(batch).map_err(refused)
-    }
-
-    /// The same as a step of that name, which a test may have fail or end the service. An error after it leaves it done.
-    pub fn commit_step(&self, step: &str, batch: Batch) -> Result<(), KernelError> {
-        let fault = |when| fault::point(when, step).doing(|| "changing the firewall".into());
-        fault(When::Before)?;
-        self.commit(batch)?;
-        fault(When::After)
+    /// The batch, whole or not at all, as a step of that name. After an error it may have been carried out all the same, and the
+    /// answer lost.
+    pub fn commit(&self, step: &str, batch: Batch) -> Result<(), KernelError> {
+        let work = || self.socket().commit(batch).map_err(refused);
+        fault::step(step, || "changing the firewall".into(), work)
     }
 
     pub fn has(&self, table: TableName) -> Result<bool, KernelError> {
@@ -236,11 +234,13 @@ impl Nft {
     /// Ends connections; those that are gone are fine.
     pub fn end(&self, connections: &[Connection]) -> Result<(), KernelError> {
         let socket = self.socket();
-        for connection in connections {
-            conntrack::end(&socket, connection)
-                .doing(|| format!("ending a connection from {}", connection.source))?;
-        }
-        Ok(())
+        let work = || {
+            connections.iter().try_for_each(|connection| {
+                conntrack::end(&socket, connection)
+                    .doing(|| format!("ending a connection from {}", connection.source))
+            })
+        };
+        fault::step("end-connections", || "ending connections".into(), work)
     }
 
     // A panic while it was held cannot leave half an exchange: late answers are discarded before the next.

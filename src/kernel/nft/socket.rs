@@ -7,6 +7,8 @@ use netlink_sys::{Socket as Netlink, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use super::super::fault;
+
 use super::wire::{Batch, Buffer, messages};
 
 const NETLINK_NETFILTER: isize = 12;
@@ -43,6 +45,7 @@ impl Socket {
         }
         let last = batch.sequence();
         let whole = |error: io::Error| ("sending a batch".to_owned(), error);
+        fault::operation().map_err(whole)?;
         self.discard_late_answers();
         self.netlink.send_to(batch.finish(), &SocketAddr::new(0, 0), 0).map_err(whole)?;
         let mut refused: Option<(String, io::Error)> = None;
@@ -73,6 +76,7 @@ impl Socket {
         write: impl Fn(&mut Buffer),
         mut each: impl FnMut(u16, &[u8]) -> Option<T>,
     ) -> io::Result<Vec<T>> {
+        fault::operation()?;
         for _ in 0..DUMP_TRIES {
             let mut request = Buffer::default();
             let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
@@ -109,6 +113,7 @@ impl Socket {
 
     /// One message that changes something, or asks whether it is there, and is acknowledged.
     pub(super) fn ask(&self, kind: u16, family: u8, write: impl FnOnce(&mut Buffer)) -> io::Result<()> {
+        fault::operation()?;
         let mut request = Buffer::default();
         let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16;
         request.message(kind, flags, 1, family, write);

@@ -1,0 +1,229 @@
+//! Of what is made, changed and taken away for one VM, and of the slots that wait for one.
+
+use super::{LEFT, assert_injected, assert_nothing_left, at_every_operation, before_and_after};
+use crate::crash::{BIND, BUILD, Faults, UNBIND, assert_consistent, walled};
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, text};
+use crate::slots::{eventually, slots};
+
+#[test]
+fn a_create_that_fails_at_any_operation_leaves_the_host_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let create = ["vm", "create", "vm1", "--ip", "10.100.0.9", "--rate-mbps", "7"];
+    // On a slot that is ready, the second with options that its TAP keeps; on one that is built for it.
+    for (options, least) in [(&[][..], 10), (&["--tap-uid", "1000"], 14), (&["--tap-multi-queue"], 40)] {
+        let create = [&create[..], options].concat();
+        let back = || drop(daemon.guestnet(&["vm", "delete", "vm1"]));
+        let operations = at_every_operation(&faults, || lab.host_state(), || daemon.client(&create), back);
+        assert!(operations >= least, "only {operations} operations of {create:?}");
+        back();
+    }
+    assert_nothing_left(&lab, &daemon);
+    assert_eq!(walled(&lab), Vec::<String>::new());
+}
+
+#[test]
+fn an_update_and_a_delete_that_fail_at_any_operation_leave_the_vm_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let create = || daemon.json(&["vm", "create", "vm1", "--ip", "10.100.0.9", "--rate-mbps", "7"]);
+    let port = create()["host_device"].as_str().unwrap().to_owned();
+    let state = || {
+        let queue = |arguments: &[&str]| {
+            let shown = lab.on_host(arguments[0], &arguments[1..]);
+            assert!(shown.contains("tbf"), "{shown}");
+            shown
+        };
+        let ends = [
+            queue(&["tc", "qdisc", "show", "dev", &port, "root"]),
+            queue(&["ip", "netns", "exec", "vm-vm1", "tc", "qdisc", "show", "dev", "in0", "root"]),
+        ];
+        format!("{}{}{}", lab.host_state(), ends.concat(), daemon.json(&["vm", "show", "vm1"]))
+    };
+    let (slow, fast) =
+        (["vm", "update", "vm1", "--rate-mbps", "7"], ["vm", "update", "vm1", "--rate-mbps", "9"]);
+    let back = || drop(daemon.guestnet(&slow));
+    let operations = at_every_operation(&faults, state, || daemon.client(&fast), back);
+    assert!(operations >= 4, "only {operations} operations of an update");
+    back();
+    for when in ["before", "after"] {
+        let before = state();
+        faults.inject(when, "rate", "fail");
+        assert_injected(&daemon.client(&fast), when);
+        assert_same(&before, &state());
+    }
+
+    // Given to it again by name, its address is asked for before the slot it was on is wiped.
+    let delete = || daemon.client(&["vm", "delete", "vm1"]);
+    let state = || format!("{}{}", lab.host_state(), daemon.json(&["vm", "show", "vm1"]));
+    let operations = at_every_operation(&faults, state, delete, || drop(create()));
+    assert!(operations >= 8, "only {operations} operations of a delete");
+    assert_nothing_left(&lab, &daemon);
+}
+
+/// The next VM gets the address of one whose slot was not wiped or cleared as it should be, and nothing else of it.
+fn left(pool_size: usize, steps: &[&str], before_it_leaves: impl Fn(&Lab)) {
+    let lab = Lab::new();
+    let networks: &'static str = format!("[[network]]\npool_size = {pool_size}\n").leak();
+    let faults = Faults::new(&lab, networks);
+    let daemon = faults.start();
+    let create = ["vm", "create", "vm1", "--ip", "10.100.0.9", "--rate-mbps", "7"];
+    for (when, step) in before_and_after(steps) {
+        let vm = daemon.json(&create);
+        TapGuest::attach(&lab, &vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+        before_it_leaves(&lab);
+        faults.inject(when, step, "fail");
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        eventually(&format!("{when} {step}"), || faults.happened());
+        let next = daemon.json(&["vm", "create", "next", "--ip", "10.100.0.9"]);
+        let queue = lab.on_host("tc", &["qdisc", "show", "dev", next["host_device"].as_str().unwrap()]);
+        assert!(queue.contains("rate 100Mbit"), "{queue}");
+        TapGuest::attach(&lab, &next).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+        daemon.guestnet(&["vm", "delete", "next"]);
+        assert_nothing_left(&lab, &daemon);
+    }
+}
+
+#[test]
+fn a_slot_is_wiped_to_its_end_or_given_to_nobody() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let create = ["vm", "create", "vm1", "--ip", "10.100.0.9", "--rate-mbps", "7"];
+    // It has the address of the one before, so it waits until that one's slot is wiped.
+    let (delete, next) = (["vm", "delete", "vm1"], ["vm", "create", "next", "--ip", "10.100.0.9"]);
+    daemon.guestnet(&create);
+    let operations = (1..1_000).take_while(|number| {
+        faults.fail_at(*number);
+        let done = [&delete[..], &next].iter().all(|call| daemon.client(call).status.success());
+        let over = faults.disarm();
+        assert!(done || !over, "a call that fails without a fault\n{}", daemon.log());
+        daemon.guestnet(&delete);
+        let vm = daemon.json(&next);
+        for (netns, device) in [(None, vm["host_device"].as_str().unwrap()), (Some("vm-next"), "in0")] {
+            let shown = ["tc", "qdisc", "show", "dev", device, "root"];
+            let inside = netns.map(|netns| ["ip", "netns", "exec", netns]);
+            let shown = [inside.as_ref().map(|inside| &inside[..]).unwrap_or_default(), &shown].concat();
+            let queue = lab.on_host(shown[0], &shown[1..]);
+            assert!(queue.contains("rate 100Mbit"), "{device} after operation {number}: {queue}");
+        }
+        daemon.guestnet(&["vm", "delete", "next"]);
+        daemon.guestnet(&create);
+        !over
+    });
+    let operations = operations.count();
+    assert!(operations >= 20, "only {operations} operations of a delete and what follows");
+    assert_nothing_left(&lab, &daemon);
+}
+
+#[test]
+fn a_slot_that_cannot_be_wiped_or_cleared_is_given_to_nobody() {
+    let [forget, wipe, clear] = LEFT;
+    // So many are kept that one more is wiped, and none is built for one that was taken.
+    left(4, &[forget, wipe], |_| {});
+    // So few that one more is too many.
+    left(2, &[clear], |lab| eventually("two wait beside the VM's", || slots(lab) == 3));
+}
+
+fn failing_create(lab: &Lab, faults: &Faults<'_>, daemon: &Daemon<'_>, when: &str, step: &str) {
+    let before = lab.host_state();
+    faults.inject(when, step, "fail");
+    let output = daemon.client(&["vm", "create", "vm1", "--rate-mbps", "7"]);
+    assert!(faults.happened(), "{when} {step} never came");
+    assert!(
+        !output.status.success() && text(&output).contains("fault injected"),
+        "{when} {step}: {}",
+        text(&output)
+    );
+    assert_same(&before, &lab.host_state());
+    daemon.guestnet(&["vm", "create", "vm1", "--rate-mbps", "7"]);
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    assert_same(&before, &lab.host_state());
+}
+
+#[test]
+fn a_create_that_fails_at_any_step_leaves_the_host_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    for step in BIND {
+        assert_eq!(walled(&lab), Vec::<String>::new());
+        failing_create(&lab, &faults, &daemon, "before", step);
+        failing_create(&lab, &faults, &daemon, "after", step);
+        eventually("as many slots as before", || slots(&lab) == 4);
+    }
+    assert_consistent(&lab, &daemon);
+}
+
+/// A TAP's owner cannot be unset: its slot is built anew, in the background.
+#[test]
+fn a_tap_that_cannot_be_given_away_leaves_the_host_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let before = lab.host_state();
+    let as_before = || eventually("the host is as it was", || lab.host_state() == before);
+    for when in ["before", "after"] {
+        faults.inject(when, "tap-options", "fail");
+        let create = ["vm", "create", "vm1", "--tap-uid", "1000"];
+        let output = daemon.client(&create);
+        assert!(!output.status.success() && text(&output).contains("fault injected"), "{}", text(&output));
+        as_before();
+        daemon.guestnet(&create);
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        as_before();
+    }
+    assert_consistent(&lab, &daemon);
+}
+
+#[test]
+fn a_slot_that_cannot_be_built_leaves_the_host_as_it_was() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 0\n");
+    let daemon = faults.start();
+    for step in BUILD {
+        failing_create(&lab, &faults, &daemon, "before", step);
+        failing_create(&lab, &faults, &daemon, "after", step);
+        eventually("no slot is left", || slots(&lab) == 0);
+        eventually("nor a namespace", || !lab.on_host("ip", &["netns", "list"]).contains("guestnet"));
+    }
+}
+
+#[test]
+fn a_delete_that_fails_at_any_step_leaves_a_guest_that_works() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let before = lab.host_state();
+    for (when, step) in UNBIND.iter().flat_map(|step| [("before", step), ("after", step)]) {
+        faults.inject(when, step, "fail");
+        let output = daemon.client(&["vm", "delete", "vm1"]);
+        assert!(faults.happened() && !output.status.success(), "{when} {step}: {}", text(&output));
+        assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+        assert_same(&before, &lab.host_state());
+        assert_consistent(&lab, &daemon);
+    }
+    TapGuest::attach(&lab, &vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    assert_consistent(&lab, &daemon);
+}
+
+#[test]
+fn a_delete_that_cannot_take_the_guest_out_of_the_walls_leaves_nothing_in_them() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let stays = daemon.json(&["vm", "create", "stays"]);
+    for when in ["before", "after"] {
+        daemon.guestnet(&["vm", "create", "vm1"]);
+        faults.inject(when, "undo-walls", "fail");
+        daemon.guestnet(&["vm", "delete", "vm1"]);
+        assert!(faults.happened());
+        assert_eq!(walled(&lab), [stays["ip_address"].as_str().unwrap()]);
+        assert_consistent(&lab, &daemon);
+    }
+    TapGuest::attach(&lab, &stays).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
