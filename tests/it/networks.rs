@@ -117,3 +117,91 @@ fn an_mtu_larger_than_the_uplinks_is_told_of_by_name_and_others_interfaces_must_
         crate::lab::daemon::serve_command(&lab, &crate::lab::lan::network("mtu = 9000")).output().unwrap();
     assert_says(&refused, 2, &["mtu 9000 of network lan", "lan0 carries 1500"]);
 }
+
+#[test]
+fn guests_on_different_bridges_of_one_subnet_talk_as_policy_says() {
+    let lab = Lab::new();
+    // A bridge for each guest.
+    let start =
+        || Daemon::start_with_env(&lab, "[[network]]\npool_size = 0\n", &[("GUESTNET_PORTS", "1".as_ref())]);
+    let daemon = start();
+    let bridges = ["br-vms", "br-vms-1", "br-vms-2"];
+    let vms = ["vm0", "vm1", "vm2"].map(|vm_id| daemon.json(&["vm", "create", vm_id]));
+    let address = |at: usize| vms[at]["ip_address"].as_str().unwrap();
+    let macs = bridges.map(|bridge| {
+        let shown = lab.on_host("ip", &["-o", "addr", "show", bridge]);
+        assert!(shown.contains(" 10.100.0.1/16 "), "{shown}");
+        lab.on_host("cat", &[&format!("/sys/class/net/{bridge}/address")])
+    });
+    assert!(macs.iter().all(|mac| *mac == macs[0]), "one gateway: {macs:?}");
+    for (vm, bridge) in vms.iter().zip(bridges) {
+        let port = lab.on_host("bridge", &["link", "show", "dev", vm["host_device"].as_str().unwrap()]);
+        assert!(port.contains(&format!("master {bridge} ")), "{port}");
+        let route = lab.on_host("ip", &["route", "show", vm["ip_address"].as_str().unwrap()]);
+        assert!(route.contains(&format!("dev {bridge} ")), "{route}");
+    }
+    assert!(lab.on_host("ip", &["route", "show", "10.100.0.0/16"]).contains("unreachable"));
+
+    let guests = [0, 1, 2].map(|at| TapGuest::attach(&lab, &vms[at]));
+    let online = || {
+        for (guest, vm) in guests.iter().zip(&vms) {
+            guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+            guest.run("busybox", &["nslookup", "-type=a", "vm2.vm.internal", "10.100.0.1"]);
+            let mut leased = guest.namespace.command("busybox");
+            leased.args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/bin/true"]);
+            let leased = crate::lab::text(&leased.output().unwrap());
+            assert!(leased.contains(vm["ip_address"].as_str().unwrap()), "{leased}");
+        }
+    };
+    // What gets to the last guest from each of the others: TCP to port 80, to another, and a ping.
+    let listeners =
+        [80, 81].map(|port| guests[2].namespace.run(|| TcpListener::bind(("0.0.0.0", port)).unwrap()));
+    // As long as it takes where it is to get there; who is to get nowhere is not given so long.
+    let open = |from: usize, wanted: [bool; 3]| {
+        let seconds = wanted.map(|wanted| if wanted { 20 } else { 1 });
+        let connects = |port: u16, seconds| {
+            let to = format!("{}:{port}", address(2)).parse().unwrap();
+            let limit = std::time::Duration::from_secs(seconds);
+            guests[from].namespace.run(|| TcpStream::connect_timeout(&to, limit).is_ok())
+        };
+        let mut ping = guests[from].namespace.command("busybox");
+        ping.args(["ping", "-c", "1", "-W", &seconds[2].to_string(), address(2)]);
+        let found =
+            [connects(80, seconds[0]), connects(81, seconds[1]), ping.output().unwrap().status.success()];
+        assert_eq!(found, wanted, "port 80, port 81 and a ping, from the guest of {}", bridges[from]);
+    };
+    let (all, none) = ([true; 3], [false; 3]);
+    let apply = |policy: &str| {
+        let file = lab.directory().join("policy.toml");
+        std::fs::write(&file, policy).unwrap();
+        daemon.guestnet(&["policy", "apply", "-f", file.to_str().unwrap()]);
+    };
+    online();
+    // Closed without a policy.
+    open(0, none);
+    open(1, none);
+    let rule = "[[rules]]\nname = \"web\"\ndirection = \"ingress\"\nprotocol = \"tcp\"\nport = 80\naction = \"allow\"\n";
+    apply(&format!("vm_id = \"vm2\"\n{rule}source = \"{}/32\"\n", address(0)));
+    open(0, [true, false, false]);
+    open(1, none);
+    apply("vm_id = \"vm2\"\ndefault_ingress = \"allow\"\n");
+    open(0, all);
+    open(1, all);
+    assert!(!reaches(&guests[2], address(0)), "a way in is none out");
+    apply("vm_id = \"vm1\"\ndefault_egress = \"deny\"\n");
+    open(0, all);
+    open(1, none);
+    daemon.guestnet(&["policy", "delete", "vm1"]);
+
+    // Another run of the service takes all bridges over; without the policy they are closed again.
+    daemon.crash();
+    let daemon = start();
+    online();
+    open(0, all);
+    open(1, all);
+    daemon.guestnet(&["policy", "delete", "vm2"]);
+    open(0, none);
+    open(1, none);
+    drop((listeners, guests));
+    crate::crash::assert_consistent(&lab, &daemon);
+}

@@ -1,10 +1,13 @@
 //! The service stops, crashes and comes back; guests do not notice.
 
 use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::lab::daemon::Paths;
 use crate::lab::guest::Boot;
-use crate::lab::{Daemon, Guest, Lab, Machine, assert_same};
+use crate::lab::{Daemon, Guest, Lab, Machine, Namespace, TapGuest, UPLINK, WEB, assert_same};
 
 /// The guest pings the internet every 20 ms by its own clock, which an emulated guest on a busy machine may see pass
 /// slowly. Returns how many of the pings got no answer, after `again` has been repeated until it has happened under
@@ -144,4 +147,129 @@ fn a_configuration_without_a_place_for_a_stored_vm_is_refused_with_its_name() {
         "{said}"
     );
     assert_same(&before, &lab.host_state());
+}
+
+/// The machine after a reboot: a kernel with nothing in it, another boot_id, the same disk.
+fn rebooted(before: &Lab) -> Lab {
+    let after = Lab::new();
+    let (from, to) = (Paths::of(before).state, Paths::of(&after).state);
+    crate::lab::succeed(std::process::Command::new("cp").arg("-a").arg(from).arg(to));
+    let boot_id = after.directory().join("boot_id");
+    std::fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
+    after.on_host("mount", &["--bind", &boot_id.display().to_string(), "/proc/sys/kernel/random/boot_id"]);
+    after
+}
+
+#[test]
+fn after_a_reboot_vms_can_be_started_again() {
+    let before = Lab::new();
+    let daemon = Daemon::start(&before);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    daemon.crash();
+    let after = rebooted(&before);
+    let daemon = Daemon::start(&after);
+    assert!(daemon.notified.contains("EXTEND_TIMEOUT_USEC=60000000"), "{}", daemon.notified);
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    let guest = TapGuest::attach(&after, &vm);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
+/// What is said on a connection to that port; `None` when there is none to be had.
+fn said(from: &Namespace, to: &str) -> Option<String> {
+    let to = to.parse().unwrap();
+    let mut stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(3))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut said = String::new();
+    stream.read_to_string(&mut said).unwrap();
+    Some(said)
+}
+
+#[test]
+fn after_a_reboot_every_vm_has_its_network_limit_policy_and_forward_again() {
+    const NETWORKS: &str = "[[network]]\npool_size = 2\n[[network]]\nname = \"two\"\nbridge_name = \"br-two\"\n\
+                            bridge_ip = \"10.101.0.1/16\"\nvm_subnet = \"10.101.0.0/16\"\npool_size = 1\n";
+    let before = Lab::new();
+    // As many bridges as VMs of the first network.
+    let start = |lab| Daemon::start_with_env(lab, NETWORKS, &[("GUESTNET_PORTS", "2".as_ref())]);
+    let daemon = start(&before);
+    for options in [
+        &["front", "--workspace", "acme", "--rate-mbps", "7"][..],
+        &["gone"],
+        &["data", "--hostname", "base", "--mac", "02:00:00:00:00:07"],
+        &["other", "--network", "two"],
+        &["queues", "--tap-multi-queue", "--tap-uid", "1000"],
+        &["last", "--ip", "10.100.9.9", "--rate-mbps", "0"],
+    ] {
+        daemon.guestnet(&[&["vm", "create"], options].concat());
+    }
+    daemon.guestnet(&["vm", "delete", "gone"]);
+    for (name, policy) in [
+        (
+            "vm",
+            "vm_id = \"data\"\n[[rules]]\nname = \"web\"\ndirection = \"ingress\"\nprotocol = \"tcp\"\nport = 80\naction = \"allow\"\n",
+        ),
+        (
+            "workspace",
+            "workspace_id = \"acme\"\n[[rules]]\nname = \"dns\"\ndirection = \"egress\"\ndestination = \"8.8.8.8/32\"\naction = \"deny\"\n",
+        ),
+    ] {
+        let file = before.directory().join(name);
+        std::fs::write(&file, policy).unwrap();
+        daemon.guestnet(&["policy", "apply", "-f", file.to_str().unwrap()]);
+    }
+    daemon.guestnet(&["forward", "add", "data", "--host-port", "8085", "--vm-port", "80"]);
+    let vm_of = |daemon: &Daemon<'_>, vm_id| daemon.json(&["vm", "show", vm_id]);
+    let guest = TapGuest::attach(&before, &vm_of(&daemon, "front"));
+    guest.run("busybox", &["ping", "-c", "3", "-i", "0.05", "-W", "5", WEB]);
+    let billed = daemon.json(&["stats", "front"]);
+    drop(guest);
+    let facts = |daemon: &Daemon<'_>| {
+        let lists = [&["vm", "list"], &["policy", "list"], &["forward", "list"], &["lease", "list"]];
+        lists.map(|list| daemon.json(list))
+    };
+    let known = facts(&daemon);
+    assert_eq!(known[0].as_array().unwrap().len(), 5);
+    // Which of its network's bridges a VM is on is not kept.
+    let state = |lab: &Lab| lab.host_state().replace("dev br-vms-1", "dev br-vms");
+    let standing = state(&before);
+    assert!(daemon.stop().success());
+
+    let after = rebooted(&before);
+    let daemon = start(&after);
+    assert_eq!(facts(&daemon), known);
+    assert_same(&standing, &state(&after));
+    crate::crash::assert_consistent(&after, &daemon);
+    let attach = |vm_id| TapGuest::attach(&after, &vm_of(&daemon, vm_id));
+    let (front, data, other, last) = (attach("front"), attach("data"), attach("other"), attach("last"));
+    for guest in [&front, &data, &other, &last] {
+        guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    }
+    // The policies decide: TCP to port 80 of `data` and nothing else; no DNS server elsewhere for `acme`.
+    let address = vm_of(&daemon, "data")["ip_address"].as_str().unwrap().to_owned();
+    let listener = data.namespace.run(|| TcpListener::bind("0.0.0.0:80").unwrap());
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            listener.accept().unwrap().0.write_all(b"after the reboot").unwrap();
+        }
+    });
+    let pings = |guest: &TapGuest, to: &str| {
+        let mut ping = guest.namespace.command("busybox");
+        ping.args(["ping", "-c", "1", "-W", "1", to]).output().unwrap().status.success()
+    };
+    assert_eq!(said(&front.namespace, &format!("{address}:80")).as_deref(), Some("after the reboot"));
+    assert!(!pings(&front, &address) && !pings(&last, "10.101.0.1"));
+    assert!(!pings(&front, "8.8.8.8") && pings(&last, "8.8.8.8"));
+    // The forward leads there, and the limits are the ones that were asked for.
+    assert_eq!(said(&after.inet, &format!("{UPLINK}:8085")).as_deref(), Some("after the reboot"));
+    server.join().unwrap();
+    let queue = |vm_id| {
+        let port = vm_of(&daemon, vm_id)["host_device"].as_str().unwrap().to_owned();
+        after.on_host("tc", &["qdisc", "show", "dev", &port])
+    };
+    assert!(queue("front").contains("rate 7Mbit") && !queue("last").contains("tbf"), "{}", queue("last"));
+    front.run("busybox", &["nslookup", "-type=a", "base.vm.internal", "10.100.0.1"]);
+    // What was billed stays billed, and the address of the one that was deleted rests.
+    let now = daemon.json(&["stats", "front"]);
+    assert!(now[0]["tx_bytes"].as_u64() > billed[0]["tx_bytes"].as_u64(), "{billed} {now}");
+    assert_ne!(daemon.json(&["vm", "create", "new"])["ip_address"], "10.100.0.3");
 }

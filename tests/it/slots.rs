@@ -225,24 +225,3 @@ fn after_another_configuration_nothing_of_the_former_is_left() {
     let guest = TapGuest::attach(&lab, &daemon.json(&["vm", "create", "vm1"]));
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
 }
-
-#[test]
-fn after_a_reboot_vms_can_be_started_again() {
-    let before = Lab::new();
-    let daemon = Daemon::start(&before);
-    let vm = daemon.json(&["vm", "create", "vm1"]);
-    daemon.crash();
-    // Another machine's kernel, with the same disk.
-    let after = Lab::new();
-    let state = crate::lab::daemon::Paths::of(&before).state;
-    let to = crate::lab::daemon::Paths::of(&after).state;
-    crate::lab::succeed(std::process::Command::new("cp").arg("-a").arg(&state).arg(&to));
-    let boot_id = after.directory().join("boot_id");
-    std::fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
-    after.on_host("mount", &["--bind", &boot_id.display().to_string(), "/proc/sys/kernel/random/boot_id"]);
-    let daemon = Daemon::start(&after);
-    assert!(daemon.notified.contains("EXTEND_TIMEOUT_USEC=60000000"), "{}", daemon.notified);
-    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
-    let guest = TapGuest::attach(&after, &vm);
-    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
-}
