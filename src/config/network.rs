@@ -76,6 +76,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
     let resolver = section.table("resolver", |section| resolver::read(section, domain.as_ref()));
 
     let gateway = check_gateway(&mut section, bridge_ip, subnet);
+    let router = router(&mut section, plumbing, subnet, gateway);
     check_reserved(&mut section, reserved.as_deref(), subnet);
     check_upstreams(&mut section, upstreams.as_deref(), dns);
     if (dns, dns_only_resolver) == (Some(DnsMode::Off), Some(true)) {
@@ -87,7 +88,8 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         vm_subnet: section.name_of("vm_subnet"),
         dns_servers: section.name_of("dns_servers"),
     };
-    let reservations = reservation::read(&mut section, tables, name.as_ref(), subnet, gateway);
+    let taken = not_for_guests(gateway, router, reserved.as_deref());
+    let reservations = reservation::read(&mut section, tables, name.as_ref(), subnet, taken.as_deref());
     section.finish();
     let limit = RateLimit { rate: rate?, burst: burst? };
     let limited = limited?;
@@ -97,6 +99,7 @@ pub(super) fn read(mut section: Section<'_>) -> Option<Read> {
         bridge: bridge?,
         subnet: subnet?,
         gateway: gateway?,
+        router: router?,
         reserved: reserved?,
         upstreams: upstreams?,
         dns: dns?,
@@ -142,6 +145,41 @@ fn check_gateway(
         return None;
     }
     Some(bridge_ip.ip())
+}
+
+/// The bridge's address, unless somebody else routes for a network that is not ours.
+fn router(
+    section: &mut Section<'_>,
+    plumbing: Option<Plumbing>,
+    subnet: Option<Subnet>,
+    gateway: Option<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
+    let (plumbing, subnet, gateway) = (plumbing?, subnet?, gateway?);
+    section.take("router", "bridge_ip", |value| {
+        if value.as_str() == Some("bridge_ip") {
+            return Ok(gateway);
+        }
+        let address = value.as_str().and_then(|text| text.parse().ok());
+        let address = address.filter(|address| subnet.has_host(*address));
+        let address = address.ok_or_else(|| format!("a host address of {subnet}, or \"bridge_ip\""))?;
+        match plumbing {
+            Plumbing::Managed if address != gateway => {
+                Err("\"bridge_ip\": a bridge of guestnet's own is its guests' router".into())
+            }
+            _ => Ok(address),
+        }
+    })
+}
+
+/// What reservations may not name.
+fn not_for_guests(
+    gateway: Option<Ipv4Addr>,
+    router: Option<Ipv4Addr>,
+    reserved: Option<&[RangeInclusive<Ipv4Addr>]>,
+) -> Option<Vec<(&'static str, RangeInclusive<Ipv4Addr>)>> {
+    let (gateway, router) = (gateway?, router?);
+    let ranges = reserved.unwrap_or_default().iter().map(|range| ("reserved_ranges", range.clone()));
+    Some([("bridge_ip", gateway..=gateway), ("router", router..=router)].into_iter().chain(ranges).collect())
 }
 
 /// What is outside the subnet keeps nothing from anybody: it is a slip.

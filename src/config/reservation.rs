@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use toml::{Table, Value};
 
@@ -27,15 +28,15 @@ pub(super) fn take(section: &mut Section<'_>, plumbing: Option<Plumbing>) -> Vec
     section.take("reservation", Value::Array(Vec::new()), tables).unwrap_or_default()
 }
 
-/// Checks them against their network and each other.
+/// Checks them against their network and each other. `taken`: addresses, each with the key that has it.
 pub(super) fn read(
     section: &mut Section<'_>,
     tables: Vec<Table>,
     network: Option<&NetworkName>,
     subnet: Option<Subnet>,
-    gateway: Option<Ipv4Addr>,
+    taken: Option<&[(&str, RangeInclusive<Ipv4Addr>)]>,
 ) -> Vec<Reservation> {
-    let (Some(network), Some(subnet), Some(gateway)) = (network, subnet, gateway) else { return Vec::new() };
+    let (Some(network), Some(subnet), Some(taken)) = (network, subnet, taken) else { return Vec::new() };
     let mut reservations = Vec::with_capacity(tables.len());
     let (mut macs, mut addresses) = (HashMap::new(), HashMap::new());
     for (at, table) in tables.into_iter().enumerate() {
@@ -43,9 +44,12 @@ pub(super) fn read(
         let mac = own.take("mac", "", text::<Mac>);
         let address = own.take("ip_address", "", |value| {
             let address = value.as_str().and_then(|text| text.parse().ok());
-            address
-                .filter(|address| subnet.has_host(*address) && *address != gateway)
-                .ok_or(format!("a host address of {subnet} other than the gateway {gateway}"))
+            let address = address.filter(|address| subnet.has_host(*address));
+            let address = address.ok_or_else(|| format!("a host address of {subnet}"))?;
+            match taken.iter().find(|(_, range)| range.contains(&address)) {
+                None => Ok(address),
+                Some((key, _)) => Err(format!("a host address of {subnet} that is free: {key} has it")),
+            }
         });
         let hostname = own.take("hostname", false, |value| {
             if *value == Value::Boolean(false) { Ok(None) } else { text(value).map(Some) }

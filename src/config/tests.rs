@@ -110,6 +110,7 @@ fn an_external_network_has_its_reservations() {
     assert_eq!((network.plumbing, network.bridge.as_str()), (Plumbing::External, "virbr-longname0"));
     assert!(network.serves_relay([10, 100, 0, 7].into()) && !network.serves_relay([10, 101, 0, 7].into()));
     assert_eq!(network.dhcp_options.ntp_servers.len(), 1);
+    assert_eq!(network.router, network.gateway);
     let [build, other] = config.reservations.as_slice() else { panic!("{config:?}") };
     assert_eq!((build.hostname.as_str(), other.hostname.as_str()), ("build", "ip-10-100-0-11"));
     assert!(build.options.bootfile_name.is_some());
@@ -126,6 +127,19 @@ fn an_external_network_has_its_reservations() {
         (external(&format!("{reservation}name = \"a\"")), "network[0].reservation[0].name: unknown key"),
         (external("[[network.reservation]]\nip_address = \"10.100.0.10\""), "network[0].reservation[0].mac"),
         (external("dhcp_options = { raw = { 3 = \"00\" } }"), "network[0].dhcp_options"),
+        (external("router = \"10.101.0.1\""), "network[0].router: \"10.101.0.1\" is not a host address"),
+        (
+            "[[network]]\nrouter = \"10.100.0.9\"".into(),
+            "network[0].router: \"10.100.0.9\" is not \"bridge_ip\"",
+        ),
+        (
+            external(&format!("router = \"10.100.0.10\"\n{reservation}")),
+            "network[0].reservation[0].ip_address: \"10.100.0.10\" is not a host address of 10.100.0.0/16 that is free: router",
+        ),
+        (
+            external(&format!("reserved_ranges = [\"10.100.0.0/24\"]\n{reservation}")),
+            "network[0].reservation[0].ip_address: \"10.100.0.10\"",
+        ),
         (external("dhcp_relays = \"all\""), "network[0].dhcp_relays: \"all\" is not \"subnet\""),
     ] {
         assert!(refused(&text).contains(named), "{text}: {}", refused(&text));

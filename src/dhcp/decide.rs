@@ -69,11 +69,11 @@ pub fn decide(request: &Request<'_>, reserved: &Reserved, record: &Record, now: 
 
 /// Sent to this server or to all, and naming this server or none (RFC 2131 sections 4.3.2 to 4.3.4).
 fn is_for_us(request: &Request<'_>, reserved: &Reserved) -> bool {
-    let guest = &reserved.guest;
-    let to_us =
-        [guest.gateway, Ipv4Addr::BROADCAST, guest.subnet.broadcast()].contains(&request.ip_destination);
+    let server = reserved.network.gateway;
+    let broadcast = reserved.network.subnet.broadcast();
+    let to_us = [server, Ipv4Addr::BROADCAST, broadcast].contains(&request.ip_destination);
     // A DISCOVER names no server (RFC 2131 table 5); if it does, that means nothing.
-    let names_us = request.kind == Kind::Discover || request.server_id.is_none_or(|id| id == guest.gateway);
+    let names_us = request.kind == Kind::Discover || request.server_id.is_none_or(|id| id == server);
     to_us && names_us
 }
 

@@ -66,6 +66,14 @@ pub(super) fn discover(options: &[DhcpOption]) -> Message {
     message(MessageType::Discover, options)
 }
 
+/// A DISCOVER whose options are these bytes.
+pub(super) fn with_options(options: &[u8]) -> Vec<u8> {
+    let mut payload = discover(&[]).to_vec().unwrap();
+    payload.truncate(240);
+    payload.extend(options);
+    frame(&payload, Ipv4Addr::BROADCAST)
+}
+
 /// REQUEST after an OFFER.
 pub(super) fn selecting(address: Ipv4Addr, server: Ipv4Addr) -> Message {
     let options = [DhcpOption::RequestedIpAddress(address), DhcpOption::ServerIdentifier(server)];
@@ -263,4 +271,19 @@ fn options(mut area: &[u8]) -> Vec<(u8, Vec<u8>)> {
             _ => panic!("no End option"),
         }
     }
+}
+
+/// Option 55.
+pub(super) fn parameters(codes: &[u8]) -> DhcpOption {
+    DhcpOption::ParameterRequestList(codes.iter().map(|code| OptionCode::from(*code)).collect())
+}
+
+/// A lab whose network and guest have these options.
+pub(super) fn with(network_options: &str, guest_options: &str) -> Lab {
+    let mut lab = Lab::on(Network { dhcp_options: toml::from_str(network_options).unwrap(), ..network() });
+    if let Some(reserved) = &mut lab.reserved {
+        let own: DhcpOptions = toml::from_str(guest_options).unwrap();
+        reserved.guest.options = own.over(&reserved.network.dhcp_options);
+    }
+    lab
 }

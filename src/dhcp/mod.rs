@@ -7,6 +7,7 @@ mod areas;
 mod arp;
 mod checksum;
 mod counters;
+mod datagram;
 mod decide;
 #[cfg(any(test, fuzzing))]
 mod exercise;
@@ -15,9 +16,11 @@ mod fixture;
 mod journal;
 mod leases;
 mod log_line;
+mod options;
 mod packet;
 mod record;
 mod reply;
+mod reply_options;
 mod server;
 mod share;
 mod socket;
@@ -25,12 +28,13 @@ mod told;
 
 pub use alarms::Alarms;
 pub use counters::{Counters, Counts};
+pub use datagram::L4Checksum;
 pub use decide::{Answer, Outcome, decide};
 #[cfg(fuzzing)]
 pub use exercise::exercise;
 pub use journal::{Journal, JournalError};
 pub use leases::{LeaseChanges, Leases};
-pub use packet::{Kind, L4Checksum, Relay, Request, Silence};
+pub use packet::{Kind, Relay, Request, Silence};
 pub use record::Record;
 pub use reply::write_reply;
 pub use server::{Dhcp, DhcpError, DhcpServer};

@@ -69,7 +69,7 @@ fn facts(guest: &GuestNet, network: &Network) -> Vec<(u8, Vec<u8>)> {
         (26, guest.mtu.to_be_bytes().to_vec()),
         (28, address(guest.subnet.broadcast())),
         (51, network.lease_seconds.to_be_bytes().to_vec()),
-        (54, address(guest.gateway)),
+        (54, address(network.gateway)),
     ];
     // Option 6 has room for IPv4 only; servers of the other family are left out.
     let servers: Vec<u8> = guest.dns_servers.iter().filter_map(ipv4).flat_map(|ip| ip.octets()).collect();

@@ -9,6 +9,7 @@ pub struct GuestNet {
     pub mac: Mac,
     pub address: Ipv4Addr,
     pub subnet: Subnet,
+    /// Of the default route.
     pub gateway: Ipv4Addr,
     pub dns_servers: Vec<IpAddr>,
     pub hostname: Hostname,
@@ -28,7 +29,7 @@ impl GuestNet {
             mac,
             address,
             subnet: network.subnet,
-            gateway: network.gateway,
+            gateway: network.router,
             dns_servers: network.guest_dns(),
             hostname,
             domain: network.domain.clone(),

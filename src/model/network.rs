@@ -86,8 +86,10 @@ pub struct Network {
     pub name: NetworkName,
     pub bridge: BridgeName,
     pub subnet: Subnet,
-    /// The bridge's address in the subnet: the guests' gateway, DHCP server and (with `DnsMode::On`) DNS server.
+    /// The bridge's address in the subnet: the guests' DHCP server and (with `DnsMode::On`) DNS server.
     pub gateway: Ipv4Addr,
+    /// Where guests send what leaves the subnet: the bridge's address, but on external plumbing whoever routes there.
+    pub router: Ipv4Addr,
     /// `dns_servers` of the configuration, in order, at least one.
     pub upstreams: Vec<Upstream>,
     pub dns: DnsMode,

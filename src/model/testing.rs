@@ -10,6 +10,7 @@ pub(crate) fn network() -> Network {
         bridge: "br-vms".parse().unwrap(),
         subnet: "10.100.0.0/16".parse().unwrap(),
         gateway: Ipv4Addr::new(10, 100, 0, 1),
+        router: Ipv4Addr::new(10, 100, 0, 1),
         upstreams: vec!["8.8.8.8".parse().unwrap(), "8.8.4.4".parse().unwrap()],
         dns: DnsMode::On,
         dns_only_resolver: false,

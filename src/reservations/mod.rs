@@ -88,7 +88,9 @@ impl Reservations {
         let networks: Vec<_> =
             networks.iter().filter(|network| network.plumbing == Plumbing::External).cloned().collect();
         let pool = |network: &Arc<Network>| {
-            (network.name.clone(), Ipam::new(network.subnet, network.gateway, &[], QUARANTINE))
+            let router = network.router..=network.router;
+            let reserved: Vec<_> = network.reserved.iter().cloned().chain([router]).collect();
+            (network.name.clone(), Ipam::new(network.subnet, network.gateway, &reserved, QUARANTINE))
         };
         let mut pools: HashMap<NetworkName, Ipam> = networks.iter().map(pool).collect();
         let stored = store.reservations()?;
