@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{error, info};
 
@@ -116,7 +116,7 @@ fn run(mut log: Log, leases: &Leases, events: &Events, stopped: &AtomicBool) {
                 leases.tell(changed.into());
             }
             if !stopping {
-                std::thread::park_timeout(gather.min(LONGEST_GATHER));
+                rest(gather.min(LONGEST_GATHER), stopped);
             }
         } else {
             std::thread::park();
@@ -124,6 +124,17 @@ fn run(mut log: Log, leases: &Leases, events: &Events, stopped: &AtomicBool) {
         if stopping {
             return;
         }
+    }
+}
+
+/// Lets a group gather. What changes meanwhile wakes the thread, which is no reason to write it down alone.
+fn rest(time: Duration, stopped: &AtomicBool) {
+    let until = Instant::now() + time;
+    while let Some(left) = until.checked_duration_since(Instant::now())
+        && !left.is_zero()
+        && !stopped.load(Relaxed)
+    {
+        std::thread::park_timeout(left);
     }
 }
 
@@ -267,6 +278,26 @@ mod tests {
         drop(journal);
         let (leases, _journal) = Leases::open(directory.path(), Events::default()).unwrap();
         assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now).state, LeaseState::Reserved);
+    }
+
+    #[test]
+    fn what_changes_while_a_group_gathers_is_written_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (lab, registry) = (Lab::new(), Registry::default());
+        registry.reserve([Arc::new(lab.reserved.clone().unwrap())]);
+        let (leases, _journal) = Leases::open(directory.path(), Events::default()).unwrap();
+        let mut groups = leases.watch();
+        // For as long as ten groups take, one change after the other.
+        let (begun, mut changes) = (Instant::now(), 0);
+        while begun.elapsed() < 10 * GATHER {
+            exchange(&leases, &registry, &lab, &discover(&[]));
+            exchange(&leases, &registry, &lab, &selecting(ADDRESS, GATEWAY));
+            changes += 2;
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        let most = begun.elapsed().as_millis() / GATHER.as_millis() + 2;
+        let groups = std::iter::from_fn(|| groups.try_recv().ok()).count() as u128;
+        assert!((1..=most).contains(&groups), "{changes} changes in {groups} groups, {most} at most");
     }
 
     #[test]
