@@ -12,7 +12,7 @@ use tokio::sync::broadcast;
 
 use super::journal::{Journal, JournalError};
 use super::share::Share;
-use super::{Outcome, Record, Request, Told, decide};
+use super::{Outcome, Record, Request, Silence, Told, decide};
 use crate::events::Events;
 use crate::model::{GuestNet, LeaseView, Mac, NetworkName};
 use crate::registry::{Registry, Reserved};
@@ -135,7 +135,7 @@ pub(super) struct Page {
 }
 
 /// A guest that has been heard of.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) in_changed: bool,
@@ -149,7 +149,7 @@ pub(super) struct Entry {
 
 impl Entry {
     pub(super) fn restored(record: Record) -> Self {
-        Self { record, in_changed: false, announced: true, share: Share::default(), known: None }
+        Self { record, announced: true, ..Self::default() }
     }
 
     /// Its reservation, as last heard.
@@ -185,17 +185,14 @@ impl Page {
         now: SystemTime,
     ) -> Option<(Outcome, Arc<Reserved>, &Told)> {
         let reserved = registry.by_mac(network, request.mac)?;
-        let entry = self
-            .entries
-            .entry(request.mac)
-            .or_insert_with(|| Entry { announced: false, ..Entry::restored(Record::default()) });
+        let entry = self.entries.entry(request.mac).or_default();
         if !entry.known.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &reserved)) {
             entry.known = Some((reserved.clone(), Told::new(&reserved)));
         }
         let outcome = if entry.share.takes(now) {
             decide(request, &reserved, &entry.record, now)
         } else {
-            Outcome::Silent(super::Silence::TooMany)
+            Outcome::Silent(Silence::TooMany)
         };
         let seconds = reserved.network.lease_seconds;
         let changed = entry.record.note(request, outcome, reserved.guest.address, seconds, now);
@@ -206,10 +203,17 @@ impl Page {
         Some((outcome, reserved, told))
     }
 
-    /// A frame that was no request, of a MAC that may have been heard of.
-    pub(super) fn bad_frame(&mut self, from: Mac, silence: super::Silence, now: SystemTime) {
-        if let Some(entry) = self.entries.get_mut(&from) {
-            entry.record.note_bad(silence, now);
+    /// A frame that was no request, of a MAC that may have a reservation.
+    pub(super) fn bad_frame(
+        &mut self,
+        registry: &Registry,
+        network: &NetworkName,
+        from: Mac,
+        silence: Silence,
+        now: SystemTime,
+    ) {
+        if registry.by_mac(network, from).is_some() {
+            self.entries.entry(from).or_default().record.note_bad(silence, now);
         }
     }
 }

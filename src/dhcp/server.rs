@@ -200,7 +200,7 @@ impl Shell {
         trace!(network = %self.network.name, ?silence, "dropped a frame");
         self.counters.silent(silence);
         if let Some(from) = link_source(frame) {
-            page.bad_frame(from, silence, now);
+            page.bad_frame(&self.registry, &self.network.name, from, silence, now);
         }
     }
 

@@ -23,6 +23,8 @@ pub struct VmFacts {
     pub bridge: Option<String>,
     pub is_isolated: Option<bool>,
     pub lease_state: String,
+    /// What it last asked for by DHCP and what became of it; empty when it never did.
+    pub last_exchange: String,
     pub address: String,
     pub mac: String,
     pub has_route: bool,
@@ -60,6 +62,7 @@ pub async fn look(
         bridge,
         is_isolated,
         lease_state: lease.map(|lease| lease.state.clone()).unwrap_or_default(),
+        last_exchange: lease.map(|lease| lease.last_exchange.clone()).unwrap_or_default(),
         address: vm.ip_address.clone(),
         mac: vm.mac_address.clone(),
         has_route: address.is_some_and(has_route),
@@ -202,17 +205,31 @@ fn traffic(facts: &VmFacts) -> Finding {
 }
 
 fn lease(facts: &VmFacts) -> Finding {
-    let seen = format!("its lease is {}", facts.lease_state);
-    match facts.lease_state.as_str() {
+    let VmFacts { vm_id, lease_state, last_exchange, .. } = facts;
+    let seen = match last_exchange.as_str() {
+        "" => format!("its lease is {lease_state}, it has never asked by DHCP"),
+        last => format!("its lease is {lease_state}, last heard: {last}"),
+    };
+    match lease_state.as_str() {
         "bound" => Finding::ok("lease", seen),
         "declined" => Finding::problem("lease", seen, "another host answers for the address")
             .mended_by("guestnet events --kind address_declined --no-follow"),
+        "offered" => Finding::warning(
+            "lease",
+            seen,
+            "the guest has not taken its offer: it does not hear the answer, or took another server's",
+        )
+        .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -r - port 67 or port 68")),
+        _ if last_exchange.contains("no answer") || last_exchange.contains("nak") => {
+            Finding::problem("lease", seen, "the guest asks by DHCP, in a way that cannot be answered")
+                .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -v -r - port 67 or port 68"))
+        }
         _ => Finding::warning(
             "lease",
             seen,
             "the guest does not ask by DHCP now: fine if it is configured statically",
         )
-        .mended_by(format!("guestnet gen cmdline {}", facts.vm_id)),
+        .mended_by(format!("guestnet gen cmdline {vm_id}")),
     }
 }
 
