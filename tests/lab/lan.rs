@@ -53,6 +53,8 @@ pub struct Seen {
     pub to_mac: String,
     pub to: Ipv4Addr,
     pub message: Message,
+    /// The message as it was on the wire.
+    pub bytes: Vec<u8>,
 }
 
 impl Seen {
@@ -73,6 +75,22 @@ impl Seen {
                 State::Renewing => !unbound && self.to != Ipv4Addr::BROADCAST,
                 State::Rebinding => !unbound && self.to == Ipv4Addr::BROADCAST,
             }
+    }
+
+    /// The data of an option, byte by byte as it was sent; its pieces joined.
+    pub fn data(&self, wanted: u8) -> Option<Vec<u8>> {
+        let mut found: Option<Vec<u8>> = None;
+        let mut rest = self.bytes.get(240..)?;
+        while let [code, length, after @ ..] = rest
+            && *code != 255
+        {
+            let (data, after) = after.split_at_checked(usize::from(*length))?;
+            if *code == wanted {
+                found.get_or_insert_default().extend(data);
+            }
+            rest = after;
+        }
+        found
     }
 
     pub fn requested(&self) -> Option<Ipv4Addr> {
@@ -120,6 +138,12 @@ impl Sniffer {
             socket
         });
         Self { socket, seen: VecDeque::new() }
+    }
+
+    /// Puts a frame on the interface.
+    pub fn send(&self, frame: &[u8]) {
+        let sent = self.socket.send(frame).expect("sending a frame");
+        assert_eq!(sent, frame.len());
     }
 
     /// Waits for a message that `wanted` says yes to; those before it are passed over.
@@ -178,5 +202,6 @@ fn read(frame: &[u8]) -> Option<Seen> {
         to_mac: mac(&frame[..6]),
         to: Ipv4Addr::new(frame[30], frame[31], frame[32], frame[33]),
         message: Message::from_bytes(frame.get(42..)?).ok()?,
+        bytes: frame.get(42..)?.to_vec(),
     })
 }

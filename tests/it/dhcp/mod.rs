@@ -1,4 +1,1 @@
-//! DHCP as real clients see it, on plumbing that somebody else made.
-
-mod clients;
-mod external;
+mod options;
