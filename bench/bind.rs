@@ -64,7 +64,7 @@ pub fn run() -> Report {
 }
 
 fn lower(name: String, unit: &'static str, guestnet: f64, goal: f64) -> Figure {
-    Figure { name, unit, better: Better::Lower, guestnet, peers: Vec::new(), goal }
+    Figure { name, unit, better: Better::Lower, guestnet, peers: Vec::new(), goal, absent: Vec::new() }
 }
 
 /// Creates live VMs by `CALLERS` callers.

@@ -41,6 +41,7 @@ pub fn run() -> Report {
         guestnet,
         peers: Vec::new(),
         goal,
+        absent: Vec::new(),
     };
     Report(vec![
         figure("forward_cost_ratio_4000_vs_1", "x", Better::Lower, all / one, 1.15),

@@ -45,6 +45,7 @@ pub fn run() -> Report {
         guestnet,
         peers: vec![("iptables", peers[0]), ("nft", peers[1])],
         goal,
+        absent: Vec::new(),
     };
     let ratio = |name: &str, of: fn(&Cost) -> f64| {
         let to_bare = |way: &Way| of(&way.with) / of(&way.without.unwrap_or(bare));

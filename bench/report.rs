@@ -18,7 +18,10 @@ pub struct Figure {
     pub unit: &'static str,
     pub better: Better,
     pub guestnet: f64,
+    /// NaN, which is `null` in JSON, for what a peer cannot do.
     pub peers: Vec<(&'static str, f64)>,
+    /// Why not, of each such peer.
+    pub absent: Vec<(&'static str, String)>,
     pub goal: f64,
 }
 
@@ -30,14 +33,19 @@ impl Report {
         let rounded = |number: f64| json!((number * 1000.0).round() / 1000.0);
         let figure = |figure: &Figure| {
             let peers = figure.peers.iter().map(|(peer, number)| ((*peer).to_owned(), rounded(*number)));
-            json!({
+            let mut object = json!({
                 "name": figure.name,
                 "unit": figure.unit,
                 "better": match figure.better { Better::Lower => "lower", Better::Higher => "higher" },
                 "guestnet": rounded(figure.guestnet),
                 "peers": peers.collect::<Map<String, Value>>(),
                 "goal": rounded(figure.goal),
-            })
+            });
+            if !figure.absent.is_empty() {
+                object["absent"] =
+                    figure.absent.iter().map(|(peer, why)| ((*peer).to_owned(), json!(why))).collect();
+            }
+            object
         };
         json!({ "bench": bench, "results": self.0.iter().map(figure).collect::<Vec<Value>>() })
     }
@@ -45,7 +53,7 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Figure { name, unit, better, guestnet, peers, goal } in &self.0 {
+        for Figure { name, unit, better, guestnet, peers, goal, absent } in &self.0 {
             let bound = match better {
                 Better::Lower => "at most",
                 Better::Higher => "at least",
@@ -55,6 +63,9 @@ impl fmt::Display for Report {
                 write!(f, "   {peer} {number:.3}")?;
             }
             writeln!(f)?;
+            for (peer, why) in absent {
+                writeln!(f, "{:<32} {peer}: {why}", "")?;
+            }
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ pub fn run() -> Report {
         guestnet: milliseconds(guestnet),
         peers: vec![("ip_link", milliseconds(peer))],
         goal: 50.0,
+        absent: Vec::new(),
     }])
 }
 

@@ -42,6 +42,7 @@ pub fn figures() -> Vec<Figure> {
             guestnet: ours[n],
             peers,
             goal: best + 10.0,
+            absent: Vec::new(),
         }
     };
     (0..NAMES.len()).map(figure).collect()

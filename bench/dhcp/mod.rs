@@ -76,6 +76,7 @@ fn steady(count: usize) -> [Figure; 2] {
             guestnet: rate,
             peers: rates,
             goal: f64::max(50_000.0, 5.0 * best),
+            absent: Vec::new(),
         },
         Figure {
             name: format!("cpu_us_per_exchange_{count}"),
@@ -84,6 +85,7 @@ fn steady(count: usize) -> [Figure; 2] {
             guestnet: cpu,
             peers: cpus,
             goal: 15.0,
+            absent: Vec::new(),
         },
     ]
 }
@@ -100,6 +102,7 @@ fn storm(count: usize) -> Figure {
         guestnet: measure(Kind::Guestnet),
         peers: peers(count).map(|peer| (peer.name(), measure(peer))).collect(),
         goal: if count == 1_000 { 200.0 } else { 2_000.0 },
+        absent: Vec::new(),
     }
 }
 
@@ -116,5 +119,6 @@ fn flood() -> Figure {
         guestnet: measure(Kind::Guestnet),
         peers: Vec::new(),
         goal: 5.0,
+        absent: Vec::new(),
     }
 }
