@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::runtime::Handle;
@@ -25,15 +25,27 @@ pub(super) type Outcome = Result<Arc<Answer>, Ede>;
 type Flight = watch::Receiver<Option<Outcome>>;
 
 /// The flights under way.
+#[derive(Default)]
 pub(super) struct Flights {
     open: Mutex<HashMap<Box<[u8]>, Flight>>,
-    /// Where they run: the thread that answers from the cache has no runtime.
-    runtime: Handle,
+    /// Where they run, once they can: the thread that answers from the cache has no runtime.
+    runtime: OnceLock<Handle>,
 }
 
 impl Flights {
-    pub(super) fn new(runtime: Handle) -> Self {
-        Self { open: Mutex::default(), runtime }
+    pub(super) fn run_on(&self, runtime: Handle) {
+        // Set once, at the start.
+        let _ = self.runtime.set(runtime);
+    }
+
+    /// A flight that has landed, for who has an outcome and no upstream.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn landed(&self, key: &Key, outcome: Option<Outcome>) {
+        let mut open = self.lock();
+        match outcome {
+            Some(outcome) => drop(open.insert(key.as_bytes().into(), watch::channel(Some(outcome)).1)),
+            None => drop(open.remove(key.as_bytes())),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Flight>> {
@@ -42,7 +54,7 @@ impl Flights {
 }
 
 impl Resolver {
-    /// Joins the question's flight, or starts it. `None` if too many are under way.
+    /// Joins the question's flight, or starts it. `None` if too many are under way, or none can be.
     pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key) -> Option<Flight> {
         let mut open = self.flights.lock();
         if let Some(flight) = open.get(key.as_bytes()) {
@@ -52,10 +64,11 @@ impl Resolver {
         if open.len() >= PLACES {
             return None;
         }
+        let runtime = self.flights.runtime.get()?;
         let (land, flight) = watch::channel(None);
         open.insert(key.as_bytes().into(), flight.clone());
         count(&self.counters.asked);
-        self.flights.runtime.spawn(fly(self.clone(), question.clone(), *key, land));
+        runtime.spawn(fly(self.clone(), question.clone(), *key, land));
         Some(flight)
     }
 
@@ -74,37 +87,38 @@ impl Resolver {
         private && !self.places.rebind_exempt.iter().any(|zone| question.name.is_in(zone))
     }
 
-    async fn fetch(self: &Arc<Self>, question: &Question) -> Result<Answer, Failure> {
-        let mut answer = match &self.validator {
+    async fn fetch(self: &Arc<Self>, question: &Question, key: &Key) -> Result<Arc<Answer>, Failure> {
+        let answer = match &self.validator {
             Some(validator) if !question.checking_disabled => validator.ask(question).await?,
             _ => self.forwarder.ask(question).await?,
         };
+        Ok(self.keep(question, key, answer))
+    }
+
+    /// Judges an upstream's answer and puts it into the cache: what guests are given.
+    pub(super) fn keep(&self, question: &Question, key: &Key, mut answer: Answer) -> Arc<Answer> {
         if self.is_rebinding(question, &answer) {
             count(&self.counters.rebind);
-            return Ok(Answer::withheld(question, Ede::Filtered, WITHHELD_FOR));
+            answer = Answer::withheld(question, Ede::Filtered, WITHHELD_FOR);
+        } else {
+            answer.hold(self.network.resolver.min_ttl, self.network.resolver.max_ttl);
         }
-        answer.hold(self.network.resolver.min_ttl, self.network.resolver.max_ttl);
-        Ok(answer)
+        let (answer, now) = (Arc::new(answer), Instant::now());
+        if answer.is_plain_nxdomain() {
+            self.cache.put(&Key::of_nxdomain(&question.name, question), answer.clone(), now);
+        }
+        self.cache.put(key, answer.clone(), now);
+        answer
     }
 }
 
 async fn fly(resolver: Arc<Resolver>, question: Question, key: Key, land: watch::Sender<Option<Outcome>>) {
     let _landing = Landing { resolver: &resolver, key };
-    let outcome = match resolver.fetch(&question).await {
-        Ok(answer) => {
-            let (answer, now) = (Arc::new(answer), Instant::now());
-            if answer.is_plain_nxdomain() {
-                resolver.cache.put(&Key::of_nxdomain(&question.name, &question), answer.clone(), now);
-            }
-            resolver.cache.put(&key, answer.clone(), now);
-            Ok(answer)
-        }
-        Err(failure) => {
-            resolver.cache.put_failure(&key, Instant::now());
-            Err(failure.into())
-        }
-    };
     // In the cache first: who comes after the flight is off the list finds the answer there.
+    let outcome = resolver.fetch(&question, &key).await.map_err(|failure| {
+        resolver.cache.put_failure(&key, Instant::now());
+        failure.into()
+    });
     land.send_replace(Some(outcome));
 }
 

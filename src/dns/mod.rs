@@ -19,6 +19,8 @@ mod batch;
 mod cache;
 mod control;
 mod counters;
+#[cfg(any(test, fuzzing))]
+mod exercise;
 mod fair;
 mod flights;
 mod forward;
@@ -45,6 +47,8 @@ pub use admin::{DnsAdmin, DnsAdminError};
 pub use cache::CacheUse;
 pub use control::{DnsControl, Explained, ReloadError, TopName};
 pub use counters::DnsCounters;
+#[cfg(fuzzing)]
+pub use exercise::{exercise_answer, exercise_query};
 pub use forward::UpstreamReport;
 pub use guests::GuestReport;
 pub use histogram::Latencies;

@@ -1,6 +1,11 @@
 //! PURE: walking over resource records where they stand in a message. In: bytes and an offset. Out: the record's fixed
-//! fields and where it ends. Nothing is decompressed or copied, so any bytes cost one pass.
+//! fields and where it ends. Nothing is copied; names are followed only to see that they end.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use super::query::HEADER;
+
+/// Labels and pointers of a name at most: 127 labels of one byte, each with a pointer to the next.
+const LABELS: usize = 255;
 
 /// A record's fixed fields (RFC 1035 section 4.1.3) and where it stands.
 #[derive(Debug, Clone, Copy)]
@@ -19,33 +24,61 @@ impl Record {
     }
 }
 
-/// The record at `at`. `None` if it is cut short or its owner is no name.
+/// The record at `at`. `None` if it is cut short, its owner is no name, or a name in its data is none.
 pub(super) fn read(message: &[u8], at: usize) -> Option<Record> {
-    let fixed_at = skip_name(message, at)?;
+    let fixed_at = name_end(message, at)?;
     let fixed = message.get(fixed_at..)?.first_chunk::<10>()?;
     let rdata_at = fixed_at + 10;
     let end = rdata_at + usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
-    (end <= message.len()).then_some(Record {
+    let record = Record {
         rtype: u16::from_be_bytes([fixed[0], fixed[1]]),
         class: u16::from_be_bytes([fixed[2], fixed[3]]),
         ttl: u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]),
         ttl_at: fixed_at + 4,
         rdata_at,
         end,
-    })
+    };
+    (end <= message.len() && has_whole_names(message.get(..end)?, record.rtype, rdata_at)).then_some(record)
 }
 
-/// Where the name at `at` ends: after its root label or its pointer, which is not followed but must point back
-/// (RFC 1035 section 4.1.4: "a prior occurrence").
-fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
-    let start = at;
-    while at - start <= 255 {
+/// Whether the data of a type that may have compressed names (RFC 3597 section 4) is names that end, with what stands
+/// before and after them as long as the type has it. `message` ends with the data. A guest's stub is not to be handed a loop.
+fn has_whole_names(message: &[u8], rtype: u16, at: usize) -> bool {
+    let (before, names, after) = match rtype {
+        2..=5 | 7..=9 | 12 | 39 => (0, 1, 0), // NS, MD, MF, CNAME, MB, MG, MR, PTR, DNAME
+        6 => (0, 2, 20),                      // SOA
+        14 | 17 => (0, 2, 0),                 // MINFO, RP
+        15 | 18 | 21 | 36 => (2, 1, 0),       // MX, AFSDB, RT, KX
+        26 => (2, 2, 0),                      // PX
+        33 => (6, 1, 0),                      // SRV
+        _ => return true,
+    };
+    let mut end = Some(at + before);
+    for _ in 0..names {
+        end = end.and_then(|at| name_end(message, at));
+    }
+    end.is_some_and(|end| end + after == message.len())
+}
+
+/// Where the name at `at` ends: after its root label or its first pointer. `None` if it is no name: cut short, of more than
+/// 255 bytes with what it points to (RFC 1035 section 3.1), or with a pointer that does not point back to behind the header
+/// (section 4.1.4: "a prior occurrence"), so each is followed once.
+fn name_end(message: &[u8], mut at: usize) -> Option<usize> {
+    let (mut length, mut end, mut before) = (0, None, at);
+    for _ in 0..LABELS {
         match *message.get(at)? {
-            0 => return Some(at + 1),
-            length @ 1..=63 => at += 1 + usize::from(length),
+            0 => return (length < 255).then(|| end.unwrap_or(at + 1)),
+            label @ 1..=63 => {
+                length += 1 + usize::from(label);
+                at += 1 + usize::from(label);
+            }
             high @ 0xc0.. => {
                 let target = usize::from(high & 0x3f) << 8 | usize::from(*message.get(at + 1)?);
-                return (target < start).then_some(at + 2);
+                if !(HEADER..before).contains(&target) {
+                    return None;
+                }
+                end.get_or_insert(at + 2);
+                (at, before) = (target, target);
             }
             _ => return None,
         }
@@ -67,13 +100,53 @@ mod tests {
         assert_eq!(record.rdata(&message), [1, 2, 3, 4]);
     }
 
+    /// A record of this owner and data behind an empty header and, at 12, the name `a.`.
+    fn record(owner: &[u8], rtype: u8, rdata: &[u8]) -> Option<Record> {
+        let head = [&[0; 12][..], b"\x01a\0", owner, &[0, rtype, 0, 1, 0, 0, 0, 60, 0, rdata.len() as u8]];
+        read(&[&head.concat(), rdata].concat(), 15)
+    }
+
     #[test]
-    fn pointers_forward_and_to_itself_are_no_names() {
-        assert!(read(b"\xc0\x00\0\x01\0\x01\0\0\0\0\0\0", 0).is_none());
-        assert!(read(b"\xc0\x0a\0\x01\0\x01\0\0\0\0\0\0", 0).is_none());
-        assert!(read(b"\x80a\0\0\x01\0\x01\0\0\0\0\0\0", 0).is_none());
+    fn pointers_forward_to_itself_or_into_the_header_are_no_names() {
+        assert!(record(b"\xc0\x0c", 1, &[1; 4]).is_some());
+        for owner in [b"\xc0\x0f", b"\xc0\x11", b"\xc0\x00", b"\xc0\x0b", b"\x80a", b"\xff\xff"] {
+            assert!(record(owner, 1, &[1; 4]).is_none(), "{owner:?}");
+        }
         assert!(read(&[1; 600], 0).is_none());
         assert!(read(b"\0", 9).is_none());
+    }
+
+    #[test]
+    fn a_name_is_no_longer_than_255_bytes_with_what_it_points_to() {
+        let long = |count: usize| [[1, b'a'].repeat(count), vec![0xc0, 12]].concat();
+        assert!(record(&long(125), 1, &[1; 4]).is_some());
+        assert!(record(&long(126), 1, &[1; 4]).is_some());
+        assert!(record(&long(127), 1, &[1; 4]).is_none());
+        // Labels that a header's counts cannot bound.
+        assert!(record(&[[1, b'a'].repeat(255), vec![0]].concat(), 1, &[1; 4]).is_none());
+    }
+
+    #[test]
+    fn names_in_data_end_where_the_data_does() {
+        let soa = |tail: usize| [b"\xc0\x0c\x01b\xc0\x0c".to_vec(), vec![0; tail]].concat();
+        for (rtype, rdata) in [(5, &b"\xc0\x0c"[..]), (2, b"\x01b\0"), (15, b"\0\x0a\xc0\x0c"), (6, &soa(20))]
+        {
+            assert!(record(b"\xc0\x0c", rtype, rdata).is_some(), "{rtype}");
+        }
+        // At 29 the data itself.
+        for (rtype, rdata) in [
+            (5, &b"\xc0\x1d"[..]),
+            (5, b"\x01b\xc0\x1d"),
+            (12, b"\xc0\x0c\0"),
+            (5, b"\x03b"),
+            (15, b"\xc0\x0c"),
+            (6, &soa(19)),
+            (6, &soa(21)),
+        ] {
+            assert!(record(b"\xc0\x0c", rtype, rdata).is_none(), "{rtype} {rdata:?}");
+        }
+        // Of a type that is not compressed, nobody but the guest knows.
+        assert!(record(b"\xc0\x0c", 16, b"\xc0\x1d").is_some());
     }
 
     #[test]

@@ -78,7 +78,7 @@ pub(super) struct Pending {
     query: Query,
     pub(super) from: SocketAddr,
     how: Transport,
-    question: Question,
+    pub(super) question: Question,
     stale: Option<(Arc<Answer>, Duration)>,
     /// Our own records that go before the upstream's: an alias whose target is not ours.
     before: Vec<Record>,

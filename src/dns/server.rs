@@ -134,55 +134,11 @@ impl DnsServer {
         registry: Registry,
         endpoints: DnsEndpoints,
     ) -> Result<Self, DnsError> {
-        let name = || network.name.to_string();
-        if endpoints.upstreams.is_empty() {
-            return Err(DnsError::NoUpstream { network: name() });
-        }
-        if endpoints.upstreams.iter().any(|upstream| upstream.address == endpoints.listen) {
-            return Err(DnsError::UpstreamIsSelf { network: name(), address: endpoints.listen });
-        }
-        let domain = || DnsError::Domain { network: name(), domain: network.domain.to_string() };
-        let places = Places::of(&network).ok_or_else(domain)?;
-        let settings = &network.resolver;
-        let local = LocalData::load(settings, &endpoints.records)
-            .map_err(|source| DnsError::Hosts { network: name(), source })?;
-        let policy =
-            Policy::load(&settings.rules).map_err(|source| DnsError::Policy { network: name(), source })?;
-        let zones = settings.forward.iter().flat_map(|zone| &zone.servers);
-        let servers: Vec<&Upstream> = endpoints.upstreams.iter().chain(zones).collect();
-        let trust = Trust::new(&servers, settings.upstream_ca.as_deref())
-            .map_err(|source| DnsError::Secure { network: name(), source })?;
-
+        let resolver = Arc::new(resolver(network, registry, &endpoints)?);
         let (tcp, udp, address) = bind(endpoints.listen)?;
-        let exchanges = exchanges();
-        let forwarder =
-            Arc::new(Forwarder::new(&network, &endpoints.upstreams, exchanges, &trust, endpoints.events));
-        let validator = settings
-            .dnssec
-            .then(|| Validator::new(forwarder.clone(), settings.trust_anchor.as_deref()))
-            .transpose()
-            .map_err(|source| DnsError::Anchor { network: name(), source })?;
         let runtime =
             runtime::Builder::new_current_thread().enable_all().build().map_err(DnsError::Threads)?;
-        let resolver = Arc::new(Resolver {
-            places,
-            registry: registry.clone(),
-            guests_only: endpoints.guests_only,
-            own_subnets: endpoints.own_subnets,
-            local: ArcSwap::from_pointee(local),
-            policy: ArcSwap::from_pointee(policy),
-            cache: Cache::new(settings.cache_bytes),
-            forwarder,
-            validator,
-            fair: Fair::new(exchanges / GUEST_SHARE),
-            guests: Guests::new(network.name.clone(), registry, settings.queries_per_second),
-            flights: Flights::new(runtime.handle().clone()),
-            counters: Counters::default(),
-            latency: Histogram::default(),
-            cookie_secret: RandomState::new(),
-            logged: AtomicU64::new(0),
-            network,
-        });
+        resolver.flights.run_on(runtime.handle().clone());
         let server = Self::run(resolver, runtime, tcp, udp, address)?;
         info!(network = %server.resolver.network.name, "DNS server is answering");
         Ok(server)
@@ -257,6 +213,59 @@ impl Drop for DnsServer {
             let _ = thread.join();
         }
     }
+}
+
+/// All of a resolver but its sockets and threads. It asks no upstream before its flights have a runtime.
+pub(super) fn resolver(
+    network: Arc<Network>,
+    registry: Registry,
+    endpoints: &DnsEndpoints,
+) -> Result<Resolver, DnsError> {
+    let name = || network.name.to_string();
+    if endpoints.upstreams.is_empty() {
+        return Err(DnsError::NoUpstream { network: name() });
+    }
+    if endpoints.upstreams.iter().any(|upstream| upstream.address == endpoints.listen) {
+        return Err(DnsError::UpstreamIsSelf { network: name(), address: endpoints.listen });
+    }
+    let domain = || DnsError::Domain { network: name(), domain: network.domain.to_string() };
+    let places = Places::of(&network).ok_or_else(domain)?;
+    let settings = &network.resolver;
+    let local = LocalData::load(settings, &endpoints.records)
+        .map_err(|source| DnsError::Hosts { network: name(), source })?;
+    let policy =
+        Policy::load(&settings.rules).map_err(|source| DnsError::Policy { network: name(), source })?;
+    let zones = settings.forward.iter().flat_map(|zone| &zone.servers);
+    let servers: Vec<&Upstream> = endpoints.upstreams.iter().chain(zones).collect();
+    let trust = Trust::new(&servers, settings.upstream_ca.as_deref())
+        .map_err(|source| DnsError::Secure { network: name(), source })?;
+    let exchanges = exchanges();
+    let events = endpoints.events.clone();
+    let forwarder = Arc::new(Forwarder::new(&network, &endpoints.upstreams, exchanges, &trust, events));
+    let validator = settings
+        .dnssec
+        .then(|| Validator::new(forwarder.clone(), settings.trust_anchor.as_deref()))
+        .transpose()
+        .map_err(|source| DnsError::Anchor { network: name(), source })?;
+    Ok(Resolver {
+        places,
+        registry: registry.clone(),
+        guests_only: endpoints.guests_only,
+        own_subnets: endpoints.own_subnets.clone(),
+        local: ArcSwap::from_pointee(local),
+        policy: ArcSwap::from_pointee(policy),
+        cache: Cache::new(settings.cache_bytes),
+        forwarder,
+        validator,
+        fair: Fair::new(exchanges / GUEST_SHARE),
+        guests: Guests::new(network.name.clone(), registry, settings.queries_per_second),
+        flights: Flights::default(),
+        counters: Counters::default(),
+        latency: Histogram::default(),
+        cookie_secret: RandomState::new(),
+        logged: AtomicU64::new(0),
+        network,
+    })
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DnsError> {

@@ -27,6 +27,7 @@ mod lifecycle;
 mod queries;
 mod settings;
 mod tcp;
+mod upstreams;
 mod zone;
 
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -73,6 +74,7 @@ struct Asked {
     /// From 0, of this upstream.
     nth: usize,
     message: Message,
+    from: SocketAddr,
     tcp: bool,
 }
 
@@ -161,7 +163,8 @@ impl Upstream {
                 let (length, to) = udp.recv_from(&mut buffer).await.unwrap();
                 let message = Message::from_vec(&buffer[..length]).unwrap();
                 senders.lock().unwrap().push((to, message.metadata.id));
-                let asked = Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, tcp: false };
+                let asked =
+                    Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, from: to, tcp: false };
                 for (wait, bytes) in behaviour(&asked) {
                     let udp = udp.clone();
                     late.spawn(async move {
@@ -174,16 +177,21 @@ impl Upstream {
         let counted = seen.clone();
         tasks.spawn(async move {
             loop {
-                let (mut stream, _) = tcp.accept().await.unwrap();
-                let length = stream.read_u16().await.unwrap();
+                let (mut stream, from) = tcp.accept().await.unwrap();
+                // Who has an answer from elsewhere may leave at any time.
+                let Ok(length) = stream.read_u16().await else { continue };
                 let mut message = vec![0; length.into()];
-                stream.read_exact(&mut message).await.unwrap();
+                if stream.read_exact(&mut message).await.is_err() {
+                    continue;
+                }
                 let message = Message::from_vec(&message).unwrap();
-                let asked = Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, tcp: true };
+                let asked = Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, from, tcp: true };
                 for (wait, bytes) in behaves(&asked) {
                     tokio::time::sleep(wait).await;
-                    stream.write_u16(bytes.len().try_into().unwrap()).await.unwrap();
-                    stream.write_all(&bytes).await.unwrap();
+                    let framed = [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();
+                    if stream.write_all(&framed).await.is_err() {
+                        break;
+                    }
                 }
             }
         });

@@ -5,7 +5,7 @@ use std::fs;
 use super::*;
 use crate::model::{DnsAction, DnsRecord, DnsRule, ForwardZone};
 
-fn record(name: &str, rtype: &str, value: &str) -> DnsRecord {
+pub(super) fn record(name: &str, rtype: &str, value: &str) -> DnsRecord {
     let name = DnsRecord::owner(name, "vm.internal").unwrap();
     DnsRecord { name, rtype: rtype.into(), value: value.into(), ttl: 60 }
 }

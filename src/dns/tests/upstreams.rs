@@ -1,0 +1,238 @@
+//! Upstreams that are odd, slow, broken or forged.
+
+use super::*;
+
+/// The names as an upstream saw them.
+type Seen = Arc<Mutex<Vec<String>>>;
+
+fn noting(seen: &Seen, asked: &Asked) {
+    seen.lock().unwrap().push(asked.message.queries[0].name().to_string());
+}
+
+/// Looks up so many names, each once: `nN.example.com.`
+async fn look_up(server: &DnsServer, numbers: std::ops::Range<usize>) {
+    for n in numbers {
+        assert_eq!(addresses(&lookup(server, &format!("n{n}.example.com.")).await), [ANSWER], "n{n}");
+    }
+}
+
+fn is_mixed(name: &str) -> bool {
+    name.bytes().any(|byte| byte.is_ascii_uppercase())
+}
+
+#[tokio::test]
+async fn names_go_out_in_mixed_case_to_an_upstream_that_keeps_it() {
+    let seen = Seen::default();
+    let upstream = Upstream::that({
+        let seen = seen.clone();
+        move |asked| {
+            noting(&seen, asked);
+            now(asked.a(300))
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    // It is tried out on a name that it has just answered.
+    look_up(&server, 0..17).await;
+    assert!(!seen.lock().unwrap()[..17].iter().any(|name| is_mixed(name)));
+    look_up(&server, 20..60).await;
+    let names: Vec<String> = seen.lock().unwrap().drain(..).skip(18).collect();
+    assert_eq!(names.len(), 40);
+    // Of eleven letters each: that a few come out in lower case by chance is no matter.
+    assert!(names.iter().filter(|name| is_mixed(name)).count() > 35, "{names:?}");
+    let cases: std::collections::BTreeSet<_> = names.iter().map(|name| &name[name.len() - 12..]).collect();
+    assert!(cases.len() > 35, "{cases:?}");
+    // The guest has its own back, from the upstream and from the cache.
+    for _ in 0..2 {
+        let answer = lookup(&server, "Own.eXample.com.").await;
+        assert!(answer.queries[0].name().eq_case(&name("Own.eXample.com.")));
+        assert_eq!(addresses(&answer), [ANSWER]);
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_keep_the_case_is_not_asked_in_mixed_case() {
+    let seen = Seen::default();
+    let upstream = Upstream::that({
+        let seen = seen.clone();
+        move |asked| {
+            noting(&seen, asked);
+            let mut reply = asked.reply();
+            reply.queries = vec![Query::query(name(&asked.name()), RecordType::A)];
+            reply.add_answer(a(&asked.name(), 300));
+            now(reply.to_vec().unwrap())
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..40).await;
+    let mixed = seen.lock().unwrap().iter().filter(|name| is_mixed(name)).count();
+    assert_eq!(mixed, 1, "{seen:?}");
+}
+
+#[tokio::test]
+async fn an_answer_in_a_guessed_case_is_not_believed() {
+    let forged = Arc::new(AtomicUsize::new(usize::MAX));
+    let upstream = Upstream::that({
+        let forged = forged.clone();
+        move |asked| {
+            let honest = (Duration::from_millis(20), asked.a(300));
+            if asked.tcp || asked.nth < forged.load(Ordering::SeqCst) {
+                return vec![honest];
+            }
+            // Id, port and name are right; the case is as a guest would write it.
+            let mut lie = asked.reply();
+            lie.queries = vec![Query::query(name(&asked.name()), RecordType::A)];
+            let address = RData::A(A(Ipv4Addr::new(6, 6, 6, 6)));
+            lie.add_answer(Record::from_rdata(name(&asked.name()), 300, address));
+            vec![(Duration::ZERO, lie.to_vec().unwrap()), honest]
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..18).await;
+    forged.store(0, Ordering::SeqCst);
+    look_up(&server, 18..20).await;
+}
+
+#[tokio::test]
+async fn an_answer_from_another_port_is_not_believed() {
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let upstream = Upstream::that(move |asked| {
+        let mut lie = asked.reply();
+        let address = RData::A(A(Ipv4Addr::new(6, 6, 6, 6)));
+        lie.add_answer(Record::from_rdata(name(&asked.name()), 300, address));
+        other.send_to(&lie.to_vec().unwrap(), asked.from).unwrap();
+        vec![(Duration::from_millis(50), asked.a(300))]
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..4).await;
+}
+
+#[tokio::test]
+async fn a_loop_of_aliases_is_an_answer_that_ends() {
+    let upstream = Upstream::that(|asked| {
+        let alias = |owner: &str, target: &str| {
+            Record::from_rdata(name(owner), 300, RData::CNAME(CNAME(name(target))))
+        };
+        now(asked
+            .with([alias("a.example.com.", "b.example.com."), alias("b.example.com.", "a.example.com.")]))
+    })
+    .await;
+    let settings = ResolverSettings {
+        records: vec![settings::record("ours", "CNAME", "a.example.com")],
+        ..Default::default()
+    };
+    let server = resolver(settings, &[&upstream]);
+    let answer = lookup(&server, "a.example.com.").await;
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 2));
+    // Begun by an alias of ours.
+    let answer = lookup(&server, "ours.vm.internal.").await;
+    assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 3));
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_tcp_hands_on_and_alone_it_is_a_failure_that_says_so() {
+    // Too long for a datagram; by TCP nothing comes but the end of the connection.
+    let closing = Upstream::that(|asked| {
+        let mut reply = asked.reply();
+        reply.metadata.truncation = true;
+        if asked.tcp { vec![] } else { now(reply.to_vec().unwrap()) }
+    })
+    .await;
+    let prompt = Upstream::prompt().await;
+    let server = forwarding(&[&closing, &prompt]);
+    assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
+
+    let alone = forwarding(&[&closing]);
+    let since = Instant::now();
+    let answer = ask(&alone, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(extended_error(&answer), Some(22));
+    assert!(since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    let last = alone.control().upstreams()[0].last_error.clone();
+    assert!(last.contains("end of file"), "{last}");
+}
+
+#[tokio::test]
+async fn an_answer_of_64_kib_reaches_a_guest_whole_by_tcp() {
+    let upstream = Upstream::that(|asked| {
+        let mut reply = asked.reply();
+        reply.edns = None;
+        reply.metadata.truncation = !asked.tcp;
+        let mut bytes = reply.to_vec().unwrap();
+        if asked.tcp {
+            // By hand: the name is a pointer to the question's, then one text of 255 bytes; the last fills what is left.
+            let mut count = 0_u16;
+            while bytes.len() < usize::from(u16::MAX) {
+                let room = usize::from(u16::MAX) - bytes.len() - 13;
+                let length = if (256..300).contains(&room) { 200 } else { room.min(255) };
+                bytes.extend_from_slice(b"\xc0\x0c\0\x10\0\x01\0\0\x01\x2c");
+                bytes.extend_from_slice(&(length as u16 + 1).to_be_bytes());
+                bytes.push(length as u8);
+                bytes.resize(bytes.len() + length, b'x');
+                count += 1;
+            }
+            assert_eq!(bytes.len(), usize::from(u16::MAX));
+            bytes[6..8].copy_from_slice(&count.to_be_bytes());
+        }
+        now(bytes)
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    for _ in 0..2 {
+        let whole = ask_tcp(&server, question("big.example.com.", RecordType::TXT)).await;
+        assert!(whole.answers.len() > 230 && !whole.metadata.truncation, "{}", whole.answers.len());
+    }
+    assert!(ask(&server, question("big.example.com.", RecordType::TXT)).await.metadata.truncation);
+    assert_eq!(upstream.seen(), 2);
+}
+
+#[tokio::test]
+async fn below_a_name_that_does_not_exist_no_upstream_is_asked() {
+    let upstream = Upstream::that(|asked| now(asked.denied(60))).await;
+    let server = forwarding(&[&upstream]);
+    lookup(&server, "missing.example.").await;
+    assert_eq!(upstream.seen(), 1);
+    for (owner, rtype) in [
+        ("a.missing.example.", RecordType::A),
+        ("a.b.missing.example.", RecordType::A),
+        ("missing.example.", RecordType::TXT),
+        ("MISSING.example.", RecordType::AAAA),
+    ] {
+        let answer = ask(&server, question(owner, rtype)).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{owner}");
+        assert_eq!(answer.authorities[0].record_type(), RecordType::SOA, "{owner}");
+        assert_eq!(answer.queries[0].name().to_string().to_lowercase(), owner.to_lowercase());
+    }
+    assert_eq!(upstream.seen(), 1);
+    // Beside it is not below it; and who validates is given its own proof.
+    lookup(&server, "xmissing.example.").await;
+    lookup(&server, "example.").await;
+    ask(&server, with_edns(question("a.missing.example.", RecordType::A), 1232, true)).await;
+    assert_eq!(upstream.seen(), 4);
+}
+
+#[tokio::test]
+async fn an_answer_with_a_loop_of_pointers_is_not_passed_on() {
+    let upstream = Upstream::that(|asked| {
+        let mut looped = asked.with([Record::from_rdata(
+            name(&asked.name()),
+            300,
+            RData::CNAME(CNAME(name("target.example.net."))),
+        )]);
+        let opt = if asked.message.edns.is_some() { 11 } else { 0 };
+        let end = looped.len() - opt;
+        let target = b"\x06target\x07example\x03net\0";
+        let at = end - target.len();
+        assert_eq!(looped[at..end], target[..]);
+        // The target's last label points to itself.
+        looped[end - 5..end - 3].copy_from_slice(&(0xc000 | (end - 5) as u16).to_be_bytes());
+        now(looped)
+    })
+    .await;
+    let prompt = Upstream::prompt().await;
+    let server = forwarding(&[&upstream, &prompt]);
+    assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
+}
