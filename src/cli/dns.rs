@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::CliError;
 use super::client::Client;
+use super::dns_top::{self, DnsTop};
 use super::output::{Format, list, pretty, text};
 use crate::model::{DnsName, NetworkName, VmId};
 use crate::proto::guestnet::v1;
@@ -27,13 +28,7 @@ pub(super) enum DnsCommand {
         network: Option<NetworkName>,
     },
     /// The guests that ask most, the names asked for most, and how upstreams do.
-    Top {
-        #[arg(long, value_name = "NAME")]
-        network: Option<NetworkName>,
-        /// How many of each.
-        #[arg(long, short = 'n', default_value_t = 10, value_name = "COUNT")]
-        count: u32,
-    },
+    Top(DnsTop),
     /// Answers that the resolvers keep.
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -106,9 +101,7 @@ pub(super) async fn run(client: &Client, format: Format, command: DnsCommand) ->
             Ok(query(format, &client.query_dns(request).await?))
         }
         DnsCommand::Stats { network } => Ok(stats(format, &client.dns_stats(text_of(network), None).await?)),
-        DnsCommand::Top { network, count } => {
-            Ok(top(format, &client.dns_stats(text_of(network), Some(count)).await?))
-        }
+        DnsCommand::Top(command) => dns_top::run(client, format, command).await,
         DnsCommand::Cache(CacheCommand::Flush { name, network }) => {
             let name = (name != "all").then_some(name);
             let request =
@@ -202,43 +195,7 @@ fn stats(format: Format, resolvers: &[v1::DnsStats]) -> String {
     out
 }
 
-fn top(format: Format, resolvers: &[v1::DnsStats]) -> String {
-    if format == Format::Json {
-        return pretty(&Value::Array(resolvers.iter().map(stats_json).collect()));
-    }
-    let mut out = String::new();
-    for resolver in resolvers {
-        let value = stats_json(resolver);
-        let rows = |key: &str| value[key].as_array().cloned().unwrap_or_default();
-        let guests = rows("guests").into_iter().map(|mut guest| {
-            for counter in ["queries", "cache_hits", "forwarded", "nxdomain", "servfail", "policy", "limited"]
-            {
-                guest[counter] = guest["counters"][counter].clone();
-            }
-            guest
-        });
-        let columns = [
-            "vm_id",
-            "ip_address",
-            "queries",
-            "cache_hits",
-            "forwarded",
-            "nxdomain",
-            "servfail",
-            "policy",
-            "limited",
-            "latency_p99_us",
-        ];
-        out += &format!("network {}\n", text(&value["network_id"]));
-        out += &list(Format::Table, &columns, guests.collect());
-        out += "\n";
-        out += &list(Format::Table, &["name", "type", "hits"], rows("names"));
-        out += &upstreams(&value);
-    }
-    out
-}
-
-fn upstreams(value: &Value) -> String {
+pub(super) fn upstreams(value: &Value) -> String {
     let columns =
         ["server", "domain", "up", "srtt_us", "latency_p99_us", "answers", "failures", "last_error"];
     let rows = value["upstreams"].as_array().cloned().unwrap_or_default();
@@ -280,7 +237,7 @@ fn cache_json(stats: &v1::DnsStats) -> Value {
     })
 }
 
-fn stats_json(stats: &v1::DnsStats) -> Value {
+pub(super) fn stats_json(stats: &v1::DnsStats) -> Value {
     let upstream = |upstream: &v1::DnsUpstream| {
         json!({
             "server": upstream.server,

@@ -7,6 +7,7 @@ mod capture;
 mod client;
 mod dns;
 mod dns_client;
+mod dns_top;
 mod doctor;
 mod events;
 mod gc;

@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -140,7 +140,7 @@ impl Resolver {
                     answer => {
                         let bytes =
                             answer.and_then(|answer| reply::local(message, &asked.query, from, how, &answer));
-                        self.put(&guest, out, bytes)
+                        self.put_logged(&asked, out, bytes, "local")
                     }
                 }
             }
@@ -168,7 +168,7 @@ impl Resolver {
         if ruled {
             tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "answered by a rule");
             self.tally(asked.guest, |counters| &counters.policy);
-            self.put(asked.guest, out, bytes);
+            self.put_logged(asked, out, bytes, "rule");
         }
         ruled
     }
@@ -361,7 +361,22 @@ impl Resolver {
     }
 
     fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
-        self.put(asked.guest, out, reply::code(asked.message, &asked.query, asked.from, asked.how, code))
+        let bytes = reply::code(asked.message, &asked.query, asked.from, asked.how, code);
+        self.put_logged(asked, out, bytes, "code")
+    }
+
+    fn put_logged(
+        &self,
+        asked: &Asked<'_>,
+        out: &mut Vec<u8>,
+        bytes: Option<Vec<u8>>,
+        source: &'static str,
+    ) -> Step {
+        let step = self.put(asked.guest, out, bytes);
+        if matches!(step, Step::Answered) {
+            self.log(asked, out, source);
+        }
+        step
     }
 
     fn put(&self, guest: &Guest, out: &mut Vec<u8>, bytes: Option<Vec<u8>>) -> Step {
@@ -376,16 +391,20 @@ impl Resolver {
 
     fn answered(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) -> Step {
         self.count_rcode(asked.guest, out);
-        let every = self.network.resolver.query_log;
-        if every > 0
-            && self.logged.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(every.into())
-        {
-            let vm = asked.guest.vm.as_ref().map_or("-", |vm| vm.as_str());
-            let Query { name, qtype, .. } = &asked.query;
-            let rcode = out.get(3).map_or(0, |byte| byte & 0xf);
-            tracing::info!(target: "guestnet::dns::query", vm, from = %asked.from.ip(), %name, qtype, rcode, source);
-        }
+        self.log(asked, out, source);
         Step::Answered
+    }
+
+    /// The query log: off unless it is asked for, and then one query of so many.
+    fn log(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) {
+        let every = self.network.resolver.query_log;
+        if every == 0 || !self.logged.fetch_add(1, Relaxed).is_multiple_of(every.into()) {
+            return;
+        }
+        let vm = asked.guest.vm.as_ref().map_or("-", |vm| vm.as_str());
+        let Query { name, qtype, .. } = &asked.query;
+        let rcode = out.get(3).map_or(0, |byte| byte & 0xf);
+        tracing::info!(target: "guestnet::dns::query", vm, from = %asked.from.ip(), %name, qtype, rcode, source);
     }
 
     fn count_rcode(&self, guest: &Guest, out: &[u8]) {

@@ -1,6 +1,8 @@
 //! The three ways for a guest to configure itself, each on a booted guest: A by DHCP, B by its kernel command line, C by
 //! cloud-init. One VM is told the same by all of them, and is online.
 
+mod dns;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -29,6 +30,9 @@ use crate::model::{Upstream as Server, UpstreamTransport};
 const IN_FLIGHT: usize = 4_096;
 /// For the TCP and TLS handshakes; what is left of a question's budget is for another upstream.
 const CONNECT: Duration = Duration::from_secs(2);
+/// A question without an answer for so long, and none to any other meanwhile: the connection may lead nowhere (a NAT or a
+/// server that has forgotten it), which TCP itself notices after a quarter of an hour.
+const DEAF: Duration = Duration::from_millis(900);
 /// After a failed handshake, questions fail at once for so long.
 const HOLD_OFF: Duration = Duration::from_millis(500);
 
@@ -79,6 +83,25 @@ pub(super) struct Channel {
     /// Ends the connections' tasks when it is dropped.
     provider: TokioRuntimeProvider,
     connection: Mutex<Connection>,
+    /// Answers so far.
+    heard: AtomicU64,
+    /// The open connection is not to be used again.
+    deaf: AtomicBool,
+}
+
+/// A question that waits for its answer. However it stops waiting, it tells whether the connection still gives answers.
+struct Waiting<'a> {
+    channel: &'a Channel,
+    since: Instant,
+    heard: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.since.elapsed() >= DEAF && self.channel.heard.load(Relaxed) == self.heard {
+            self.channel.deaf.store(true, Relaxed);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -92,7 +115,8 @@ impl Channel {
         let config = trust.0.clone().filter(|_| server.transport != UpstreamTransport::Plain)?;
         let (address, transport) = (server.address, server.transport.clone());
         let provider = TokioRuntimeProvider::new();
-        Some(Self { address, transport, config, provider, connection: Mutex::default() })
+        let (heard, deaf) = (AtomicU64::new(0), AtomicBool::new(false));
+        Some(Self { address, transport, config, provider, connection: Mutex::default(), heard, deaf })
     }
 
     pub(super) async fn ask(&self, question: &Question, edns: bool) -> io::Result<Verdict> {
@@ -101,9 +125,13 @@ impl Channel {
             let (exchange, fresh) = self.exchange().await?;
             let message =
                 Message::from_vec(&wire::query(question, rand::random(), edns)).map_err(io::Error::other)?;
+            let _waiting = Waiting { channel: self, since: Instant::now(), heard: self.heard.load(Relaxed) };
             let mut responses = exchange.send(DnsRequest::new(message, DnsRequestOptions::default()));
             let response = match responses.next().await {
-                Some(Ok(response)) => response.into_buffer(),
+                Some(Ok(response)) => {
+                    self.heard.fetch_add(1, Relaxed);
+                    response.into_buffer()
+                }
                 failed => {
                     self.connection.lock().await.open = None;
                     if fresh || attempt > 0 {
@@ -124,6 +152,9 @@ impl Channel {
     /// The open connection, or a new one; and whether it is new.
     async fn exchange(&self) -> io::Result<(DnsExchange<TokioRuntimeProvider>, bool)> {
         let mut connection = self.connection.lock().await;
+        if self.deaf.swap(false, Relaxed) {
+            connection.open = None;
+        }
         if let Some(open) = &connection.open {
             return Ok((open.clone(), false));
         }

@@ -1,45 +1,15 @@
 //! Signed zones: guests that validate behind us, and a network that has us validate.
 
+use super::signed::{nsd, signed};
 use super::*;
-use crate::lab::succeed;
 
 /// nsd on the lab's internet with signed.example, signed with a key made here, and broken.example, where a record was
 /// changed after signing. Their keys, as trust anchors.
 fn signed_zones(lab: &Lab) -> (Server, String) {
-    with_server_address(lab);
-    let at = lab.directory();
-    let mut anchors = String::new();
-    let mut zones = String::new();
-    for zone in ["signed.example", "broken.example"] {
-        let keygen =
-            succeed(Command::new("ldns-keygen").current_dir(at).args(["-a", "ECDSAP256SHA256", "-k", zone]));
-        let key = keygen.trim();
-        let file = at.join(zone);
-        let text = format!(
-            "$ORIGIN {zone}.\n$TTL 300\n@ IN SOA ns root 1 3600 600 86400 60\n@ IN NS ns\nns IN A {SERVER}\n\
-             www IN A 198.51.100.10\nalias IN CNAME www\n"
-        );
-        fs::write(&file, text).unwrap();
-        succeed(Command::new("ldns-signzone").current_dir(at).args([zone, key]));
-        let signed = at.join(format!("{zone}.signed"));
-        if zone.starts_with("broken") {
-            let text = fs::read_to_string(&signed).unwrap().replace("198.51.100.10", "198.51.100.66");
-            fs::write(&signed, text).unwrap();
-        }
-        anchors += &fs::read_to_string(at.join(format!("{key}.key"))).unwrap();
-        zones += &format!("zone:\n  name: {zone}\n  zonefile: {}\n", signed.display());
-    }
-    let path = at.join("nsd.conf");
-    let text = format!(
-        "server:\n  ip-address: {SERVER}\n  username: \"\"\n  chroot: \"\"\n  pidfile: \"\"\n  database: \"\"\n  \
-         zonesdir: \"{at}\"\n  xfrdfile: \"{at}/xfrd\"\n  zonelistfile: \"{at}/zones\"\n  server-count: 1\n  \
-         rrl-ratelimit: 0\nremote-control:\n  control-enable: no\n{zones}",
-        at = at.display()
-    );
-    fs::write(&path, text).unwrap();
-    let mut command = lab.inet.command("nsd");
-    command.args(["-d", "-c"]).arg(path);
-    (Server::start(command), anchors)
+    let records = "www IN A 198.51.100.10\nalias IN CNAME www\n";
+    let ok = signed(lab, "signed.example", records);
+    let bad = signed(lab, "broken.example", records).broken("198.51.100.10", "198.51.100.66");
+    (nsd(lab, &[&ok, &bad]), ok.dnskey + &bad.dnskey)
 }
 
 fn forwarding(settings: &str) -> String {

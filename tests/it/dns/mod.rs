@@ -3,9 +3,11 @@
 mod clients;
 mod dnssec;
 mod operator;
+pub(crate) mod signed;
 mod upstreams;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,14 +15,14 @@ use crate::lab::port::PortGuest;
 use crate::lab::{Daemon, Lab};
 
 /// The address that the tests' own servers have on the lab's internet.
-const SERVER: &str = "198.51.100.53";
+pub(crate) const SERVER: &str = "198.51.100.53";
 
 fn guest(lab: &Lab, daemon: &Daemon<'_>) -> PortGuest {
     PortGuest::of(lab, &daemon.json(&["vm", "create", "web-1"]))
 }
 
 /// A server on the lab's internet, ended when dropped.
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
     fn start(mut command: Command) -> Self {
@@ -52,13 +54,13 @@ fn unbound(lab: &Lab, text: &str) -> Server {
     Server::start(command)
 }
 
-/// Tries until it is so, for twenty seconds; says what was last seen.
+/// Tries until it is so, for a minute; says what was last seen.
 fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
     let begun = Instant::now();
     loop {
         match look() {
             Ok(found) => return found,
-            Err(seen) if begun.elapsed() > Duration::from_secs(20) => panic!("{what}: {seen}"),
+            Err(seen) if begun.elapsed() > Duration::from_secs(60) => panic!("{what}: {seen}"),
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }

@@ -1,7 +1,10 @@
 //! What an operator does with the resolver while guests ask it.
 
+use std::io::BufRead;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::Value;
 
 use super::*;
 use crate::lab::{WEB, WEB_NAME};
@@ -103,6 +106,80 @@ fn a_million_names_are_denied_and_no_query_is_lost_during_a_hundred_updates() {
     assert!(guest.dig(&["more.example"]).contains("NXDOMAIN"));
     let (asked, lost) = (asked.into_inner(), lost.into_inner().unwrap());
     assert!(asked > 300 && lost.is_empty(), "of {asked} queries these were lost: {lost:#?}");
+}
+
+/// What the query log has said so far.
+fn query_log(daemon: &Daemon<'_>) -> Vec<String> {
+    daemon.log().lines().filter(|line| line.contains("guestnet::dns::query")).map(str::to_owned).collect()
+}
+
+#[test]
+fn no_name_that_a_guest_asks_is_logged_unless_the_query_log_is_on_and_then_one_of_so_many() {
+    let lab = Lab::new();
+    let rule = "[[network.resolver.rule]]\nname = \"ads\"\nnames = [\"ads.example\"]\n";
+    let daemon = Daemon::start_with(&lab, &format!("[[network]]\n{rule}"));
+    let guest = guest(&lab, &daemon);
+    // From an upstream, from the cache, by a rule, of our own zone.
+    let names = [WEB_NAME, WEB_NAME, "www.ads.example", "gateway.vm.internal", "nobody.vm.internal"];
+    let ask_all = |guest: &PortGuest| {
+        for name in names {
+            assert!(guest.look_up(name).is_some(), "{name}");
+        }
+    };
+    ask_all(&guest);
+    assert!(query_log(&daemon).is_empty());
+    daemon.stop();
+
+    let with_log = |every: u32| format!("[[network]]\n[network.resolver]\nquery_log = {every}\n{rule}");
+    let daemon = Daemon::start_with(&lab, &with_log(1));
+    ask_all(&guest);
+    let log = query_log(&daemon);
+    assert_eq!(log.len(), names.len(), "{log:#?}");
+    for (line, (name, source)) in
+        log.iter().zip(names.iter().zip(["upstream", "cache", "rule", "local", "local"]))
+    {
+        assert!(line.contains(&format!("{name}.")) && line.contains("web-1"), "{line}");
+        assert!(line.contains(&format!("source=\"{source}\"")), "{line}");
+    }
+    daemon.stop();
+
+    let daemon = Daemon::start_with(&lab, &with_log(10));
+    let before = query_log(&daemon).len();
+    for _ in 0..8 {
+        ask_all(&guest);
+    }
+    assert_eq!(query_log(&daemon).len() - before, 4);
+}
+
+#[test]
+fn dns_top_shows_live_who_asks_how_much() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = guest(&lab, &daemon);
+    let mut command = daemon.client_command(&["dns", "top", "--watch", "--interval", "200", "--json"]);
+    let mut top = Server(command.stdout(Stdio::piped()).spawn().unwrap());
+    let mut looks = std::io::BufReader::new(top.0.stdout.take().unwrap()).lines();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                guest.look_up(WEB_NAME);
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let seen = until("a look with a rate", || {
+            let look: Value = serde_json::from_str(&looks.next().unwrap().unwrap()).unwrap();
+            let asks = |of: &Value| of["queries_per_second"].as_f64().unwrap_or_default() > 0.0;
+            let busy = asks(&look[0]) && asks(&look[0]["guests"][0]);
+            if busy { Ok(look) } else { Err(look.to_string()) }
+        });
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(seen[0]["guests"][0]["vm_id"], "web-1");
+        assert_eq!(seen[0]["names"][0]["name"], "web.example.com.");
+    });
+    // A list for people has the same.
+    let printed = daemon.guestnet(&["dns", "top"]);
+    assert!(printed.contains("web-1") && printed.contains("web.example.com."), "{printed}");
 }
 
 #[test]

@@ -26,8 +26,8 @@ fn unbound_with_certificate(lab: &Lab, ends: i32) -> Server {
         &format!(
             "server:\n  interface: {SERVER}@853\n  interface: {SERVER}@443\n  tls-port: 853\n  https-port: 443\n  \
              tls-service-pem: \"{at}/server.pem\"\n  tls-service-key: \"{at}/server.key\"\n  \
-             access-control: 0.0.0.0/0 allow\n  local-zone: \"secure.example.\" static\n  \
-             local-data: \"www.secure.example. 300 IN A 198.51.100.77\"\n",
+             access-control: 0.0.0.0/0 allow\n  local-zone: \"secure.example.\" redirect\n  \
+             local-data: \"secure.example. 300 IN A 198.51.100.77\"\n",
             at = at.display()
         ),
     )
@@ -52,6 +52,31 @@ fn upstreams_are_asked_by_tls_and_https() {
         assert!(answer.contains("NOERROR"), "{answer}");
         assert_eq!(daemon.json(&["dns", "stats"])[0]["upstreams"][0]["server"], upstream.as_str());
     }
+}
+
+/// As behind a NAT or a firewall that has forgotten it: nothing goes either way, and nobody says so.
+#[test]
+fn a_tls_connection_that_leads_nowhere_is_given_up_for_a_new_one() {
+    let lab = Lab::new();
+    let _unbound = unbound_with_certificate(&lab, 2090);
+    let daemon = Daemon::start_with(&lab, &network(&lab, &format!("tls://{SERVER}#{NAME}")));
+    let guest = guest(&lab, &daemon);
+    let mut asked = 0;
+    let mut answered = || {
+        asked += 1;
+        let printed = guest.dig(&[&format!("n{asked}.secure.example")]);
+        if printed.contains("198.51.100.77") { Ok(()) } else { Err(printed) }
+    };
+    until("an answer by TLS", &mut answered);
+    let established = lab.in_inet("ss", &["-Htn", "state", "established", "sport = :853"]);
+    let ports: Vec<&str> =
+        established.lines().filter_map(|line| line.split_whitespace().last()?.rsplit(':').next()).collect();
+    let [port] = ports[..] else { panic!("one connection: {established}") };
+    for (chain, side) in [("INPUT", "--sport"), ("OUTPUT", "--dport")] {
+        lab.in_inet("iptables", &["-I", chain, "-p", "tcp", side, port, "-j", "DROP"]);
+    }
+    assert!(answered().is_err());
+    until("an answer on a new connection", &mut answered);
 }
 
 #[test]
