@@ -39,6 +39,8 @@ const HOT_NAMES: usize = 1_000;
 /// More names than any server can look up in a round.
 const COLD_NAMES: usize = 100_000;
 const MANY_NAMES: usize = 1_500_000;
+/// What the daemon may keep of answers; its memory is to grow by no more.
+const CACHE_MIB: f64 = 32.0;
 /// hickory-dns's server is not in Debian.
 const HICKORY: &str = "0.26.3";
 
@@ -65,8 +67,10 @@ pub fn run() -> Report {
     let daemon = guest.serve();
     let pid = daemon.pid();
     pin(pid, SERVER_CORE);
+    let rss_before = resident_mib(pid);
     let ours = measure("guestnet", &guest, pid, &names, &upstream);
     let rss = after_many_names(&guest, pid, &names);
+    eprintln!("dns: guestnet: {rss_before:.0} MiB at the start, {rss:.0?} after {MANY_NAMES} names");
     drop(daemon);
 
     let mut peers = Vec::new();
@@ -79,7 +83,7 @@ pub fn run() -> Report {
         };
         peers.push((name, run));
     }
-    report(ours, &peers, rss)
+    report(ours, &peers, rss, rss_before + CACHE_MIB)
 }
 
 impl Run {
@@ -105,7 +109,7 @@ fn after_many_names(guest: &Guest<'_>, pid: u32, names: &Names) -> Result<f64, S
     Ok(resident_mib(pid))
 }
 
-fn report(ours: Run, peers: &[(&'static str, Run)], rss: Result<f64, String>) -> Report {
+fn report(ours: Run, peers: &[(&'static str, Run)], rss: Result<f64, String>, rss_goal: f64) -> Report {
     let best = |value: fn(&Run) -> f64, better: fn(f64, f64) -> f64, start: f64| {
         peers.iter().map(|(_, run)| value(run)).fold(start, better)
     };
@@ -143,7 +147,7 @@ fn report(ours: Run, peers: &[(&'static str, Run)], rss: Result<f64, String>) ->
             guestnet: rss.as_ref().copied().unwrap_or(NONE),
             peers: vec![],
             absent: rss.err().map(|why| ("guestnet", why)).into_iter().collect(),
-            goal: 96.0,
+            goal: rss_goal,
         },
     ])
 }
@@ -288,7 +292,8 @@ fn configuration() -> String {
     // One guest stands for all of a host: what the walls let one have is out of the way.
     format!(
         "[[network]]\nenable_rate_limit = false\ndns_servers = {UPSTREAMS:?}\n\
-         new_connections_per_second = 1000000\nlive_connections = 1000000\ndns_per_second = 1000000\n"
+         new_connections_per_second = 1000000\nlive_connections = 1000000\ndns_per_second = 1000000\n\
+         [network.resolver]\ncache_mib = {CACHE_MIB}\n"
     )
 }
 

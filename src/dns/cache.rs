@@ -370,6 +370,27 @@ mod tests {
         assert!(cache.get(&key("a"), start).is_none());
     }
 
+    /// KiB that this process has in memory.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches("kB").trim().parse().unwrap()
+    }
+
+    #[test]
+    fn a_full_cache_takes_no_more_memory_than_it_may() {
+        const MIB: usize = 16;
+        let (cache, now) = (Cache::new(MIB << 20), Instant::now());
+        let before = resident();
+        for n in 0..300_000 {
+            let name = format!("name-{n}.bench.example");
+            cache.put(&key(&name), answer(&name, 3_600), now);
+        }
+        let (took, usage) = (resident() - before, cache.usage());
+        assert!(usage.bytes > usage.capacity * 9 / 10, "{usage:?}");
+        assert!(took <= MIB << 10, "{took} KiB for {usage:?}");
+    }
+
     #[test]
     fn a_flood_of_names_neither_grows_the_cache_nor_pushes_out_the_hot_one() {
         for capacity in [100_000, 4 << 20] {

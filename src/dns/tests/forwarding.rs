@@ -295,6 +295,14 @@ async fn one_guests_slow_names_do_not_slow_another_and_are_all_answered() {
         assert_eq!(addresses(&lookup(&server, owner).await), [ANSWER]);
         assert!(flood.try_recv(&mut buffer).is_err(), "{owner} came after a slow name");
     }
+    // The fastest of some: the machine may do much else meanwhile.
+    let mut fastest = PATIENCE;
+    for _ in 0..20 {
+        let since = Instant::now();
+        lookup(&server, "cached.example.com.").await;
+        fastest = fastest.min(since.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(5), "{fastest:?}");
     for _ in 0..400 {
         timeout(PATIENCE, flood.recv(&mut buffer)).await.expect("400 answers").unwrap();
     }

@@ -21,6 +21,7 @@ use crate::events::Events;
 use crate::model::{DnsMode, Network, ResolverSettings, Slot, Upstream as Server, Vm, testing};
 use crate::registry::{Binding, Registry};
 
+mod choosing;
 mod forwarding;
 mod hostile;
 mod lifecycle;

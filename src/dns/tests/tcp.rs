@@ -36,3 +36,27 @@ async fn idle_connections_of_one_guest_do_not_keep_another_out() {
     assert_eq!(addresses(&answer), [ANSWER]);
     assert_eq!(server.counters().tcp_refused, 8);
 }
+
+#[tokio::test]
+async fn a_connection_that_brings_no_whole_query_is_closed_however_it_dribbles() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let mut slow = TcpStream::connect(server.local_addr()).await.unwrap();
+    slow.write_u16(40).await.unwrap();
+    let since = Instant::now();
+    let mut buffer = [0; 1];
+    // A byte every half second: after ten seconds without a whole query it is over, and others were answered all the while.
+    loop {
+        if slow.write_u8(0).await.is_err() {
+            break;
+        }
+        if let Ok(read) = timeout(Duration::from_millis(500), slow.read(&mut buffer)).await {
+            assert_eq!(read.unwrap_or(0), 0);
+            break;
+        }
+        let answer = ask_tcp(&server, question("www.example.com.", RecordType::A)).await;
+        assert_eq!(addresses(&answer), [ANSWER]);
+        assert!(since.elapsed() < Duration::from_secs(60), "still open");
+    }
+    assert!(since.elapsed() > Duration::from_secs(5), "{:?}", since.elapsed());
+}

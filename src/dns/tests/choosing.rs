@@ -1,0 +1,109 @@
+//! Which upstream is asked, when an answer is asked for anew, and what upstreams are told.
+
+use super::*;
+
+/// Answers after so many milliseconds.
+async fn after(milliseconds: u64) -> Upstream {
+    Upstream::that(move |asked| vec![(Duration::from_millis(milliseconds), asked.a(300))]).await
+}
+
+#[tokio::test]
+async fn two_upstreams_are_asked_at_once_when_cold_and_then_the_faster_one() {
+    let (slow, fast) = (after(60).await, after(0).await);
+    let server = forwarding(&[&slow, &fast]);
+    assert_eq!(addresses(&lookup(&server, "first.example.com.").await), [ANSWER]);
+    // By now it may be asked still.
+    while slow.seen() == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!((slow.seen(), fast.seen()), (1, 1));
+    for n in 0..20 {
+        assert_eq!(addresses(&lookup(&server, &format!("n{n}.example.com.")).await), [ANSWER]);
+    }
+    // In the configured order both would have been asked each time. Pauses of the machine make the fast one late at times.
+    assert!(fast.seen() >= 21 && slow.seen() <= 15, "{} fast, {} slow", fast.seen(), slow.seen());
+}
+
+#[tokio::test]
+async fn a_name_whose_own_servers_are_dead_does_not_condemn_the_upstream() {
+    let upstream =
+        Upstream::that(|asked| if asked.name().starts_with("dead") { vec![] } else { now(asked.a(300)) })
+            .await;
+    let server = forwarding(&[&upstream]);
+    let dead: Vec<String> = (0..8).map(|n| format!("dead{n}.example.com.")).collect();
+    let alive = async {
+        for n in 0..40 {
+            assert_eq!(addresses(&lookup(&server, &format!("n{n}.example.com.")).await), [ANSWER]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let (failed, ()) = tokio::join!(join_all(dead.iter().map(|owner| lookup(&server, owner))), alive);
+    assert!(failed.iter().all(|answer| answer.metadata.response_code == ResponseCode::ServFail));
+    assert_eq!(addresses(&lookup(&server, "after.example.com.").await), [ANSWER]);
+    let report = &server.control().upstreams()[0];
+    assert!(report.up && report.failures >= 8, "{report:?}");
+}
+
+#[tokio::test]
+async fn what_a_guest_adds_to_its_query_stays_between_it_and_us() {
+    let options = Arc::new(Mutex::new(Vec::new()));
+    let upstream = Upstream::that({
+        let options = options.clone();
+        move |asked| {
+            let edns = asked.message.edns.as_ref().unwrap();
+            options.lock().unwrap().push(edns.options().as_ref().len());
+            now(asked.a(300))
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    let mut query = with_edns(question("www.example.com.", RecordType::A), 4096, false);
+    let told = query.edns.as_mut().unwrap().options_mut();
+    // Client subnet (RFC 7871), NSID (RFC 5001), a cookie (RFC 7873), and one that nobody knows.
+    for (code, data) in [(8, &[0, 1, 24, 0, 192, 0, 2][..]), (3, &[]), (10, &[7; 8]), (65_001, &[1, 2, 3])] {
+        told.insert(EdnsOption::Unknown(code, data.to_vec()));
+    }
+    let answer = ask(&server, query).await;
+    assert_eq!(addresses(&answer), [ANSWER]);
+    assert_eq!(*options.lock().unwrap(), [0]);
+    // Nor does it get them back, but for its cookie with our part.
+    let edns = answer.edns.unwrap();
+    let back: Vec<u16> = edns.options().as_ref().iter().map(|(code, _)| u16::from(*code)).collect();
+    assert_eq!(back, [10]);
+}
+
+#[tokio::test]
+async fn a_hot_name_is_asked_for_again_before_it_ends() {
+    let upstream = Upstream::that(|asked| now(asked.a(4))).await;
+    let server = forwarding(&[&upstream]);
+    let since = Instant::now();
+    while server.counters().prefetched == 0 {
+        assert_eq!(addresses(&lookup(&server, "hot.example.com.").await), [ANSWER]);
+        assert!(since.elapsed() < Duration::from_secs(60), "{:?}", server.counters());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It was asked for, and no guest waited for that.
+    let seen = async {
+        while upstream.seen() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, seen).await.expect("the second question");
+    assert!(server.counters().forwarded < server.counters().asked, "{:?}", server.counters());
+}
+
+#[tokio::test]
+async fn an_answer_is_held_no_shorter_and_no_longer_than_the_network_says() {
+    let seconds =
+        Upstream::that(|asked| now(asked.a(if asked.name().starts_with("short") { 1 } else { 300 }))).await;
+    let least = resolver(ResolverSettings { min_ttl: 60, ..Default::default() }, &[&seconds]);
+    let most = resolver(ResolverSettings { max_ttl: 1, ..Default::default() }, &[&seconds]);
+    lookup(&least, "short.example.com.").await;
+    lookup(&most, "long.example.com.").await;
+    assert_eq!(seconds.seen(), 2);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    lookup(&least, "short.example.com.").await;
+    assert_eq!(seconds.seen(), 2);
+    lookup(&most, "long.example.com.").await;
+    assert_eq!(seconds.seen(), 3);
+}
