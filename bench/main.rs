@@ -35,6 +35,7 @@ type Benchmark = (&'static str, fn() -> Report);
 const BENCHMARKS: &[Benchmark] = &[
     ("bind", bind::run),
     ("dhcp", dhcp::run),
+    ("dhcp-behaviour", dhcp::behaviour::run),
     ("packet", packet::run),
     ("dns", dns::run),
     ("policy", policy::run),

@@ -1,10 +1,10 @@
 //! The load: DHCP clients with MACs of their own on one interface, speaking raw Ethernet as clients without an address do.
 //! One thread, batches both ways.
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -12,8 +12,10 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 const BATCH: usize = 64;
 const FRAME: usize = 1024;
-/// A client without an answer sends again after this, and once more, each counted.
-const RETRY: Duration = Duration::from_secs(2);
+/// A client without an answer sends again after about two seconds; not all at the same moment (RFC 2131 section 4.1).
+fn retry_after(n: usize) -> Duration {
+    Duration::from_millis(1_500 + (n as u64 * 37) % 1_000)
+}
 
 /// Where the parts of a frame lie: Ethernet 14, IP 20, UDP 8.
 const UDP: usize = 34;
@@ -55,10 +57,11 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// Messages that were sent again because no answer came.
     pub retransmitted: usize,
+    /// Clients without a lease when the time was up.
+    pub unfinished: usize,
+    /// DISCOVERs of the flooding client.
+    pub flooded: usize,
 }
-
-/// A server that has been asked so many times in vain is measured as long as that took.
-const GIVE_UP: usize = 100_000;
 
 impl Outcome {
     pub fn per_second(&self) -> f64 {
@@ -72,7 +75,8 @@ pub struct Generator {
     clients: Vec<Client>,
     round: u32,
     receiving: Vec<[u8; FRAME]>,
-    sending: Vec<Vec<u8>>,
+    /// Client, and whether its REQUEST or its DISCOVER.
+    sending: Vec<(usize, State)>,
 }
 
 impl Generator {
@@ -89,76 +93,79 @@ impl Generator {
         Self { socket, clients, round: 0, receiving: vec![[0; FRAME]; BATCH], sending: Vec::new() }
     }
 
-    /// Exchanges with `window` clients under way at a time, one client after the other, for `time`.
+    /// Exchanges with `window` clients under way at a time, one client after the other, for `time`. What is under way
+    /// then is not waited for.
     pub fn steadily(&mut self, window: usize, time: Duration) -> Outcome {
-        let until = Instant::now() + time;
-        self.run(window, |_| Instant::now() < until)
+        let outcome = self.run(window, usize::MAX, time);
+        self.clients.iter_mut().for_each(|client| client.state = State::Idle);
+        outcome
     }
 
-    /// Every client once, all of them at once.
-    pub fn storm(&mut self) -> Outcome {
+    /// Every client once, all of them at once; those without a lease after `limit` are given up.
+    pub fn storm(&mut self, limit: Duration) -> Outcome {
         let count = self.clients.len();
-        self.run(count, |begun| begun < count)
+        let mut outcome = self.run(count, count, limit);
+        outcome.unfinished = count - outcome.exchanges.len();
+        outcome
     }
 
-    /// The first client does `exchanges` one after the other while the last sends `rate` DISCOVERs a second.
-    pub fn beside_a_flood(&mut self, rate: u32, exchanges: usize) -> Outcome {
+    /// The first client does `exchanges` one after the other while the last sends `rate` DISCOVERs a second; at most for
+    /// `limit`. An exchange that is not done by then counts as long as it has taken.
+    pub fn beside_a_flood(&mut self, rate: usize, exchanges: usize, limit: Duration) -> Outcome {
         let flooder = self.clients.len() - 1;
         let began = Instant::now();
         let mut outcome = Outcome::default();
-        let mut flooded: u32 = 0;
-        while outcome.exchanges.len() < exchanges {
-            let due = (began.elapsed().as_secs_f64() * f64::from(rate)) as u32;
-            for _ in 0..due.saturating_sub(flooded).min(BATCH as u32) {
-                self.sending.push(self.clients[flooder].discover.clone());
-            }
-            flooded = due;
+        while outcome.exchanges.len() < exchanges && began.elapsed() < limit {
+            let due = (began.elapsed().as_secs_f64() * rate as f64) as usize - outcome.flooded;
+            let due = due.min(BATCH);
+            self.sending.extend(std::iter::repeat_n((flooder, State::Discovering), due));
+            outcome.flooded += due;
             if self.clients[0].state == State::Idle {
                 self.begin(0);
             }
-            self.retry(&[0], &mut outcome);
+            self.retry(0..1, &mut outcome);
             self.flush();
             self.take_answers(&mut outcome, Duration::ZERO);
+        }
+        if self.clients[0].state != State::Idle {
+            outcome.exchanges.push(self.clients[0].begun.elapsed().as_secs_f64() * 1000.0);
         }
         outcome.elapsed = began.elapsed();
         outcome
     }
 
-    fn run(&mut self, window: usize, goes_on: impl Fn(usize) -> bool) -> Outcome {
+    /// Begins at most `most` exchanges and ends when they are done, or the time is up.
+    fn run(&mut self, window: usize, most: usize, limit: Duration) -> Outcome {
         let began = Instant::now();
         let mut outcome = Outcome::default();
         let (mut begun, mut next) = (0, 0);
-        let mut waiting: VecDeque<usize> = VecDeque::new();
         let mut looked = began;
-        loop {
+        while outcome.exchanges.len() < most && began.elapsed() < limit {
             let under_way = begun - outcome.exchanges.len();
-            let free = window.saturating_sub(under_way).min(BATCH);
+            let free = window.saturating_sub(under_way).min(BATCH).min(most - begun);
             for _ in 0..free {
-                if !goes_on(begun) || self.clients[next].state != State::Idle {
-                    break;
+                // A client that waits for an answer is passed over.
+                if let Some(n) = self.next_idle(next) {
+                    self.begin(n);
+                    begun += 1;
+                    next = n + 1;
                 }
-                self.begin(next);
-                waiting.push_back(next);
-                begun += 1;
-                next = (next + 1) % self.clients.len();
-            }
-            if begun == outcome.exchanges.len() {
-                break;
             }
             self.flush();
             self.take_answers(&mut outcome, Duration::from_millis(1));
             if looked.elapsed() > Duration::from_millis(100) {
                 looked = Instant::now();
-                waiting.retain(|n| self.clients[*n].state != State::Idle);
-                let all: Vec<usize> = waiting.iter().copied().collect();
-                self.retry(&all, &mut outcome);
-                if outcome.retransmitted >= GIVE_UP {
-                    break;
-                }
+                self.retry(0..self.clients.len(), &mut outcome);
             }
         }
         outcome.elapsed = began.elapsed();
         outcome
+    }
+
+    /// The first client from `from` on, around, that waits for nothing.
+    fn next_idle(&self, from: usize) -> Option<usize> {
+        let count = self.clients.len();
+        (from..from + count).map(|n| n % count).find(|n| self.clients[*n].state == State::Idle)
     }
 
     fn begin(&mut self, n: usize) {
@@ -170,18 +177,19 @@ impl Generator {
         for frame in [&mut client.discover, &mut client.request] {
             set_xid(frame, client.xid);
         }
-        self.sending.push(client.discover.clone());
+        self.sending.push((n, State::Discovering));
     }
 
-    fn retry(&mut self, waiting: &[usize], outcome: &mut Outcome) {
-        for n in waiting {
-            let client = &mut self.clients[*n];
-            if client.state != State::Idle && client.sent.elapsed() > RETRY {
+    fn retry(&mut self, clients: Range<usize>, outcome: &mut Outcome) {
+        let now = Instant::now();
+        for n in clients {
+            let client = &mut self.clients[n];
+            if client.state != State::Idle && now.duration_since(client.sent) > retry_after(n) {
                 // As a client does: from the beginning.
                 client.state = State::Discovering;
-                client.sent = Instant::now();
+                client.sent = now;
                 outcome.retransmitted += 1;
-                self.sending.push(client.discover.clone());
+                self.sending.push((n, State::Discovering));
             }
         }
     }
@@ -196,7 +204,7 @@ impl Generator {
                 (2, State::Discovering) => {
                     client.state = State::Requesting;
                     client.sent = Instant::now();
-                    self.sending.push(client.request.clone());
+                    self.sending.push((n, State::Requesting));
                 }
                 (5, State::Requesting) => {
                     client.state = State::Idle;
@@ -207,12 +215,19 @@ impl Generator {
         }
     }
 
+    /// Takes what is there; waits only when nothing is.
     fn receive(&mut self, wait: Duration) -> Vec<usize> {
-        if !wait.is_zero() {
-            let mut entry = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one pollfd that outlives the call.
-            unsafe { libc::poll(&raw mut entry, 1, wait.as_millis() as libc::c_int) };
+        let lengths = self.receive_now();
+        if !lengths.is_empty() || wait.is_zero() {
+            return lengths;
         }
+        let mut entry = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd that outlives the call.
+        unsafe { libc::poll(&raw mut entry, 1, wait.as_millis() as libc::c_int) };
+        self.receive_now()
+    }
+
+    fn receive_now(&mut self) -> Vec<usize> {
         let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|at| libc::iovec {
             iov_base: self.receiving[at].as_mut_ptr().cast(),
             iov_len: FRAME,
@@ -243,11 +258,16 @@ impl Generator {
         let mut at = 0;
         while at < self.sending.len() {
             let batch = &self.sending[at..self.sending.len().min(at + BATCH)];
+            let frame = |(n, message): &(usize, State)| match message {
+                State::Requesting => &self.clients[*n].request,
+                _ => &self.clients[*n].discover,
+            };
             let mut vectors: Vec<libc::iovec> = batch
                 .iter()
+                .map(frame)
                 .map(|frame| libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() })
                 .collect();
-            // SAFETY: as in `receive`; sending only reads.
+            // SAFETY: as in `receive_now`; sending only reads.
             let sent = unsafe {
                 let mut headers: [libc::mmsghdr; BATCH] = zeroed();
                 for (header, vector) in headers.iter_mut().zip(&mut vectors) {
@@ -312,12 +332,12 @@ fn frame(client: Ipv4Addr, kind: u8) -> Vec<u8> {
     udp.extend([0, 0]);
     udp.extend(bootp);
     let pseudo = [0, 0, 0, 0, 255, 255, 255, 255, 0, 17, udp[4], udp[5]];
-    let sum = sum(&[&pseudo[..], &udp].concat());
+    let sum = checksum(&[&pseudo[..], &udp].concat());
     udp[6..8].copy_from_slice(&sum.to_be_bytes());
     let mut ip = vec![0x45, 0];
     ip.extend(((udp.len() + 20) as u16).to_be_bytes());
     ip.extend([0, 0, 0, 0, 64, 17, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255]);
-    let sum = self::sum(&ip);
+    let sum = checksum(&ip);
     ip[10..12].copy_from_slice(&sum.to_be_bytes());
     [&[0xff; 6][..], &mac(client), &[8, 0], &ip, &udp].concat()
 }
@@ -337,7 +357,8 @@ fn set_xid(frame: &mut [u8], xid: u32) {
     frame[UDP + 6..UDP + 8].copy_from_slice(&(!sum).to_be_bytes());
 }
 
-fn sum(bytes: &[u8]) -> u16 {
+/// The internet checksum (RFC 1071).
+pub fn checksum(bytes: &[u8]) -> u16 {
     let words =
         bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |low| u32::from(*low)));
     !fold(words.sum())
@@ -350,7 +371,8 @@ fn fold(mut sum: u32) -> u16 {
     sum as u16
 }
 
-fn packet_socket(interface: &str) -> io::Result<Socket> {
+/// A raw socket that hears IPv4 on an interface of this thread's namespace.
+pub fn packet_socket(interface: &str) -> io::Result<Socket> {
     let index = nix::net::if_::if_nametoindex(interface)?;
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20))?;

@@ -1,5 +1,6 @@
 //! The servers under load, each on a link of its own with the same reservations, held to the first core.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
@@ -21,6 +22,9 @@ pub const CLIENTS: &str = "c0";
 /// The servers' core and the load's.
 pub const SERVER_CORE: usize = 0;
 pub const LOAD_CORE: usize = 1;
+
+/// How long a server may take to read its reservations.
+const START: Duration = Duration::from_secs(20);
 
 /// A host with an interface that somebody else made, and a namespace full of clients behind it.
 pub struct Link {
@@ -50,10 +54,13 @@ pub enum Kind {
     Dnsmasq,
     Kea,
     Isc,
+    Networkd,
 }
 
 impl Kind {
     pub const PEERS: [Self; 3] = [Self::Dnsmasq, Self::Kea, Self::Isc];
+    /// networkd has no reservations by the thousand: it is asked how it behaves, not how fast it is.
+    pub const ALL_PEERS: [Self; 4] = [Self::Dnsmasq, Self::Kea, Self::Isc, Self::Networkd];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +68,7 @@ impl Kind {
             Self::Dnsmasq => "dnsmasq",
             Self::Kea => "kea",
             Self::Isc => "isc",
+            Self::Networkd => "networkd",
         }
     }
 }
@@ -89,22 +97,32 @@ impl Drop for Server<'_> {
     }
 }
 
-/// Starts a server with `count` reservations on `link`, and waits until it listens.
-pub fn start(kind: Kind, link: &Link, count: usize) -> Server<'_> {
+fn quiet() -> [(&'static str, &'static OsStr); 1] {
+    [("GUESTNET_LOG", "guestnet=warn".as_ref())]
+}
+
+/// Starts a server with `count` reservations on `link`, and waits until it listens; why it does not, of a peer.
+pub fn start(kind: Kind, link: &Link, count: usize) -> Result<Server<'_>, String> {
     let server = match kind {
-        Kind::Guestnet => Server::Guestnet(Daemon::start_with(&link.lab, &guestnet(count))),
+        Kind::Guestnet => Server::Guestnet(Daemon::start_with_env(&link.lab, &guestnet(count), &quiet())),
         Kind::Dnsmasq => Server::Peer(spawn(link, dnsmasq(link, count))),
         Kind::Kea => Server::Peer(spawn(link, kea(link, count))),
         Kind::Isc => Server::Peer(spawn(link, isc(link, count))),
+        Kind::Networkd => Server::Peer(spawn(link, networkd(link, count))),
     };
     if let Server::Peer(_) = server {
-        wait_for_port_67(&link.lab, server.pid());
+        wait_for_port_67(&link.lab, server.pid())?;
     }
     pin(server.pid(), SERVER_CORE);
-    server
+    Ok(server)
 }
 
-fn reservations(count: usize) -> impl Iterator<Item = (String, Ipv4Addr)> {
+/// guestnet without any reservation.
+pub fn empty(link: &Link) -> Daemon<'_> {
+    Daemon::start_with_env(&link.lab, &guestnet(0), &quiet())
+}
+
+pub fn reservations(count: usize) -> impl Iterator<Item = (String, Ipv4Addr)> {
     (0..count).map(|n| {
         let octets: Vec<String> = mac(address(n)).iter().map(|octet| format!("{octet:02x}")).collect();
         (octets.join(":"), address(n))
@@ -153,6 +171,7 @@ fn kea(link: &Link, count: usize) -> Command {
         "multi-threading": {"enable-multi-threading": false},
         "host-reservation-identifiers": ["hw-address"],
         "valid-lifetime": 43200,
+        "authoritative": true,
         "subnet4": [{"subnet": "10.9.0.0/16", "id": 1, "reservations": reservations,
             "option-data": [{"name": "routers", "data": "10.9.0.1"}, {"name": "domain-name-servers", "data": "10.9.0.1"}]}],
         "loggers": [{"name": "kea-dhcp4", "severity": "ERROR", "output_options": [{"output": "stderr"}]}],
@@ -180,6 +199,26 @@ fn isc(link: &Link, count: usize) -> Command {
     command
 }
 
+fn networkd(link: &Link, count: usize) -> Command {
+    let mut config = format!(
+        "[Match]\nName={LAN}\n[Network]\nAddress=10.9.0.1/16\nDHCPServer=yes\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n\
+         [DHCPServer]\nPoolOffset=60000\nPoolSize=100\n"
+    );
+    for (mac, address) in reservations(count) {
+        let _ = write!(config, "[DHCPServerStaticLease]\nMACAddress={mac}\nAddress={address}\n");
+    }
+    fs::write(link.path("lan.network"), config).expect("networkd's configuration");
+    let mut command = link.lab.host_command("sh");
+    // With a /sys that it cannot write to it waits for no udev, which knows nothing of this namespace.
+    command.arg("-c").arg(format!(
+        "mount -o remount,ro /sys; rm -rf /run/systemd; mkdir -p /run/systemd/network /run/systemd/netif/leases \
+         /run/systemd/netif/links; cp {} /run/systemd/network; chown -R systemd-network: /run/systemd/netif; exec \
+         /lib/systemd/systemd-networkd",
+        link.path("lan.network").display()
+    ));
+    command
+}
+
 fn spawn(link: &Link, mut command: Command) -> Child {
     let log = fs::File::create(link.path("log")).expect("a log");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -187,17 +226,26 @@ fn spawn(link: &Link, mut command: Command) -> Child {
 }
 
 /// A server that reads its reservations takes a while until it has its sockets.
-fn wait_for_port_67(lab: &Lab, pid: u32) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+fn wait_for_port_67(lab: &Lab, pid: u32) -> Result<(), String> {
+    let deadline = Instant::now() + START;
     while Instant::now() < deadline {
         let sockets = lab.on_host("ss", &["-Hlnup", "sport", "=", ":67"]);
         if sockets.contains(&format!("pid={pid},")) {
-            return;
+            return Ok(());
         }
         std::thread::sleep(Duration::from_millis(50));
     }
     let log = fs::read_to_string(lab.directory().join("log")).unwrap_or_default();
-    panic!("a DHCP server did not listen within a minute: {log}");
+    Err(format!("did not listen within {START:?}: {log}"))
+}
+
+/// Gives an interface of this thread's namespace an address and a MAC.
+pub fn give_address(interface: &str, address: &str, mac: &str) {
+    for arguments in
+        [&["link", "set", interface, "address", mac][..], &["addr", "add", address, "dev", interface]]
+    {
+        crate::lab::succeed(Command::new("ip").args(arguments));
+    }
 }
 
 /// Holds every thread of a process to one core; further threads are held with it.
