@@ -11,6 +11,8 @@ use super::socket::device_address;
 use crate::model::Mac;
 
 const WAIT: Duration = Duration::from_millis(300);
+/// Frames read after that time: what had come before it.
+const LATE: usize = 64;
 /// More hosts than that under one address are told as that many.
 const MOST: usize = 4;
 
@@ -21,10 +23,12 @@ pub(super) fn who_has(link: Link, address: Ipv4Addr, except: Mac) -> io::Result<
     socket.write_all(&question(link, address))?;
     let until = Instant::now() + WAIT;
     let (mut macs, mut buffer) = (Vec::new(), [0; 128]);
-    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
-        && macs.len() < MOST
-    {
-        socket.set_read_timeout(Some(left))?;
+    let mut late = 0;
+    while macs.len() < MOST && late < LATE {
+        // What has come by then is read, even if this thread was kept waiting.
+        let left = until.saturating_duration_since(Instant::now());
+        late += usize::from(left.is_zero());
+        socket.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
         let length = match socket.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut].contains(&error.kind()) => {
