@@ -4,13 +4,14 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-guests test-scale images deb deps nextest fuzz clean
+.PHONY: help demo test test-guests test-scale images deb deps nextest bench fuzz clean
 
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
 	echo 'make test          formatting, lints, unit and integration tests, with real guests'
 	echo 'make test-guests   the tests that boot whole distributions, or the small kernel built from source'
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
+	echo 'make bench         every benchmark beside its peers; BENCHES=dhcp: one of them'
 	echo 'make fuzz          TARGET=dhcp or packet, for SECONDS=60'
 	echo 'make images        all guest images'
 	echo 'make deb           the Debian package, in target/debian'
@@ -49,17 +50,25 @@ deb: deps
 nextest:
 	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
 
+BENCHES ?= bind dhcp dhcp-behaviour dns packet policy stats
+
+bench:
+	@for name in $(BENCHES); do bench/run $$name; done
+
 # libFuzzer with a stable compiler: the instrumentation that cargo-fuzz asks for, for the target only, not for build scripts.
+# What it finds new goes into target/fuzz-corpus, what breaks into the directory it is run in.
 TARGET ?= dhcp
 SECONDS ?= 60
 HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_FLAGS = --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
-	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Ccodegen-units=1 \
-	-Cdebug-assertions -Coverflow-checks
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Coverflow-checks
 
 fuzz: deps
-	RUSTFLAGS="$(FUZZ_FLAGS)" cargo run --release --manifest-path fuzz/Cargo.toml --target $(HOST) --bin $(TARGET) -- \
-		-max_total_time=$(SECONDS) -max_len=1514 fuzz/corpus/dhcp
+	@mkdir -p target/fuzz-corpus/$(TARGET)
+	RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR=target/fuzz cargo run --release --manifest-path fuzz/Cargo.toml \
+		--target $(HOST) --bin $(TARGET) -- -max_total_time=$(SECONDS) -max_len=1514 \
+		target/fuzz-corpus/$(TARGET) fuzz/corpus/$(if $(filter packet,$(TARGET)),dhcp,$(TARGET))
 
 clean:
 	cargo clean
