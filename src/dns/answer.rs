@@ -157,6 +157,10 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
                 found.opt = Opt::Inside;
             }
             if record.rtype == qtype::OPT {
+                // It belongs into the additional section (RFC 6891 section 6.1.1): nowhere else is it cut off.
+                if section != 2 {
+                    return None;
+                }
                 found.opt = if matches!(found.opt, Opt::None) { Opt::Last(found.end) } else { Opt::Inside };
             } else {
                 found.ttl_at.push(u16::try_from(record.ttl_at).ok()?);
@@ -473,6 +477,20 @@ mod tests {
         let rewritten = written(&answer(&inside), Age::Seconds(0), 512);
         assert!(rewritten.edns.is_none());
         assert_eq!((rewritten.answers.len(), rewritten.additionals.len()), (1, 1));
+    }
+
+    #[test]
+    fn an_opt_record_among_the_answers_is_no_answer() {
+        let whole = message(|m| {
+            m.add_answer(a(300));
+            m.set_edns(Edns::new());
+        });
+        for section in [7, 9] {
+            let mut moved = whole.clone();
+            moved[11] = 0;
+            moved[section] += 1;
+            assert!(matches!(read(&moved, 7, &question()), Verdict::Unable(_)), "{section}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::query::{COOKIE, Query, Reject};
+use super::query::{COOKIE, HEADER, Query, Reject};
 use super::route::Refusal;
 use super::zone;
 
@@ -157,9 +157,10 @@ fn encode(
     authoritative: bool,
 ) -> Option<Vec<u8>> {
     let protocol = if how == Transport::Udp { Protocol::Udp } else { Protocol::Tcp };
-    // `Query` has been stricter on all but additional records that are not OPT; what hickory cannot read in those is a
-    // format error too.
-    let Ok(request) = Request::from_bytes(message.to_vec(), from, protocol) else {
+    // Only what decides the answer: `Query` has read the rest, and hickory could refuse some of it.
+    let mut asked = message.get(..HEADER + query.question_len())?.to_vec();
+    asked[6..HEADER].fill(0);
+    let Ok(request) = Request::from_bytes(asked, from, protocol) else {
         return reject(message, Reject::FormErr);
     };
     let mut metadata = Metadata::response_from_request(&request.metadata);

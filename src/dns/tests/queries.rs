@@ -67,3 +67,17 @@ async fn who_is_no_guest_of_the_network_is_refused() {
     assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
     assert!(answer.answers.is_empty());
 }
+
+#[tokio::test]
+async fn a_record_nobody_knows_beside_the_question_changes_no_answer() {
+    let upstream = Upstream::that(|asked| now(asked.code(ResponseCode::ServFail))).await;
+    let server = forwarding(&[&upstream]);
+    for (owner, rcode) in [("gateway.vm.internal.", 0), ("www.example.com.", 2)] {
+        let mut bytes = question(owner, RecordType::A).to_vec().unwrap();
+        bytes[11] = 1;
+        // Of type 0 and class 0, with twelve bytes of data.
+        bytes.extend_from_slice(b"\0\0\0\0\0\0\0\0\0\0\x0c\0\x0a\0\x08\x01\x02\x03\x04\x05\x06\x07\x08");
+        let answer = exchange(&server, &bytes).await;
+        assert_eq!((answer[3] & 0xf, answer[5]), (rcode, 1), "{owner}");
+    }
+}
