@@ -64,9 +64,10 @@ fn has_whole_names(message: &[u8], rtype: u16, at: usize) -> bool {
 /// 255 bytes with what it points to (RFC 1035 section 3.1), or with a pointer that does not point back to behind the header
 /// (section 4.1.4: "a prior occurrence"), so each is followed once.
 fn name_end(message: &[u8], mut at: usize) -> Option<usize> {
-    let (mut length, mut end, mut before) = (0, None, at);
+    // A segment lies before the one that points to it.
+    let (mut length, mut end, mut before, mut limit) = (0, None, at, message.len());
     for _ in 0..LABELS {
-        match *message.get(at)? {
+        match *message.get(..limit)?.get(at)? {
             0 => return (length < 255).then(|| end.unwrap_or(at + 1)),
             label @ 1..=63 => {
                 length += 1 + usize::from(label);
@@ -78,7 +79,7 @@ fn name_end(message: &[u8], mut at: usize) -> Option<usize> {
                     return None;
                 }
                 end.get_or_insert(at + 2);
-                (at, before) = (target, target);
+                (at, limit, before) = (target, before, target);
             }
             _ => return None,
         }

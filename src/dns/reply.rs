@@ -6,13 +6,14 @@
 use std::net::SocketAddr;
 
 use hickory_proto::op::{Edns, Message, Metadata, OpCode, ResponseCode};
+use hickory_proto::rr::Record;
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::serialize::binary::BinEncoder;
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::query::{COOKIE, HEADER, Query, Reject};
+use super::query::{COOKIE, HEADER, Query, Reject, flag};
 use super::route::Refusal;
 use super::zone;
 
@@ -168,17 +169,23 @@ fn encode(
     metadata.authoritative = authoritative;
     metadata.recursion_available = true;
     let edns = query.edns.map(|_| edns(query, ede));
-    let response = MessageResponseBuilder::new(&request.queries, edns.as_ref()).build(
-        metadata,
-        &answer.answers,
-        [],
-        &answer.soa,
-        [],
-    );
-    let mut bytes = Vec::with_capacity(256);
-    let mut encoder = BinEncoder::new(&mut bytes);
-    encoder.set_max_size(u16::try_from(how.limit(query)).unwrap_or(u16::MAX));
-    response.destructive_emit(&mut encoder).ok()?;
+    let emit = |answers: &[Record], soa: &[Record]| {
+        let response = MessageResponseBuilder::new(&request.queries, edns.as_ref());
+        let response = response.build(metadata, answers, [], soa, []);
+        let mut bytes = Vec::with_capacity(256);
+        let mut encoder = BinEncoder::new(&mut bytes);
+        encoder.set_max_size(u16::try_from(how.limit(query)).unwrap_or(u16::MAX));
+        response.destructive_emit(&mut encoder).ok()?;
+        Some(bytes)
+    };
+    let bytes = emit(&answer.answers, answer.soa.as_slice())?;
+    let truncated = (flag::TC >> 8) as u8;
+    if bytes[2] & truncated == 0 {
+        return Some(bytes);
+    }
+    // What hickory leaves of a record that does not fit are bytes that nothing counts.
+    let mut bytes = emit(&[], &[])?;
+    bytes[2] |= truncated;
     Some(bytes)
 }
 
