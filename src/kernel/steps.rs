@@ -55,18 +55,21 @@ pub(super) fn undo(hands: &mut Hands, undos: &[Undo]) -> Vec<KernelError> {
             [undo] => vec![
                 fault::point(When::Before, undo.name())
                     .doing(|| format!("removing {undo}"))
-                    .and_then(|()| one_undo(hands, undo))
+                    .and_then(|()| one_undo(hands, undo).or_else(unless_gone))
                     .and_then(|()| {
                         fault::point(When::After, undo.name()).doing(|| format!("removing {undo}"))
                     }),
             ],
             _ => together(&mut hands.rtnl, run, undo_request, |undo| format!("removing {undo}")),
         };
-        for outcome in outcomes {
-            errors.extend(outcome.err().filter(|error| !error.is_gone()));
-        }
+        errors.extend(outcomes.into_iter().filter_map(|outcome| outcome.or_else(unless_gone).err()));
     }
     errors
+}
+
+/// What is gone already needs no removing.
+fn unless_gone(error: KernelError) -> Result<(), KernelError> {
+    if error.is_gone() { Ok(()) } else { Err(error) }
 }
 
 /// `items` in runs: neighbours that are requests together, each other one alone. One by one where a test may want a fault in

@@ -71,6 +71,17 @@ pub(crate) fn looks(daemon: &Daemon<'_>) -> Option<usize> {
     is_over.then(|| log.matches(over).count())
 }
 
+/// Waits until no look is under way, due or to come of what has been changed; how many there were.
+pub(crate) fn quiet(daemon: &Daemon<'_>) -> Option<usize> {
+    let mut before = None;
+    eventually("no look is under way, due or to come", || {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = looks(daemon);
+        std::mem::replace(&mut before, now) == now && now.is_some()
+    });
+    before
+}
+
 /// A guest on the TAP before anything is broken, online.
 fn scene<'lab>(lab: &'lab Lab) -> (Daemon<'lab>, Value, TapGuest) {
     let daemon = Daemon::start(lab);
@@ -293,22 +304,13 @@ fn drift_is_heard_of_from_the_kernel_alone_and_repaired_within_a_second() {
     const TRIES: usize = 20;
     let lab = Lab::new();
     let (daemon, _vm, _guest) = scene(&lab);
-    let quiet = || {
-        let mut before = None;
-        eventually("no look is under way, due or to come", || {
-            std::thread::sleep(Duration::from_millis(500));
-            let now = looks(&daemon);
-            std::mem::replace(&mut before, now) == now && now.is_some()
-        });
-        before
-    };
-    let before = quiet();
+    let before = quiet(&daemon);
     std::thread::sleep(Duration::from_secs(5));
     assert_eq!(looks(&daemon), before, "nothing was changed: what is looked for?\n{}", daemon.log());
     for (broken, repaired) in BROKEN {
         let mut took = Vec::new();
         let in_time = (0..TRIES).any(|_| {
-            quiet();
+            quiet(&daemon);
             let (state, logged) = (lab.host_state(), daemon.log().len());
             let changed = jiff::Timestamp::now();
             lab.on_host(broken[0], &broken[1..]);

@@ -14,38 +14,52 @@ fn a_further_bridge_that_cannot_be_made_leaves_the_host_as_it_was() {
     let faults = Faults::new(&lab, NETWORK).with_ports("1");
     let daemon = faults.start();
     let first = daemon.json(&["vm", "create", "vm0"]);
-    let state = || format!("{}{}", lab.host_state(), lab.on_host("nft", &["-nn", "list", "ruleset"]));
+    let state = || {
+        let rules = lab.on_host("nft", &["-nn", "list", "ruleset"]);
+        // What was counted is the rest of the lab's doing.
+        let uncounted = rules.lines().map(|line| line.split(" packets ").next().unwrap_or_default());
+        format!("{}{}", lab.host_state(), uncounted.collect::<Vec<_>>().join("\n"))
+    };
     let attempt = |number: usize| daemon.client(&["vm", "create", &format!("vm{number}")]);
-    // A bridge that stands is its network's, not a VM's: it stays when the slot that was to be its first cannot be built.
-    let stands = || lab.on_host("ip", &["-br", "link"]).contains("br-vms-1");
-    let operations = (1..1_000).take_while(|number| {
-        let (before, stood) = (state(), stands());
-        faults.fail_at(*number);
-        let output = attempt(1);
+    // A bridge that stands is its network's, not a VM's: it stays when the slot that was to be its first cannot be built. What comes
+    // upon slots alone has its own test.
+    let stands = |vm: usize| lab.on_host("ip", &["-br", "link"]).contains(&format!("br-vms-{vm}"));
+    let (mut number, mut vm) = (1, 1);
+    loop {
+        let (before, stood) = (state(), stands(vm));
+        faults.fail_at(number);
+        let output = attempt(vm);
         if output.status.success() {
-            assert!(faults.disarm(), "a fault at operation {number} that nobody was told of");
-            return false;
+            if faults.disarm() {
+                break;
+            }
+            // It came upon something else that the service does, a look for drift perhaps: once more, for the next VM.
+            vm += 1;
+            assert!(vm < 20, "operation {number} is never one of a bridge or a slot");
+            continue;
         }
         assert_injected(&output, &format!("operation {number}"));
-        if stood == stands() {
-            assert_same(&before, &state());
-        } else {
-            assert!(text(&output).contains("guestnet-1"), "{}", text(&output));
+        if stood != stands(vm) {
+            assert!(text(&output).contains("guestnet-"), "{}", text(&output));
+            break;
         }
-        true
-    });
-    let operations = operations.count();
-    assert!(operations >= 60, "only {operations} operations of a bridge and a slot");
-    for (number, (when, step)) in before_and_after(&SHARD).enumerate() {
+        assert_same(&before, &state());
+        number += 1;
+    }
+    assert!(number > 50, "only {number} operations of a bridge");
+    faults.disarm();
+    assert!(attempt(vm).status.success(), "{}", daemon.log());
+    for (when, step) in before_and_after(&SHARD) {
+        vm += 1;
+        // Its own iptables look like somebody's: it looks at the rules, by the same steps.
+        crate::drift::quiet(&daemon);
         let before = state();
         faults.inject(when, step, "fail");
-        assert_injected(&attempt(number + 2), &format!("{when} {step}"));
+        assert_injected(&attempt(vm), &format!("{when} {step}"));
         assert_same(&before, &state());
-        assert!(attempt(number + 2).status.success(), "{when} {step}\n{}", daemon.log());
-        let bridge = format!("br-vms-{}", number + 2);
-        assert!(lab.on_host("ip", &["-br", "link"]).contains(&bridge), "{bridge}");
+        assert!(attempt(vm).status.success() && stands(vm), "{when} {step}\n{}", daemon.log());
     }
-    let last = daemon.json(&["vm", "show", "vm11"]);
+    let last = daemon.json(&["vm", "show", &format!("vm{vm}")]);
     for vm in [&first, &last] {
         TapGuest::attach(&lab, vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
     }
@@ -215,10 +229,11 @@ fn a_policy_or_a_forward_that_fails_at_any_step_changes_nothing() {
     let file = lab.directory().join("policy.toml");
     std::fs::write(&file, "vm_id = \"vm2\"\ndefault_ingress = \"allow\"\n").unwrap();
     let file = file.to_str().unwrap();
-    let is_open = || {
+    // Who is to get nowhere is not given as long.
+    let is_open = |wanted: bool| {
+        let (seconds, to) = (if wanted { "20" } else { "1" }, vms[1]["ip_address"].as_str().unwrap());
         let mut ping = guests[0].namespace.command("busybox");
-        let ping = ping.args(["ping", "-c", "1", "-W", "1", vms[1]["ip_address"].as_str().unwrap()]);
-        ping.output().unwrap().status.success()
+        ping.args(["ping", "-c", "1", "-W", seconds, to]).output().unwrap().status.success() == wanted
     };
     let policies = || daemon.json(&["policy", "list"]);
     let forwards = || daemon.json(&["forward", "list"]);
@@ -229,15 +244,15 @@ fn a_policy_or_a_forward_that_fails_at_any_step_changes_nothing() {
         let what = format!("{when} {step}");
         faults.inject(when, step, "fail");
         assert_injected(&daemon.client(&["policy", "apply", "-f", file]), &what);
-        assert!(policies() == nothing && !is_open(), "{what} of a policy that comes");
+        assert!(policies() == nothing && is_open(false), "{what} of a policy that comes");
         daemon.guestnet(&["policy", "apply", "-f", file]);
         let applied = policies();
-        assert!(applied != nothing && is_open());
+        assert!(applied != nothing && is_open(true));
         faults.inject(when, step, "fail");
         assert_injected(&daemon.client(&["policy", "delete", "vm2"]), &what);
-        assert!(policies() == applied && is_open(), "{what} of a policy that goes");
+        assert!(policies() == applied && is_open(true), "{what} of a policy that goes");
         daemon.guestnet(&["policy", "delete", "vm2"]);
-        assert!(policies() == nothing && !is_open());
+        assert!(policies() == nothing && is_open(false));
     }
     let (add, delete) = (
         ["forward", "add", "vm2", "--host-port", "8085", "--vm-port", "80"],
