@@ -246,6 +246,7 @@ mod tests {
             bridge: "br-vms".parse().unwrap(),
             subnet: "10.100.0.0/20".parse().unwrap(),
             gateway: [10, 100, 15, 254].into(),
+            router: [10, 100, 15, 254].into(),
             upstreams: vec!["8.8.8.8".parse().unwrap(), "2001:db8::1".parse().unwrap()],
             dns: DnsMode::Off,
             resolver: crate::model::ResolverSettings::default(),
