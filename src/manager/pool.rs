@@ -98,6 +98,9 @@ impl Drop for Call<'_> {
     }
 }
 
+/// Until connections that could not be forgotten are tried again.
+const FORGET_AGAIN: Duration = Duration::from_millis(100);
+
 /// A slot that a VM has left.
 struct Left {
     slot: Slot,
@@ -445,7 +448,10 @@ impl Inner {
         if !gone.is_empty()
             && let Err(error) = self.kernel.forget_connections(gone).await
         {
-            warn!(%error, "a guest's connections stay until they time out");
+            warn!(%error, "a former guest's connections are not forgotten yet: its address waits");
+            self.state().left.extend(left);
+            tokio::time::sleep(FORGET_AGAIN).await;
+            return;
         }
         let mut surplus = Vec::new();
         for left in left {

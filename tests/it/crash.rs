@@ -1,7 +1,10 @@
 //! Killed in the middle of anything, the service comes back to what it has answered, and nothing is left over.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -137,6 +140,7 @@ pub(crate) fn walled(lab: &Lab) -> Vec<String> {
 /// A live guest that pings the internet all the while.
 pub(crate) struct Train {
     ping: Child,
+    answers: Receiver<String>,
     _guest: TapGuest,
 }
 
@@ -144,22 +148,29 @@ impl Train {
     pub(crate) fn start(lab: &Lab, vm: &Value) -> Self {
         let guest = TapGuest::attach(lab, vm);
         let mut ping = guest.namespace.command("busybox");
-        let ping = ping.args(["ping", "-i", "0.05", WEB]).stdout(Stdio::piped()).spawn().unwrap();
-        Self { ping, _guest: guest }
+        let mut ping = ping.args(["ping", "-i", "0.05", WEB]).stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(ping.stdout.take().unwrap()).lines();
+        let (answer, answers) = std::sync::mpsc::channel();
+        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| answer.send(line)));
+        Self { ping, answers, _guest: guest }
     }
 
-    /// Ends it: none may be lost.
+    /// Ends it: answers still come, and none before the last was lost.
     pub(crate) fn arrive(mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.ping.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-        let mut said = String::new();
-        std::io::Read::read_to_string(&mut self.ping.stdout.take().unwrap(), &mut said).unwrap();
+        let sequence = |line: &String| line.split_once("seq=")?.1.split(' ').next()?.parse::<usize>().ok();
+        let mut said: Vec<String> = self.answers.try_iter().collect();
+        let until_now = said.iter().filter_map(sequence).max().map_or(0, |last| last + 1);
+        // One that was sent after this call began, and not only on its way.
+        while said.iter().filter_map(sequence).max() < Some(until_now + 2) {
+            let line = self.answers.recv_timeout(Duration::from_secs(60));
+            said.push(line.expect("the guest's pings are answered no more"));
+        }
+        self.ping.kill().unwrap();
         self.ping.wait().unwrap();
-        let sequence = |line: &str| line.split_once("seq=")?.1.split(' ').next()?.parse::<usize>().ok();
-        let (twice, once): (Vec<&str>, Vec<&str>) = said.lines().partition(|line| line.contains("DUP"));
+        let (twice, once): (Vec<String>, Vec<String>) =
+            said.into_iter().partition(|line| line.contains("DUP"));
         assert!(twice.is_empty(), "answered twice: {twice:?}");
-        let answered: Vec<usize> = once.into_iter().filter_map(sequence).collect();
-        // The last may still have been on its way.
+        let answered: Vec<usize> = once.iter().filter_map(sequence).collect();
         let sent = answered.iter().max().expect("an answer") + 1;
         assert_eq!(sent, answered.len(), "of {sent} pings only {} were answered", answered.len());
     }

@@ -129,11 +129,15 @@ impl Lab {
     }
 }
 
-/// Panics with the lines that differ.
+/// Panics with the lines that differ, one that is there more often among them.
 pub fn assert_same(before: &str, after: &str) {
     let only = |mine: &str, other: &str, mark: char| -> Vec<String> {
-        let others: Vec<&str> = other.lines().collect();
-        mine.lines().filter(|line| !others.contains(line)).map(|line| format!("{mark} {line}")).collect()
+        let mut others: Vec<&str> = other.lines().collect();
+        let mut is_there = |line: &str| {
+            let at = others.iter().position(|other| *other == line);
+            at.map(|at| others.swap_remove(at)).is_some()
+        };
+        mine.lines().filter(|line| !is_there(line)).map(|line| format!("{mark} {line}")).collect()
     };
     let differ = [only(before, after, '-'), only(after, before, '+')].concat();
     assert!(differ.is_empty(), "the host is not as it was:\n{}", differ.join("\n"));

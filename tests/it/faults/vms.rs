@@ -78,6 +78,8 @@ fn left(pool_size: usize, steps: &[&str], before_it_leaves: impl Fn(&Lab)) {
         daemon.guestnet(&["vm", "delete", "vm1"]);
         eventually(&format!("{when} {step}"), || faults.happened());
         let next = daemon.json(&["vm", "create", "next", "--ip", "10.100.0.9"]);
+        let tracked = lab.on_host("conntrack", &["-L", "-s", "10.100.0.9"]);
+        assert_eq!(tracked, "", "the former guest's connections, after a fault {when} {step}");
         let queue = lab.on_host("tc", &["qdisc", "show", "dev", next["host_device"].as_str().unwrap()]);
         assert!(queue.contains("rate 100Mbit"), "{queue}");
         TapGuest::attach(&lab, &next).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
