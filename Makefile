@@ -12,7 +12,7 @@ help:
 	echo 'make test-guests   the tests that boot whole distributions, or the small kernel built from source'
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
 	echo 'make bench         every benchmark beside its peers; BENCHES=dhcp: one of them'
-	echo 'make fuzz          TARGET=dhcp or packet, for SECONDS=60'
+	echo 'make fuzz          TARGET=dhcp, packet, dns_query or dns_answer, for SECONDS=60'
 	echo 'make images        all guest images'
 	echo 'make deb           the Debian package, in target/debian'
 
