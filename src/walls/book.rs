@@ -20,6 +20,13 @@ pub enum Change {
     RemoveChain(TableName, String),
 }
 
+impl Change {
+    /// Whether it says which policy is a guest's.
+    pub fn leads_guests(&self) -> bool {
+        matches!(self, Self::Add(_, "policy_of", _) | Self::Remove(_, "policy_of", _))
+    }
+}
+
 /// A VM as the walls see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {

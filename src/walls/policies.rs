@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use super::book::Change;
 use super::flows::is_denied;
 use super::ruleset::INET;
 use super::{Walls, WallsError, batch};
@@ -108,7 +109,15 @@ impl Walls {
         let done = {
             let mut standing = self.standing();
             let changes = standing.book.set_policy(scope, policy);
-            let done = self.0.nft.commit("policy", batch(&changes));
+            // What a packet meets in the middle of a change is the rules before and the maps after it: a new chain has to be there,
+            // full, before a map leads to it.
+            let leads = changes.iter().position(Change::leads_guests).unwrap_or(changes.len());
+            let (chains, leading) = changes.split_at(leads);
+            let commit = |changes: &[Change]| match changes {
+                [] => Ok(()),
+                changes => self.0.nft.commit("policy", batch(changes)),
+            };
+            let done = commit(chains).and_then(|()| commit(leading));
             if done.is_err() {
                 standing.book.set_policy(scope, before.clone());
             }

@@ -34,8 +34,11 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         let back = Expr::Meta { key: Meta::Priority, to: 0 };
         [ipv4(), vec![address(0), found, Expr::SetPriority { from: 0 }, back]].concat()
     };
+    // Two lookups, between which the policy may be changed: the kernel has each look at what is in force by then, and the second finds
+    // nothing under the number that went. So a packet that came by is asked about once more.
     let policy = |address: fn(u32) -> Expr, map: &'static str| {
-        [by_map(address, "policy_of"), vec![Expr::VerdictOf { map, key: 0 }]].concat()
+        let chain = || [by_map(address, "policy_of"), vec![Expr::VerdictOf { map, key: 0 }]].concat();
+        [rule("its policy", [chain()]), rule("its policy, if it was being changed", [chain()])]
     };
     let no_priority = || vec![Expr::Number { to: 0, value: 0 }, Expr::SetPriority { from: 0 }];
     let to_a_forward = |keys: Vec<Expr>, map: &'static str, registers: u32| {
@@ -122,7 +125,9 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
                 deny("blocked_egress"),
             ],
         ),
-        rule("its policy", [policy(source, "egress")]),
+    ]);
+    from_guest.extend(policy(source, "egress"));
+    from_guest.extend([
         rule("networks closed to the world", [enters_by("egress_closed"), deny("egress_closed")]),
         rule("to the world", [no_priority(), accept()]),
     ]);
@@ -130,9 +135,11 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
     to_guest.push(rule("a new connection to a guest", [goto("inbound")]));
 
     let remember = || Expr::Remember { set: CONNECTED, key: 0 };
+    let [now_in, then_in] = policy(destination, "ingress");
     let inbound = vec![
         rule("a guest has a connection", [ipv4(), vec![destination(0), remember()]]),
-        rule("its policy", [policy(destination, "ingress")]),
+        now_in,
+        then_in,
         rule("by a port forward", [forwarded_to_a_port(), accept()]),
         rule(
             "of its own workspace",
@@ -161,10 +168,10 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         ),
         Chain::new(
             "guest_to_guest",
-            vec![
-                rule("its policy", [policy(source, "egress")]),
-                rule("and may it come in there?", [goto("inbound")]),
-            ],
+            policy(source, "egress")
+                .into_iter()
+                .chain([rule("and may it come in there?", [goto("inbound")])])
+                .collect(),
         ),
         Chain::new("from_guest", from_guest),
         Chain::new("to_guest", to_guest),
