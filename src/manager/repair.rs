@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tracing::{debug, warn};
 
-use super::{Inner, ManagerError, failed};
+use super::error::failed;
+use super::{Inner, ManagerError};
 use crate::kernel::For;
 use crate::model::Place;
 use crate::plan::{self, Mend, Observed, Step};
