@@ -69,13 +69,9 @@ pub(super) fn udp(packet: &[u8], l4: L4Checksum) -> Result<Datagram<'_>, Silence
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{broadcast, discover};
+    use super::super::fixture::{broadcast, discover, parse};
     use super::super::{Kind, Request};
     use super::*;
-
-    fn parse(frame: &[u8]) -> Result<Request<'_>, Silence> {
-        Request::parse(frame, L4Checksum::Complete)
-    }
 
     #[test]
     fn ethernet_padding_is_not_part_of_the_request() {

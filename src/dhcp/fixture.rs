@@ -113,6 +113,11 @@ pub(super) fn frame(payload: &[u8], destination: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
+/// A frame as a server reads it that asks for a complete checksum.
+pub(super) fn parse(frame: &[u8]) -> Result<Request<'_>, Silence> {
+    Request::parse(frame, L4Checksum::Complete)
+}
+
 /// `message` as a broadcast frame.
 pub(super) fn broadcast(message: &Message) -> Vec<u8> {
     frame(&message.to_vec().unwrap(), Ipv4Addr::BROADCAST)

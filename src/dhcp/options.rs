@@ -125,13 +125,8 @@ mod tests {
     use dhcproto::Encodable as _;
     use proptest::prelude::*;
 
-    use super::super::fixture::{ADDRESS, bare, discover, frame, with_options};
-    use super::super::{L4Checksum, Request};
+    use super::super::fixture::{ADDRESS, bare, discover, frame, parse, with_options};
     use super::*;
-
-    fn parse(frame: &[u8]) -> Result<Request<'_>, Silence> {
-        Request::parse(frame, L4Checksum::Complete)
-    }
 
     #[test]
     fn options_that_lie_about_their_length_are_malformed() {

@@ -178,13 +178,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::fixture::{
-        ADDRESS, GATEWAY, agent, bare, broadcast, discover, frame, guest_mac, message, selecting,
+        ADDRESS, GATEWAY, agent, bare, broadcast, discover, frame, guest_mac, message, parse, selecting,
     };
     use super::*;
-
-    fn parse(frame: &[u8]) -> Result<Request<'_>, Silence> {
-        Request::parse(frame, L4Checksum::Complete)
-    }
 
     /// A DISCOVER with one octet of its BOOTP message changed.
     fn with_octet(at: usize, value: u8) -> Vec<u8> {
