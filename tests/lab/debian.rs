@@ -10,6 +10,15 @@ use serde_json::Value;
 use super::guest::{Accelerator, Guest, image, qemu, virtio_net};
 use super::{Lab, Namespace, succeed};
 
+/// The start of a script of `sh` in namespaces of its own: into a root of its own, a layer at `$1` on the image `$0`, which is left as
+/// it is.
+pub(super) const SCRATCH_ROOT: &str = r#"set -e
+mount -t tmpfs scratch "$1"
+mkdir "$1/up" "$1/work" "$1/root"
+mount -t overlay -o "lowerdir=$0,upperdir=$1/up,workdir=$1/work" overlay "$1/root"
+cd "$1/root"
+mount -t proc proc proc"#;
+
 /// An emulated Debian takes a minute and a half on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(600);
 

@@ -6,15 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::debian::SCRATCH_ROOT;
 use super::guest::image;
 use super::{Lab, Namespace, text};
 
-const BOOT: &str = r#"set -e
-mount -t tmpfs scratch "$1"
-mkdir "$1/up" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=$0,upperdir=$1/up,workdir=$1/work" overlay "$1/root"
-cd "$1/root"
-mount -t proc proc proc
+const BOOT: &str = r#"
 mount -t sysfs sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
 mount -t tmpfs run run
@@ -49,7 +45,7 @@ impl System {
         let mut init = lab
             .host_command("unshare")
             .args(["--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--kill-child", "sh", "-c"])
-            .arg(BOOT)
+            .arg(format!("{SCRATCH_ROOT}{BOOT}"))
             .args([&root, &scratch, &given])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -4,15 +4,11 @@
 use std::path::Path;
 use std::process::Output;
 
+use super::debian::SCRATCH_ROOT;
 use super::guest::image;
 use super::{Lab, Namespace, text};
 
-const ENTER: &str = r#"set -e
-mount -t tmpfs scratch "$1"
-mkdir "$1/up" "$1/work" "$1/root"
-mount -t overlay -o "lowerdir=$0,upperdir=$1/up,workdir=$1/work" overlay "$1/root"
-cd "$1/root"
-mount -t proc proc proc
+const ENTER: &str = r#"
 mount -t sysfs -o ro sysfs sys
 mount -t tmpfs run run
 mount --bind /dev dev
@@ -33,7 +29,8 @@ fn try_ask(lab: &Lab, namespace: &Namespace, given: &Path, script: &str) -> Outp
     let root = image("validators").canonicalize().expect("the root's path");
     namespace
         .command("unshare")
-        .args(["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c", ENTER])
+        .args(["--mount", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "sh", "-c"])
+        .arg(format!("{SCRATCH_ROOT}{ENTER}"))
         .args([&root, scratch.path(), given])
         .arg(script)
         .output()
