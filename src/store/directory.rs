@@ -126,10 +126,7 @@ mod tests {
         taken.recv_timeout(Duration::from_millis(200)).unwrap_err();
         drop(lock);
         let _held = taken.recv().unwrap().unwrap();
-        assert_eq!(fs_text(&directory), format!("{}\n", std::process::id()));
-    }
-
-    fn fs_text(directory: &tempfile::TempDir) -> String {
-        std::fs::read_to_string(directory.path().join("lock")).unwrap()
+        let written = std::fs::read_to_string(directory.path().join("lock")).unwrap();
+        assert_eq!(written, format!("{}\n", std::process::id()));
     }
 }
