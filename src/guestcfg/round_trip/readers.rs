@@ -198,10 +198,10 @@ fn times(config: &Value) -> Vec<Ipv4Addr> {
         .unwrap_or_default()
 }
 
-/// What a shell prints when it runs `program` on `input`.
+/// What a small guest's shell, busybox's, prints when it runs `program` on `input`.
 fn sh(program: &str, input: &str) -> String {
-    let mut child = Command::new("sh")
-        .args(["-euc", program])
+    let mut child = Command::new("busybox")
+        .args(["sh", "-euc", program])
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
         .stdin(Stdio::piped())
