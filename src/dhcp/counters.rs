@@ -52,6 +52,8 @@ counters! {
     malformed,
     /// Wrong IP or UDP checksum.
     bad_checksum,
+    /// The first piece of a datagram.
+    fragment,
     /// Came through a relay agent that is not served.
     relayed,
     /// Sent from another MAC than the one it asks for.
@@ -93,6 +95,7 @@ impl Counters {
         let counter = match silence {
             Silence::Malformed => &self.malformed,
             Silence::BadChecksum => &self.bad_checksum,
+            Silence::Fragment => &self.fragment,
             Silence::Relayed => &self.relayed,
             Silence::SourceMismatch => &self.source_mismatch,
             Silence::UnknownMac => &self.unknown_mac,

@@ -43,8 +43,11 @@ pub(super) fn udp(packet: &[u8], l4: L4Checksum) -> Result<Datagram<'_>, Silence
     let header_length = usize::from(header[0] & 0x0f) * 4;
     let total_length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     let fragment = u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0;
-    if header[0] >> 4 != 4 || header_length < 20 || fragment || header[9] != 17 {
+    if header[0] >> 4 != 4 || header_length < 20 || header[9] != 17 {
         return Err(Silence::Malformed);
+    }
+    if fragment {
+        return Err(Silence::Fragment);
     }
     let datagram = packet.get(header_length..total_length).ok_or(Silence::Malformed)?;
     if checksum::internet(&[&packet[..header_length]]) != 0 {
@@ -97,17 +100,18 @@ mod tests {
     }
 
     #[test]
-    fn fragments_other_ports_and_other_protocols_are_malformed() {
+    fn fragments_other_ports_and_other_protocols_are_no_requests() {
+        use Silence::{Fragment, Malformed};
         let good = broadcast(&discover(&[]));
-        for (what, at, value) in [
-            ("IPv6", 14, 0x65),
-            ("short IP header", 14, 0x44),
-            ("more fragments", 20, 0x20),
-            ("fragment offset", 21, 1),
-            ("TCP", 23, 6),
-            ("port 68", 37, 68),
-            ("ARP", 13, 6),
-            ("UDP shorter than its header", 39, 7),
+        for (what, at, value, silence) in [
+            ("IPv6", 14, 0x65, Malformed),
+            ("short IP header", 14, 0x44, Malformed),
+            ("more fragments", 20, 0x20, Fragment),
+            ("fragment offset", 21, 1, Fragment),
+            ("TCP", 23, 6, Malformed),
+            ("port 68", 37, 68, Malformed),
+            ("ARP", 13, 6, Malformed),
+            ("UDP shorter than its header", 39, 7, Malformed),
         ] {
             let mut frame = good.clone();
             frame[at] = value;
@@ -116,7 +120,7 @@ mod tests {
             }
             let sum = checksum::internet(&[&frame[14..24], &frame[26..34]]);
             frame[24..26].copy_from_slice(&sum.to_be_bytes());
-            assert_eq!(Request::parse(&frame, L4Checksum::LeftToOffload), Err(Silence::Malformed), "{what}");
+            assert_eq!(Request::parse(&frame, L4Checksum::LeftToOffload), Err(silence), "{what}");
         }
     }
 }

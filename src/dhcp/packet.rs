@@ -17,6 +17,8 @@ pub enum Silence {
     /// Not a DHCP request by its form.
     Malformed,
     BadChecksum,
+    /// The first piece of a datagram. No client sends a DHCP message in pieces, and none is put together here.
+    Fragment,
     /// giaddr is set, and no relay agent of that address is served here.
     Relayed,
     /// The frame's Ethernet source is not the chaddr it asks for.

@@ -145,6 +145,7 @@ impl Silence {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Malformed => "no answer: malformed",
+            Self::Fragment => "no answer: a fragment",
             Self::BadChecksum => "no answer: wrong checksum",
             Self::Relayed => "no answer: came through a relay agent that is not served",
             Self::SourceMismatch => "no answer: asked for another MAC than its own",

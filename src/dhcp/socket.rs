@@ -237,8 +237,8 @@ pub(super) fn device_address(ifindex: u32, protocol: u16) -> io::Result<SockAddr
     Ok(address)
 }
 
-/// Classic BPF over a frame: unfragmented IPv4 UDP to the server port, or to the client port from another server, to this
-/// host or to all. Everything else the device hears costs us nothing.
+/// Classic BPF over a frame: IPv4 UDP to the server port, or to the client port from another server, to this host or to
+/// all; of fragments the first, which has the ports. Everything else the device hears costs us nothing.
 fn requests_only() -> [SockFilter; 14] {
     use libc::{BPF_ABS, BPF_B, BPF_H, BPF_IND, BPF_JEQ, BPF_JGT, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_LDX};
     use libc::{BPF_MSH, BPF_RET, PACKET_BROADCAST, SKF_AD_OFF, SKF_AD_PKTTYPE};
@@ -251,7 +251,7 @@ fn requests_only() -> [SockFilter; 14] {
         load(BPF_B, 23),
         op(BPF_JMP | BPF_JEQ | BPF_K, 0, 9, libc::IPPROTO_UDP as u32),
         load(BPF_H, 20),
-        op(BPF_JMP | BPF_JSET | BPF_K, 7, 0, 0x3fff),
+        op(BPF_JMP | BPF_JSET | BPF_K, 7, 0, 0x1fff),
         op(BPF_LDX | BPF_B | BPF_MSH, 0, 0, 14),
         op(BPF_LD | BPF_H | BPF_IND, 0, 0, 16),
         op(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, SERVER_PORT.into()),

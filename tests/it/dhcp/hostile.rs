@@ -85,6 +85,11 @@ fn frames_that_lie_get_no_answer_and_are_counted_by_reason() {
             frame[40] ^= 0xff;
             frame
         }),
+        ("fragment", {
+            let mut frame = frame(me, &discover);
+            frame[20] |= 0x20; // more fragments
+            frame
+        }),
         ("source_mismatch", frame([2, 0, 0, 0, 0, 9], &discover)),
         ("unknown_mac", frame([2, 0, 0, 0, 0, 9], &message([2, 0, 0, 0, 0, 9], NOBODY, &[53, 1, 1]))),
         ("server_message", frame(me, &changed(0, 2))),
