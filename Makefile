@@ -4,13 +4,12 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-guests test-kernel test-scale images deb deps nextest bench fuzz clean
+.PHONY: help demo test test-guests test-scale images deb deps nextest bench fuzz clean
 
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
 	echo 'make test          formatting, lints, unit and integration tests, with real guests'
-	echo 'make test-kernel   of test-guests those that need the kernel built from source'
-	echo 'make test-guests   the tests that boot whole distributions, or the small kernel built from source'
+	echo 'make test-guests   the tests that boot or install whole distributions'
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
 	echo 'make bench         every benchmark beside its peers; BENCHES=dhcp: one of them'
 	echo 'make fuzz          TARGET=dhcp, packet, dns_query or dns_answer, for SECONDS=60'
@@ -25,18 +24,14 @@ demo: deps
 	cargo build --quiet --bin guestnet --example demo
 	cargo run --quiet --example demo
 
-# Tests that need images which take minutes to build, or boot a whole distribution.
-GUEST_TESTS := test(/^(needs_kernel|booted|package|validators)::/)
+# Tests that boot or install a whole distribution.
+GUEST_TESTS := test(/^(booted|package|validators)::/)
 
 test: deps nextest
-	@vm-images/build.sh initramfs uml cloud-kernel
+	@vm-images/build.sh initramfs uml cloud-kernel kernel
 	cargo fmt --check
 	cargo clippy --all-targets --quiet -- -D warnings
 	cargo nextest run --no-fail-fast -E 'not $(GUEST_TESTS) and not test(/^scale::/)'
-
-test-kernel: deps nextest
-	@vm-images/build.sh initramfs kernel
-	cargo nextest run --no-fail-fast -E 'test(/^needs_kernel::/)'
 
 test-guests: deps nextest
 	@vm-images/build.sh all validators systemd-root

@@ -7,8 +7,9 @@ use futures_util::{Stream, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
 use super::streams::Streams;
-use super::wire::{self, FieldError};
+use super::{networks, wire};
 use crate::events::{Event, EventKind, Events};
+use crate::manager::Manager;
 use crate::model::{NetworkName, VmId};
 use crate::proto::guestnet::v1;
 
@@ -20,11 +21,11 @@ struct Filter {
 }
 
 impl Filter {
-    fn read(request: &v1::WatchEventsRequestView<'_>) -> Result<Self, FieldError> {
+    fn read(manager: &Manager, request: &v1::WatchEventsRequestView<'_>) -> Result<Self, ConnectError> {
         Ok(Self {
             kinds: request.kinds.iter().map(|kind| wire::event_kind(kind)).collect::<Result<_, _>>()?,
             vm_id: request.vm_id.map(wire::vm_id).transpose()?,
-            network: wire::network_id(request.network_id)?,
+            network: networks::known(manager, request.network_id)?,
         })
     }
 
@@ -37,10 +38,11 @@ impl Filter {
 
 pub(super) fn watch(
     events: &Events,
+    manager: &Manager,
     streams: &Streams,
     request: &v1::WatchEventsRequestView<'_>,
 ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
-    let filter = Filter::read(request)?;
+    let filter = Filter::read(manager, request)?;
     let (recent, live) = events.watch_from_recent();
     let mut first = VecDeque::new();
     if request.include_recent {

@@ -9,7 +9,8 @@ use connectrpc::{ConnectError, ErrorCode};
 use futures_util::{Stream, stream};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::errors::{refusal, status};
+use super::errors::refusal;
+use super::networks;
 use super::wire::{self, FieldError};
 use crate::dhcp::{LeaseChanges, Leases};
 use crate::manager::Manager;
@@ -35,11 +36,7 @@ impl LeaseSources {
         manager: &Manager,
         request: &v1::ListLeasesRequestView<'_>,
     ) -> Result<v1::ListLeasesResponse, ConnectError> {
-        let only = wire::network_id(request.network_id)?;
-        if let Some(name) = &only {
-            // Only to refuse one that is not there.
-            manager.list(Some(name)).map_err(status)?;
-        }
+        let only = networks::known(manager, request.network_id)?;
         let networks = manager.networks().into_iter().map(|status| status.network.name.clone());
         let networks = networks.filter(|name| only.as_ref().is_none_or(|only| only == name));
         let mut all: Vec<Arc<Reserved>> = networks.flat_map(|name| self.registry.reserved(&name)).collect();
@@ -91,11 +88,14 @@ impl LeaseSources {
     /// Leases as they change.
     pub(super) fn watch(
         &self,
-        only: Option<NetworkName>,
-    ) -> impl Stream<Item = Result<v1::WatchLeasesResponse, ConnectError>> + Send + 'static {
+        manager: &Manager,
+        request: &v1::WatchLeasesRequestView<'_>,
+    ) -> Result<impl Stream<Item = Result<v1::WatchLeasesResponse, ConnectError>> + Send + use<>, ConnectError>
+    {
+        let only = networks::known(manager, request.network_id)?;
         let changes = self.leases.watch();
         let state = (self.clone(), only, changes, VecDeque::new());
-        stream::unfold(state, |(sources, only, mut changes, mut waiting)| async move {
+        Ok(stream::unfold(state, |(sources, only, mut changes, mut waiting)| async move {
             loop {
                 if let Some(answer) = waiting.pop_front() {
                     return Some((Ok(answer), (sources, only, changes, waiting)));
@@ -114,7 +114,7 @@ impl LeaseSources {
                     ..Default::default()
                 }));
             }
-        })
+        }))
     }
 }
 

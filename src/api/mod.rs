@@ -9,6 +9,7 @@ mod events;
 mod guest_config;
 mod leases;
 mod listener;
+mod networks;
 mod policy;
 mod reservations;
 mod server;

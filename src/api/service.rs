@@ -15,7 +15,9 @@ use super::caller::{Peer, peer};
 use super::errors::{code_of, refusal, status};
 use super::policy;
 use super::streams::Streams;
-use super::{Sources, dns, events, guest_config, reservations, stats, status as status_of, vms, wire};
+use super::{
+    Sources, dns, events, guest_config, networks, reservations, stats, status as status_of, vms, wire,
+};
 use crate::manager::{Collected, CreateVm, Manager, ManagerError};
 use crate::model::VmId;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
@@ -217,8 +219,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::WatchLeasesRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchLeasesResponse>> {
-        let network = wire::network_id(request.network_id)?;
-        self.streams.serve(self.sources.leases.watch(network))
+        self.streams.serve(self.sources.leases.watch(&self.manager, &request)?)
     }
 
     async fn add_reservations(
@@ -250,8 +251,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ListNetworksRequest>,
     ) -> ServiceResult<v1::ListNetworksResponse> {
-        let networks = self.manager.networks().iter().map(wire::network).collect();
-        Response::ok(v1::ListNetworksResponse { networks, ..Default::default() })
+        Response::ok(networks::list(&self.manager))
     }
 
     async fn get_network_stats(
@@ -372,7 +372,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::WatchEventsRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
-        events::watch(&self.sources.events, &self.streams, &request)
+        events::watch(&self.sources.events, &self.manager, &self.streams, &request)
     }
     async fn apply_network_policy(
         &self,

@@ -1,7 +1,7 @@
 //! The integration tests: one binary, every scenario in a lab of its own (`tests/lab`), real kernels on real TAPs.
 //!
-//! `make test-guests` runs those that need images of minutes: `needs_kernel` and `booted` boot the kernel built from source and
-//! whole Debians, `validators` ask the programs that read guest configuration, `package` installs the Debian package.
+//! `make test-guests` runs those that need images of minutes: `booted` boots whole Debians, `validators` ask the programs
+//! that read guest configuration, `package` installs the Debian package.
 #![allow(
     clippy::expect_used,
     clippy::print_stderr,
@@ -26,6 +26,7 @@ mod faults;
 mod first_guest;
 mod garbage;
 mod guest_config;
+mod inventory;
 mod limits;
 mod metadata;
 mod needs_kernel;

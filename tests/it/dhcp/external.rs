@@ -157,7 +157,9 @@ fn leases_are_watched_as_they_change() {
         let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(watch.stdout.take().unwrap());
         let (sender, lines) = channel();
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
         (watch, lines)
     };
     let (mut json, lines) = watch(&["--json", "--network", "lan"]);
@@ -183,8 +185,12 @@ fn leases_are_watched_as_they_change() {
     let row = seen(&rows, &|row| row.contains("bound"));
     assert!(row.contains(MAC) && row.contains("10.9.0.10"), "{row}");
 
-    let unknown = daemon.client(&["lease", "watch", "--network", "nowhere"]);
-    assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown));
+    // Nobody waits for what cannot come.
+    for watch in [["lease", "watch"].as_slice(), &["events"]] {
+        let unknown = daemon.client(&[watch, &["--network", "nowhere"]].concat());
+        assert_eq!(unknown.status.code(), Some(1), "{}", text(&unknown));
+        assert!(text(&unknown).contains("nowhere"), "{}", text(&unknown));
+    }
     // A watch ends with the service.
     daemon.stop();
     for watch in [&mut json, &mut table] {

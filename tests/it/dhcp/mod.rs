@@ -1,1 +1,6 @@
+//! DHCP as real clients see it, on plumbing that somebody else made.
+
+mod clients;
+mod external;
+mod hostile;
 mod options;
