@@ -230,6 +230,17 @@ impl Answer {
         }
     }
 
+    /// Whether it is `withheld`.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.ede.is_some()
+    }
+
+    /// Seconds that its longest record is told to hold.
+    pub(super) fn longest(&self) -> u32 {
+        let ttl = |at: &u16| self.wire.get(usize::from(*at)..).and_then(<[u8]>::first_chunk::<4>);
+        self.ttl_at.iter().filter_map(ttl).map(|ttl| held(u32::from_be_bytes(*ttl))).max().unwrap_or(0)
+    }
+
     pub(super) fn as_wire(&self) -> &[u8] {
         &self.wire
     }

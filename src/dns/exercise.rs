@@ -88,7 +88,7 @@ pub fn exercise_answer(bytes: &[u8]) {
     });
     let id = message.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
     let Verdict::Answer(read) = answer::read(message, id, &question) else { return };
-    let kept = resolver.keep(&question, &Key::of(&question), read);
+    let kept = resolver.keep(&resolver.setup.load_full(), &question, &Key::of(&question), read);
     let transport = if how & 4 == 0 { Transport::Udp } else { Transport::Tcp };
     let size = u16::from(*how) << 8;
     let query = ask(&question, (how & 8 == 0).then_some(size));
@@ -228,7 +228,10 @@ fn message(question: &Question, rcode: u8, records: &[&[u8]], section: usize) ->
 
 fn read(question: &Question, message: &[u8]) -> Outcome {
     match answer::read(message, 7, question) {
-        Verdict::Answer(answer) => Ok(fixture().1.keep(question, &Key::of(question), answer)),
+        Verdict::Answer(answer) => {
+            let resolver = &fixture().1;
+            Ok(resolver.keep(&resolver.setup.load_full(), question, &Key::of(question), answer))
+        }
         other => panic!("{other:?}"),
     }
 }

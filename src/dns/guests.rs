@@ -49,8 +49,6 @@ pub(super) struct Guests {
     /// Everybody beyond `MOST`, and who is no IPv4 host.
     others: Arc<Guest>,
     start: Instant,
-    /// Queries a second for each guest; 0 is no limit.
-    rate: u32,
     seen: AtomicU64,
     /// Guests of the round before, and of this one so far.
     last_round_guests: AtomicU64,
@@ -67,14 +65,13 @@ pub struct GuestReport {
 }
 
 impl Guests {
-    pub(super) fn new(network: NetworkName, registry: Registry, rate: u32) -> Self {
+    pub(super) fn new(network: NetworkName, registry: Registry) -> Self {
         Self {
             network,
             registry,
             by_address: RwLock::default(),
             others: Arc::default(),
             start: Instant::now(),
-            rate,
             seen: AtomicU64::new(0),
             last_round_guests: AtomicU64::new(1),
             round_guests: AtomicU64::new(0),
@@ -118,13 +115,13 @@ impl Guests {
         guest
     }
 
-    /// Whether a query of `guest` is within its own rate.
-    pub(super) fn is_within_rate(&self, guest: &Guest) -> bool {
-        if self.rate == 0 {
+    /// Whether a query of `guest` is within `rate`, in queries a second; 0 is no limit.
+    pub(super) fn is_within_rate(&self, guest: &Guest, rate: u32) -> bool {
+        if rate == 0 {
             return true;
         }
         let now = u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let each = 1e9 / f64::from(self.rate);
+        let each = 1e9 / f64::from(rate);
         let used = guest.bucket.used_until.load(Relaxed).max(now);
         let within = (used - now) as f64 <= BURST * 1e9;
         if within {

@@ -35,6 +35,7 @@ mod reply;
 mod resolve;
 mod route;
 mod server;
+mod setup;
 mod suffixes;
 mod tcp;
 #[cfg(test)]
@@ -45,13 +46,13 @@ mod zone;
 
 pub use admin::{DnsAdmin, DnsAdminError};
 pub use cache::CacheUse;
-pub use control::{DnsControl, Explained, ReloadError, TopName};
+pub use control::{DnsControl, Explained, Prepared, TopName};
 pub use counters::DnsCounters;
 #[cfg(fuzzing)]
 pub use exercise::{exercise_answer, exercise_query};
 pub use forward::UpstreamReport;
 pub use guests::GuestReport;
 pub use histogram::Latencies;
-pub use local::check_record;
+pub use local::{HostsError, check_record};
 pub use policy::RuleReport;
 pub use server::{DnsEndpoints, DnsError, DnsServer};

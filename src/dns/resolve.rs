@@ -10,50 +10,43 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Record;
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 
 use super::answer::{Age, Answer, Question};
 use super::cache::{Cache, Held, Key};
 use super::counters::{Counters, count};
 use super::fair::{Fair, Place};
 use super::flights::{Flights, Outcome};
-use super::forward::{BUDGET, Forwarder};
+use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
-use super::local::LocalData;
-use super::policy::{Policy, Verdict};
+use super::name::Name;
+use super::policy::Verdict;
 use super::query::{Query, flag};
 use super::reply::{self, Code, Ede, Transport};
-use super::route::{Local, Places, Route, route};
-use super::validate::Validator;
+use super::route::{Local, Route, route};
+use super::setup::Setup;
 use super::zone::{self, Asker, Zones};
-use crate::model::{Network, Subnet};
+use crate::events::Events;
+use crate::model::Subnet;
 use crate::registry::Registry;
 
-/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer), as long
-/// as upstreams answer. The RFC's 1.8 s is for a resolver that walks the tree; a forwarder's upstream that is this late is
-/// in trouble.
-const STALE_AFTER: Duration = Duration::from_millis(250);
-/// The same when no upstream has answered for a second, so that nobody knows whether one is there: a guest is not to find
-/// out by waiting, unless the answer is past its time for longer than `RECENT`.
-const STALE_AFTER_QUIET: Duration = Duration::from_millis(5);
-const RECENT: Duration = Duration::from_secs(300);
+/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer), unless no
+/// upstream counts as alive: then it need not wait.
+const STALE_AFTER: Duration = Duration::from_millis(1_800);
 /// A guest waits this much longer than the upstreams are given, so that it hears what became of its question.
 const GRACE: Duration = Duration::from_millis(100);
 
 pub(super) struct Resolver {
-    pub(super) network: Arc<Network>,
+    pub(super) setup: ArcSwap<Setup>,
     pub(super) registry: Registry,
-    pub(super) places: Places,
     /// Whether only addresses of the subnet may ask.
     pub(super) guests_only: bool,
-    /// Subnets whose addresses may stand in any answer.
-    pub(super) own_subnets: Vec<Subnet>,
-    pub(super) local: ArcSwap<LocalData>,
-    pub(super) policy: ArcSwap<Policy>,
+    pub(super) own_subnets: Arc<[Subnet]>,
+    pub(super) listen: SocketAddr,
+    pub(super) exchanges: usize,
+    pub(super) events: Events,
     pub(super) cache: Cache,
-    pub(super) forwarder: Arc<Forwarder>,
-    pub(super) validator: Option<Validator>,
     pub(super) fair: Fair,
     pub(super) guests: Guests,
     pub(super) flights: Flights,
@@ -79,7 +72,7 @@ pub(super) struct Pending {
     pub(super) from: SocketAddr,
     how: Transport,
     pub(super) question: Question,
-    stale: Option<(Arc<Answer>, Duration)>,
+    stale: Option<Arc<Answer>>,
     /// Our own records that go before the upstream's: an alias whose target is not ours.
     before: Vec<Record>,
     guest: Arc<Guest>,
@@ -89,6 +82,7 @@ pub(super) struct Pending {
 
 /// A query that is being answered.
 struct Asked<'a> {
+    setup: &'a Setup,
     message: &'a [u8],
     query: Query,
     from: SocketAddr,
@@ -105,8 +99,9 @@ impl Resolver {
         out: &mut Vec<u8>,
     ) -> Step {
         out.clear();
+        let setup = self.setup.load();
         let guest = self.guests.of(from.ip());
-        if !self.guests.is_within_rate(&guest) {
+        if !self.guests.is_within_rate(&guest, setup.network.resolver.queries_per_second) {
             self.tally(&guest, |counters| &counters.limited);
             return Step::Silent;
         }
@@ -115,20 +110,20 @@ impl Resolver {
             Err(reject) => return self.put(&guest, out, reply::reject(message, reject)),
         };
         self.bake_cookie(&mut query, from.ip());
-        let asked = Asked { message, query, from, how, guest: &guest };
-        if !self.may_ask(from.ip()) {
+        let asked = Asked { setup: &setup, message, query, from, how, guest: &guest };
+        if !self.may_ask(&setup, from.ip()) {
             return self.put_code(&asked, out, Code::prohibited());
         }
-        let local = self.local.load();
-        match route(&asked.query, &self.places, &local, |name| self.forwarder.is_conditional(name)) {
+        let conditional = |name: &Name| setup.forwarder.is_conditional(name);
+        match route(&asked.query, &setup.places, &setup.local, conditional) {
             Route::Refuse(refusal) => self.put_code(&asked, out, refusal.into()),
             Route::Local(Local::Any) | Route::Forward if self.is_ruled(&asked, out) => Step::Answered,
             Route::Local(found) => {
                 let zones = Zones {
-                    network: &self.network,
+                    network: &setup.network,
                     registry: &self.registry,
-                    added: &local,
-                    asker: self.asker(from.ip(), &guest),
+                    added: &setup.local,
+                    asker: self.asker(&setup, from.ip(), &guest),
                 };
                 let answer = zones.answer(&found, &asked.query.name, asked.query.qtype);
                 self.tally(&guest, |counters| &counters.local);
@@ -150,7 +145,7 @@ impl Resolver {
 
     /// Whether a rule of the policy has answered.
     fn is_ruled(&self, asked: &Asked<'_>, out: &mut Vec<u8>) -> bool {
-        let policy = self.policy.load();
+        let policy = &asked.setup.policy;
         if policy.is_empty() {
             return false;
         }
@@ -188,9 +183,9 @@ impl Resolver {
                 return self.answered(asked, out, "cache");
             }
             Some(Held::Failed) => return self.put_code(asked, out, Code::failed(Ede::CachedError)),
-            Some(Held::Stale { answer, retry, over }) => {
-                if retry && !self.forwarder.all_down(&question.name) {
-                    Some((answer, over))
+            Some(Held::Stale { answer, wait, retry, .. }) => {
+                if wait && !asked.setup.forwarder.all_down(&question.name) {
+                    Some(answer)
                 } else {
                     // Nothing better is to be had in time: answer, and look again behind the guest's back.
                     if retry {
@@ -201,7 +196,7 @@ impl Resolver {
                     return self.answered(asked, out, "stale cache");
                 }
             }
-            None => match self.known_absent(&question) {
+            None => match self.known_absent(asked.setup, &question) {
                 Some(answer) => {
                     self.tally(asked.guest, |counters| &counters.cache_hits);
                     answer.write(asked.message, &asked.query, Age::Seconds(0), limit, out);
@@ -215,11 +210,11 @@ impl Resolver {
 
     /// RFC 8020: below a name that does not exist there is nothing. Not for who validates: the proof at hand is of the name
     /// above. Not across upstreams: another one's names are its own.
-    fn known_absent(&self, question: &Question) -> Option<Answer> {
+    fn known_absent(&self, setup: &Setup, question: &Question) -> Option<Answer> {
         if question.dnssec_ok {
             return None;
         }
-        let domain = self.forwarder.domain(&question.name);
+        let domain = setup.forwarder.domain(&question.name);
         let mut name = question.name;
         let now = Instant::now();
         while name != *domain {
@@ -237,7 +232,7 @@ impl Resolver {
         self: &Arc<Self>,
         asked: &Asked<'_>,
         question: Question,
-        stale: Option<(Arc<Answer>, Duration)>,
+        stale: Option<Arc<Answer>>,
         before: Vec<Record>,
         out: &mut Vec<u8>,
     ) -> Step {
@@ -263,32 +258,39 @@ impl Resolver {
     /// The answer to a query that had to wait, in `out`; `false` if there is none to give.
     pub(super) async fn finish(self: &Arc<Self>, pending: Box<Pending>, out: &mut Vec<u8>) -> bool {
         let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
-        let wait = match &stale {
-            Some((_, over)) if self.forwarder.is_live(&question.name) || *over > RECENT => STALE_AFTER,
-            Some(_) => STALE_AFTER_QUIET,
-            None => BUDGET + GRACE,
-        };
-        let until = tokio::time::Instant::from_std(begun) + wait;
-        let outcome = timeout_at(until, async {
+        let (setup, key) = (self.setup.load_full(), Key::of(&question));
+        let landed = async {
             let _turn = place.turn().await;
-            let mut flight = self.fly(&question, &Key::of(&question))?;
+            let mut flight = self.fly(&question, &key)?;
             let landed = flight.wait_for(Option::is_some).await.ok()?;
             landed.clone()
-        });
-        let outcome = outcome.await.ok().flatten().unwrap_or(Err(Ede::NoReachableAuthority));
+        };
+        let begun_at = tokio::time::Instant::from_std(begun);
+        let outcome = match &stale {
+            None => timeout_at(begun_at + BUDGET + GRACE, landed).await.ok().flatten(),
+            Some(_) => tokio::select! {
+                outcome = landed => outcome,
+                () = setup.forwarder.until_all_down(&question.name) => None,
+                () = sleep_until(begun_at + STALE_AFTER) => {
+                    self.cache.note_late(&key, Instant::now());
+                    None
+                }
+            },
+        };
+        let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
-        let asked = Asked { message: &message, query, from, how, guest: &guest };
+        let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
         if !before.is_empty() {
             self.finish_alias(&asked, before, outcome, out);
         } else {
             let limit = how.limit(&query);
             match (outcome, stale) {
                 (Ok(answer), _) => answer.write(&message, &query, Age::Seconds(0), limit, out),
-                (Err(_), Some((stale, _))) => {
+                (Err(_), Some(stale)) => {
                     self.tally(&guest, |counters| &counters.stale);
                     stale.write(&message, &query, Age::Stale, limit, out);
                     // It goes on without the guest: what comes back is for the next.
-                    self.fly(&question, &Key::of(&question));
+                    self.fly(&question, &key);
                 }
                 (Err(ede), None) => {
                     if let Some(failed) = reply::code(&message, &query, from, how, Code::failed(ede)) {
@@ -330,16 +332,16 @@ impl Resolver {
         over
     }
 
-    fn may_ask(&self, from: IpAddr) -> bool {
+    fn may_ask(&self, setup: &Setup, from: IpAddr) -> bool {
         match from {
             _ if !self.guests_only => true,
-            IpAddr::V4(address) => self.network.subnet.contains(address),
+            IpAddr::V4(address) => setup.network.subnet.contains(address),
             IpAddr::V6(_) => false,
         }
     }
 
-    fn asker<'a>(&self, from: IpAddr, guest: &'a Guest) -> Asker<'a> {
-        let host = from == IpAddr::V4(self.network.gateway) || (!self.guests_only && guest.vm.is_none());
+    fn asker<'a>(&self, setup: &Setup, from: IpAddr, guest: &'a Guest) -> Asker<'a> {
+        let host = from == IpAddr::V4(setup.network.gateway) || (!self.guests_only && guest.vm.is_none());
         if host { Asker::Host } else { Asker::Guest(guest.workspace.as_ref()) }
     }
 
@@ -397,7 +399,7 @@ impl Resolver {
 
     /// The query log: off unless it is asked for, and then one query of so many.
     fn log(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) {
-        let every = self.network.resolver.query_log;
+        let every = asked.setup.network.resolver.query_log;
         if every == 0 || !self.logged.fetch_add(1, Relaxed).is_multiple_of(every.into()) {
             return;
         }

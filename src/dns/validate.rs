@@ -30,6 +30,12 @@ pub struct AnchorError {
     detail: String,
 }
 
+impl AnchorError {
+    pub(super) fn new(path: &Path, problem: &impl ToString) -> Self {
+        Self { path: path.to_owned(), detail: problem.to_string() }
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Validator {
     handle: DnssecDnsHandle<Upstreams>,
@@ -45,8 +51,8 @@ impl Validator {
         let handle = match anchor {
             None => DnssecDnsHandle::new(upstreams),
             Some(path) => {
-                let anchors = TrustAnchors::from_file(path)
-                    .map_err(|error| AnchorError { path: path.to_owned(), detail: error.to_string() })?;
+                let anchors =
+                    TrustAnchors::from_file(path).map_err(|error| AnchorError::new(path, &error))?;
                 DnssecDnsHandle::with_trust_anchor(upstreams, Arc::new(anchors))
             }
         };

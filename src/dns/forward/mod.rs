@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout_at;
 use tracing::trace;
 
@@ -99,11 +99,27 @@ struct Group {
 pub(super) struct Forwarder {
     /// The longest suffix first; the last is the root's.
     groups: Vec<Group>,
+    trust: Trust,
     /// One permit per exchange with an upstream.
-    exchanges: Semaphore,
+    exchanges: Arc<Semaphore>,
+    context: Context,
+}
+
+/// What stays, whichever upstreams are asked.
+#[derive(Clone)]
+struct Context {
     epoch: Instant,
     network: NetworkName,
     events: Events,
+    /// Told when an upstream goes down.
+    fell: Arc<Notify>,
+}
+
+impl Context {
+    /// Microseconds since the resolver's start.
+    fn now(&self) -> u64 {
+        health::micros(self.epoch.elapsed())
+    }
 }
 
 impl Forwarder {
@@ -111,22 +127,40 @@ impl Forwarder {
     pub(super) fn new(
         network: &Network,
         servers: &[Server],
+        trust: Trust,
         exchanges: usize,
-        trust: &Trust,
         events: Events,
     ) -> Self {
-        let group = |domain: Name, servers: &[Server]| Group {
-            domain,
-            upstreams: servers.iter().map(|server| Arc::new(Upstream::new(server.clone(), trust))).collect(),
+        let (epoch, fell) = (Instant::now(), Arc::default());
+        let context = Context { epoch, network: network.name.clone(), events, fell };
+        let upstream = |_: &Name, server: &Server| Arc::new(Upstream::new(server.clone(), &trust));
+        let groups = groups(network, servers, upstream);
+        Self { groups, trust, exchanges: Arc::new(Semaphore::new(exchanges)), context }
+    }
+
+    /// The same with other upstreams; of those that it has too, what is known of them stays.
+    pub(super) fn with(&self, network: &Network, servers: &[Server], trust: Trust) -> Self {
+        let upstream = |domain: &Name, server: &Server| {
+            let group = self.groups.iter().find(|group| group.domain == *domain);
+            let known = group.and_then(|group| group.upstreams.iter().find(|known| known.server == *server));
+            let same = known.filter(|known| known.is_plain() || trust.is_like(&self.trust));
+            same.cloned().unwrap_or_else(|| Arc::new(Upstream::new(server.clone(), &trust)))
         };
-        let zones = network.resolver.forward.iter();
-        let zone = |domain: &str, servers: &[Server]| Some(group(Name::from_text(domain)?, servers));
-        let mut groups: Vec<_> =
-            zones.filter_map(|forward| zone(forward.domain.as_str(), &forward.servers)).collect();
-        groups.push(group(Name::root(), servers));
-        groups.sort_by_key(|group| std::cmp::Reverse(group.domain.as_wire().len()));
-        let (exchanges, epoch) = (Semaphore::new(exchanges), Instant::now());
-        Self { groups, exchanges, epoch, network: network.name.clone(), events }
+        let groups = groups(network, servers, upstream);
+        Self { groups, trust, exchanges: self.exchanges.clone(), context: self.context.clone() }
+    }
+
+    /// Whether every name is asked for at the same upstreams, in whatever order they are.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let all = |one: &Self, other: &Self| {
+            one.groups.iter().all(|group| group.is_like(other.group(&group.domain)))
+        };
+        all(self, other) && all(other, self)
+    }
+
+    /// The same for one name.
+    pub(super) fn asks_like(&self, other: &Self, name: &Name) -> bool {
+        self.group(name).is_like(other.group(name))
     }
 
     /// Whether no upstream that would be asked has been answering lately.
@@ -134,10 +168,25 @@ impl Forwarder {
         self.group(name).upstreams.iter().all(|upstream| upstream.health.is_down())
     }
 
-    /// Whether an upstream that would be asked has just answered, so an answer is on its way most likely.
-    pub(super) fn is_live(&self, name: &Name) -> bool {
-        let now = self.now();
-        self.group(name).upstreams.iter().any(|upstream| upstream.health.is_live(now))
+    /// Ends when no upstream that would be asked counts as alive.
+    pub(super) async fn until_all_down(&self, name: &Name) {
+        loop {
+            let fell = self.context.fell.notified();
+            if self.all_down(name) {
+                return;
+            }
+            fell.await;
+        }
+    }
+
+    /// Checks the upstreams that nothing has been heard of for some time.
+    pub(super) fn check_quiet(&self) {
+        let now = self.context.now();
+        for upstream in self.groups.iter().flat_map(|group| &group.upstreams) {
+            if upstream.health.is_due(now) {
+                tokio::spawn(health::check(self.context.clone(), upstream.clone()));
+            }
+        }
     }
 
     /// Whether the name belongs to a suffix with upstreams of its own: what they say of private addresses is meant so.
@@ -174,11 +223,12 @@ impl Forwarder {
         let mut started: Vec<(&Arc<Upstream>, Instant)> = vec![];
         let mut failure = Failure::Silence;
         let mut at_once =
-            if order.first().is_some_and(|best| best.health.is_cold(self.now())) { 2 } else { 1 };
+            if order.first().is_some_and(|best| best.health.is_cold(self.context.now())) { 2 } else { 1 };
         loop {
             let mut next_at = deadline;
             for upstream in waiting.by_ref().take(std::mem::replace(&mut at_once, 1)) {
                 started.push((upstream, Instant::now()));
+                upstream.health.asked(self.context.now());
                 running.push(self.attempt(upstream, question));
                 next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
             }
@@ -222,7 +272,7 @@ impl Forwarder {
             let took = at.elapsed();
             if winner.is_some_and(|winner| Arc::ptr_eq(winner, upstream)) {
                 upstream.latency.add(took);
-                upstream.health.answered(took, self.now());
+                upstream.health.answered(took, self.context.now());
             } else if took > upstream.health.late() {
                 upstream.health.note("it does not answer in time");
                 self.missed(upstream);
@@ -243,15 +293,16 @@ impl Forwarder {
         upstream.health.note(trouble);
         match trouble {
             // It is alive, whatever it says.
-            Trouble::Unable(_) => upstream.health.answered(since.elapsed(), self.now()),
+            Trouble::Unable(_) => upstream.health.answered(since.elapsed(), self.context.now()),
             Trouble::Io(_) => self.missed(upstream),
         }
     }
 
     /// Counts a miss; an upstream that is down is asked for a sign of life until it gives one.
     fn missed(self: &Arc<Self>, upstream: &Arc<Upstream>) {
-        if upstream.health.missed(self.now()) {
-            tokio::spawn(health::watch(self.clone(), upstream.clone()));
+        if upstream.health.missed(self.context.now()) {
+            self.context.fell.notify_waiters();
+            tokio::spawn(health::watch(self.context.clone(), Arc::downgrade(upstream)));
         }
     }
 
@@ -264,9 +315,34 @@ impl Forwarder {
         let _exchange = self.exchanges.acquire().await;
         (upstream, upstream.exchange(question).await)
     }
+}
 
-    fn now(&self) -> u64 {
-        health::micros(self.epoch.elapsed())
+fn groups(
+    network: &Network,
+    servers: &[Server],
+    upstream: impl Fn(&Name, &Server) -> Arc<Upstream>,
+) -> Vec<Group> {
+    let group = |domain: Name, servers: &[Server]| Group {
+        domain,
+        upstreams: servers.iter().map(|server| upstream(&domain, server)).collect(),
+    };
+    let zones = network.resolver.forward.iter();
+    let mut groups: Vec<_> =
+        zones.filter_map(|zone| Some(group(Name::from_text(zone.domain.as_str())?, &zone.servers))).collect();
+    groups.push(group(Name::root(), servers));
+    groups.sort_by_key(|group| std::cmp::Reverse(group.domain.as_wire().len()));
+    groups
+}
+
+impl Group {
+    /// Whether it is the same suffix and the same upstreams, known as the same.
+    fn is_like(&self, other: &Self) -> bool {
+        let has = |one: &Self, upstream: &Arc<Upstream>| {
+            one.upstreams.iter().any(|other| Arc::ptr_eq(other, upstream))
+        };
+        self.domain == other.domain
+            && self.upstreams.len() == other.upstreams.len()
+            && self.upstreams.iter().all(|upstream| has(other, upstream))
     }
 }
 
@@ -275,6 +351,10 @@ impl Upstream {
         let secure = secure::Channel::new(&server, trust);
         let plain = udp::Pool::new(server.address);
         Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
+    }
+
+    fn is_plain(&self) -> bool {
+        self.server.transport == UpstreamTransport::Plain
     }
 
     /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long.

@@ -266,11 +266,65 @@ async fn an_expired_answer_is_given_when_upstreams_fall_silent() {
     let server = forwarding(&[&dies]);
     lookup(&server, "www.example.com.").await;
     tokio::time::sleep(Duration::from_millis(1_050)).await;
-    let since = Instant::now();
-    let stale = ask(&server, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
-    assert_eq!((addresses(&stale), stale.answers[0].ttl), (vec![ANSWER], 30));
-    assert_eq!(extended_error(&stale), Some(3));
-    assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    let stale = async || {
+        let stale = ask(&server, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
+        assert_eq!((addresses(&stale), stale.answers[0].ttl), (vec![ANSWER], 30));
+        assert_eq!(extended_error(&stale), Some(3));
+    };
+    // The first may wait: nobody knows yet.
+    stale().await;
+    let mut fastest = PATIENCE;
+    for _ in 0..20 {
+        let since = Instant::now();
+        stale().await;
+        fastest = fastest.min(since.elapsed());
+    }
+    assert!(fastest < Duration::from_millis(10), "{fastest:?}");
+    // Further ones waited for nothing.
+    assert_eq!((server.counters().stale, server.counters().forwarded), (21, 2));
+}
+
+#[tokio::test]
+async fn an_expired_answer_is_not_given_because_the_upstream_takes_its_time() {
+    let slow = Upstream::that(|asked| {
+        let (address, wait) = match asked.nth {
+            0 => (1, 0),
+            usize::MAX => (2, 0),
+            _ => (2, 400),
+        };
+        let address = RData::A(A(Ipv4Addr::new(198, 51, 100, address)));
+        vec![(Duration::from_millis(wait), asked.with([Record::from_rdata(name(&asked.name()), 1, address)]))]
+    })
+    .await;
+    let server = forwarding(&[&slow]);
+    lookup(&server, "www.example.com.").await;
+    // Expired, and no upstream heard of for a second.
+    tokio::time::sleep(Duration::from_millis(2_100)).await;
+    let fresh = ask(&server, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
+    assert_eq!(addresses(&fresh), [Ipv4Addr::new(198, 51, 100, 2)]);
+    assert_eq!((extended_error(&fresh), server.counters().stale), (None, 0));
+}
+
+#[tokio::test]
+async fn that_all_upstreams_are_silent_is_found_out_before_a_guest_waits_for_them() {
+    let dies = async || Upstream::that(|asked| if asked.nth == 0 { now(asked.a(1)) } else { vec![] }).await;
+    let (one, two) = (dies().await, dies().await);
+    let server = forwarding(&[&one, &two]);
+    lookup(&server, "www.example.com.").await;
+    let all_down = async {
+        while server.control().upstreams().iter().any(|upstream| upstream.up) {
+            // Only while guests ask is it worth knowing.
+            lookup(&server, "gateway.vm.internal.").await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), all_down).await.expect("both are down");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let (forwarded, seen) = (server.counters().forwarded, one.seen() + two.seen());
+    assert!(seen <= 2, "{seen}");
+    let answer = ask(&server, with_edns(question("www.example.com.", RecordType::A), 1232, false)).await;
+    assert_eq!((addresses(&answer), extended_error(&answer)), (vec![ANSWER], Some(3)));
+    assert_eq!((server.counters().stale, server.counters().forwarded), (1, forwarded));
 }
 
 #[tokio::test]

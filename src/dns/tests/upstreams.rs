@@ -6,7 +6,9 @@ use super::*;
 type Seen = Arc<Mutex<Vec<String>>>;
 
 fn noting(seen: &Seen, asked: &Asked) {
-    seen.lock().unwrap().push(asked.message.queries[0].name().to_string());
+    if !Asked::is_check(&asked.message) {
+        seen.lock().unwrap().push(asked.message.queries[0].name().to_string());
+    }
 }
 
 /// Looks up so many names, each once: `nN.example.com.`

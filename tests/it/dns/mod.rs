@@ -4,6 +4,7 @@ mod clients;
 mod dnssec;
 mod operator;
 pub(crate) mod signed;
+mod updates;
 mod upstreams;
 
 use std::fs;
