@@ -235,6 +235,11 @@ impl Answer {
         self.ede.is_some()
     }
 
+    /// What a guest is told beside it.
+    pub(super) fn ede(&self, age: Age) -> Option<Ede> {
+        if age == Age::Stale { Some(Ede::StaleAnswer) } else { self.ede }
+    }
+
     /// Seconds that its longest record is told to hold.
     pub(super) fn longest(&self) -> u32 {
         let ttl = |at: &u16| self.wire.get(usize::from(*at)..).and_then(<[u8]>::first_chunk::<4>);
@@ -307,8 +312,7 @@ impl Answer {
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
     pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
         let question_end = HEADER + query.question_len();
-        let ede = if age == Age::Stale { Some(Ede::StaleAnswer) } else { self.ede };
-        let opt = opt(query, ede);
+        let opt = opt(query, self.ede(age));
         let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
         let whole = self.wire.len() + opt.len() <= limit;
 
@@ -343,7 +347,8 @@ impl Answer {
     }
 }
 
-fn ttl_now(ttl: u32, age: Age) -> u32 {
+/// What is left of a record's TTL.
+pub(super) fn ttl_now(ttl: u32, age: Age) -> u32 {
     match age {
         Age::Seconds(age) => held(ttl).saturating_sub(age),
         Age::Stale => STALE_TTL,

@@ -14,6 +14,7 @@
 //! for twelve bytes) before it reads a question; and it logs every name at INFO. `server` has the loops, each with a cap.
 
 mod admin;
+mod alias;
 mod answer;
 mod batch;
 mod cache;

@@ -169,16 +169,16 @@ fn encode(
     metadata.authoritative = authoritative;
     metadata.recursion_available = true;
     let edns = query.edns.map(|_| edns(query, ede));
-    let emit = |answers: &[Record], soa: &[Record]| {
+    let emit = |answers: &[Record], authority: &[Record]| {
         let response = MessageResponseBuilder::new(&request.queries, edns.as_ref());
-        let response = response.build(metadata, answers, [], soa, []);
+        let response = response.build(metadata, answers, authority, [], []);
         let mut bytes = Vec::with_capacity(256);
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_max_size(u16::try_from(how.limit(query)).unwrap_or(u16::MAX));
         response.destructive_emit(&mut encoder).ok()?;
         Some(bytes)
     };
-    let bytes = emit(&answer.answers, answer.soa.as_slice())?;
+    let bytes = emit(&answer.answers, &answer.authority)?;
     let truncated = (flag::TC >> 8) as u8;
     if bytes[2] & truncated == 0 {
         return Some(bytes);

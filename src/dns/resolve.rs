@@ -8,20 +8,19 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Record;
 use tokio::time::{sleep_until, timeout_at};
 
+use super::alias;
 use super::answer::{Age, Answer, Question};
 use super::cache::{Cache, Held, Key};
 use super::counters::{Counters, count};
 use super::fair::{Fair, Place};
-use super::flights::{Flights, Outcome};
+use super::flights::Flights;
 use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
-use super::policy::Verdict;
 use super::query::{Query, flag};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
@@ -81,13 +80,22 @@ pub(super) struct Pending {
 }
 
 /// A query that is being answered.
-struct Asked<'a> {
-    setup: &'a Setup,
+pub(super) struct Asked<'a> {
+    pub(super) setup: &'a Setup,
     message: &'a [u8],
-    query: Query,
+    pub(super) query: Query,
     from: SocketAddr,
     how: Transport,
     guest: &'a Arc<Guest>,
+}
+
+/// What the cache says of a question.
+pub(super) enum Look {
+    Held(Arc<Answer>, Age),
+    /// Upstreams have just failed on it.
+    Failed,
+    /// Ask upstreams; with the answer that will do if they cannot say.
+    Wait(Option<Arc<Answer>>),
 }
 
 impl Resolver {
@@ -119,93 +127,99 @@ impl Resolver {
             Route::Refuse(refusal) => self.put_code(&asked, out, refusal.into()),
             Route::Local(Local::Any) | Route::Forward if self.is_ruled(&asked, out) => Step::Answered,
             Route::Local(found) => {
-                let zones = Zones {
-                    network: &setup.network,
-                    registry: &self.registry,
-                    added: &setup.local,
-                    asker: self.asker(&setup, from.ip(), &guest),
-                };
-                let answer = zones.answer(&found, &asked.query.name, asked.query.qtype);
                 self.tally(&guest, |counters| &counters.local);
-                match answer {
+                match self.ours(&asked, &found, &asked.query.name) {
                     Some(zone::Answer { beyond: Some(target), answers, .. }) => {
-                        let question = Question { name: target, ..Question::of(&asked.query) };
-                        self.wait(&asked, question, None, answers, out)
+                        self.beyond(&asked, target, answers, out)
                     }
-                    answer => {
-                        let bytes =
-                            answer.and_then(|answer| reply::local(message, &asked.query, from, how, &answer));
-                        self.put_logged(&asked, out, bytes, "local")
-                    }
+                    answer => self.put_answer(&asked, out, answer, "local"),
                 }
             }
             Route::Forward => self.cached(&asked, out),
         }
     }
 
+    /// What we have at `name` ourselves.
+    pub(super) fn ours(&self, asked: &Asked<'_>, found: &Local, name: &Name) -> Option<zone::Answer> {
+        let zones = Zones {
+            network: &asked.setup.network,
+            registry: &self.registry,
+            added: &asked.setup.local,
+            asker: self.asker(asked.setup, asked.from.ip(), asked.guest),
+        };
+        zones.answer(found, name, asked.query.qtype)
+    }
+
     /// Whether a rule of the policy has answered.
     fn is_ruled(&self, asked: &Asked<'_>, out: &mut Vec<u8>) -> bool {
+        let ruled = self.ruled(asked, &asked.query.name);
+        ruled.is_some_and(|answer| {
+            self.put_answer(asked, out, Some(answer), "rule");
+            true
+        })
+    }
+
+    /// What a rule of the policy says of `name`, unless it lets it pass.
+    pub(super) fn ruled(&self, asked: &Asked<'_>, name: &Name) -> Option<zone::Answer> {
         let policy = &asked.setup.policy;
         if policy.is_empty() {
-            return false;
+            return None;
         }
         let tried = |rule: &str| {
             self.tally(asked.guest, |counters| &counters.policy_dry);
-            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "a rule that is tried out matches");
+            tracing::debug!(target: "guestnet::dns::policy", rule, %name, "a rule that is tried out matches");
         };
-        let Some((rule, verdict)) = policy.decide(asked.guest, &asked.query.name, tried) else {
-            return false;
-        };
-        let answer = zone::ruled(&verdict, &asked.query.name, asked.query.qtype);
-        let bytes = answer
-            .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
-        let ruled = verdict != Verdict::Allow && bytes.is_some();
-        if ruled {
-            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "answered by a rule");
-            self.tally(asked.guest, |counters| &counters.policy);
-            self.put_logged(asked, out, bytes, "rule");
-        }
-        ruled
+        let (rule, verdict) = policy.decide(asked.guest, name, tried)?;
+        let answer = zone::ruled(&verdict, name, asked.query.qtype)?;
+        tracing::debug!(target: "guestnet::dns::policy", rule, %name, "answered by a rule");
+        self.tally(asked.guest, |counters| &counters.policy);
+        Some(answer)
     }
 
     fn cached(self: &Arc<Self>, asked: &Asked<'_>, out: &mut Vec<u8>) -> Step {
         let question = Question::of(&asked.query);
-        let key = Key::of(&question);
-        let limit = asked.how.limit(&asked.query);
-        let stale = match self.cache.get(&key, Instant::now()) {
+        match self.look(asked, &question) {
+            Look::Held(answer, age) => {
+                answer.write(asked.message, &asked.query, age, asked.how.limit(&asked.query), out);
+                self.answered(asked, out, if age == Age::Stale { "stale cache" } else { "cache" })
+            }
+            Look::Failed => self.put_code(asked, out, Code::failed(Ede::CachedError)),
+            Look::Wait(stale) => self.wait(asked, question, stale, vec![], out),
+        }
+    }
+
+    /// What is held for a question, and whether that will do.
+    pub(super) fn look(self: &Arc<Self>, asked: &Asked<'_>, question: &Question) -> Look {
+        let key = Key::of(question);
+        match self.cache.get(&key, Instant::now()) {
             Some(Held::Fresh { answer, age, renew }) => {
                 if renew {
                     count(&self.counters.prefetched);
-                    self.fly(&question, &key);
+                    self.fly(question, &key);
                 }
                 self.tally(asked.guest, |counters| &counters.cache_hits);
-                answer.write(asked.message, &asked.query, age, limit, out);
-                return self.answered(asked, out, "cache");
+                Look::Held(answer, age)
             }
-            Some(Held::Failed) => return self.put_code(asked, out, Code::failed(Ede::CachedError)),
+            Some(Held::Failed) => Look::Failed,
             Some(Held::Stale { answer, wait, retry, .. }) => {
                 if wait && !asked.setup.forwarder.all_down(&question.name) {
-                    Some(answer)
-                } else {
-                    // Nothing better is to be had in time: answer, and look again behind the guest's back.
-                    if retry {
-                        self.fly(&question, &key);
-                    }
-                    self.tally(asked.guest, |counters| &counters.stale);
-                    answer.write(asked.message, &asked.query, Age::Stale, limit, out);
-                    return self.answered(asked, out, "stale cache");
+                    return Look::Wait(Some(answer));
                 }
+                // Nothing better is to be had in time: answer, and look again behind the guest's back.
+                if retry {
+                    self.fly(question, &key);
+                }
+                self.tally(asked.guest, |counters| &counters.stale);
+                Look::Held(answer, Age::Stale)
             }
-            None => match self.known_absent(asked.setup, &question) {
+            None => match self.known_absent(asked.setup, question) {
                 Some(answer) => {
                     self.tally(asked.guest, |counters| &counters.cache_hits);
-                    answer.write(asked.message, &asked.query, Age::Seconds(0), limit, out);
-                    return self.answered(asked, out, "cache");
+                    Look::Held(Arc::new(answer), Age::Seconds(0))
                 }
-                None => None,
+                None => Look::Wait(None),
             },
-        };
-        self.wait(asked, question, stale, vec![], out)
+        }
     }
 
     /// RFC 8020: below a name that does not exist there is nothing. Not for who validates: the proof at hand is of the name
@@ -228,7 +242,7 @@ impl Resolver {
         None
     }
 
-    fn wait(
+    pub(super) fn wait(
         self: &Arc<Self>,
         asked: &Asked<'_>,
         question: Question,
@@ -280,46 +294,35 @@ impl Resolver {
         let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
         let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
-        if !before.is_empty() {
-            self.finish_alias(&asked, before, outcome, out);
-        } else {
-            let limit = how.limit(&query);
-            match (outcome, stale) {
-                (Ok(answer), _) => answer.write(&message, &query, Age::Seconds(0), limit, out),
-                (Err(_), Some(stale)) => {
-                    self.tally(&guest, |counters| &counters.stale);
-                    stale.write(&message, &query, Age::Stale, limit, out);
-                    // It goes on without the guest: what comes back is for the next.
-                    self.fly(&question, &key);
-                }
-                (Err(ede), None) => {
-                    if let Some(failed) = reply::code(&message, &query, from, how, Code::failed(ede)) {
-                        *out = failed;
-                    }
-                }
+        let given = match (outcome, stale) {
+            (Ok(answer), _) => Ok((answer, Age::Seconds(0))),
+            (Err(_), Some(stale)) => {
+                self.tally(&guest, |counters| &counters.stale);
+                // It goes on without the guest: what comes back is for the next.
+                self.fly(&question, &key);
+                Ok((stale, Age::Stale))
             }
+            (Err(ede), None) => Err(ede),
+        };
+        let bytes = match given {
+            Ok((answer, age)) if before.is_empty() => {
+                answer.write(&message, &query, age, how.limit(&query), out);
+                None
+            }
+            Ok((answer, age)) => {
+                let whole = alias::behind_upstreams(before, &answer, age);
+                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+            }
+            Err(ede) => reply::code(&message, &query, from, how, Code::failed(ede)),
+        };
+        if let Some(bytes) = bytes {
+            *out = bytes;
         }
         let took = begun.elapsed();
         self.latency.add(took);
         guest.latency.add(took);
         self.answered(&asked, out, "upstream");
         !out.is_empty()
-    }
-
-    /// An answer that begins with our alias and goes on with what the upstream says of its target.
-    fn finish_alias(&self, asked: &Asked<'_>, before: Vec<Record>, outcome: Outcome, out: &mut Vec<u8>) {
-        let beyond = outcome.ok().and_then(|answer| Message::from_vec(answer.as_wire()).ok());
-        let answer = match beyond {
-            Some(beyond) => zone::Answer {
-                rcode: beyond.metadata.response_code,
-                answers: before.into_iter().chain(beyond.answers).collect(),
-                ..zone::Answer::empty()
-            },
-            None => zone::Answer { rcode: ResponseCode::ServFail, ..zone::Answer::empty() },
-        };
-        if let Some(bytes) = reply::local(asked.message, &asked.query, asked.from, asked.how, &answer) {
-            *out = bytes;
-        }
     }
 
     /// Whether, with more waiting than can be answered, the guest has had its share; then it is counted.
@@ -362,7 +365,19 @@ impl Resolver {
         count(counter(&guest.counters));
     }
 
-    fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
+    pub(super) fn put_answer(
+        &self,
+        asked: &Asked<'_>,
+        out: &mut Vec<u8>,
+        answer: Option<zone::Answer>,
+        source: &'static str,
+    ) -> Step {
+        let bytes = answer
+            .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
+        self.put_logged(asked, out, bytes, source)
+    }
+
+    pub(super) fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
         let bytes = reply::code(asked.message, &asked.query, asked.from, asked.how, code);
         self.put_logged(asked, out, bytes, "code")
     }

@@ -54,6 +54,58 @@ async fn records_and_aliases_of_the_operator_are_answered() {
 }
 
 #[tokio::test]
+async fn an_alias_to_an_outside_name_goes_the_way_of_that_name() {
+    let upstream = Upstream::that(|asked| match asked.name().split('.').next().unwrap() {
+        "missing" => now(asked.denied(60)),
+        "private" => {
+            let address = RData::A(A(Ipv4Addr::new(192, 168, 1, 1)));
+            now(asked.with([Record::from_rdata(name(&asked.name()), 60, address)]))
+        }
+        "failing" => now(asked.code(ResponseCode::ServFail)),
+        _ => vec![(Duration::from_millis(100), asked.a(300))],
+    })
+    .await;
+    let alias = |to: &str| record(to, "CNAME", &format!("{to}.example"));
+    let mut records: Vec<_> =
+        ["www", "missing", "private", "failing", "ads"].into_iter().map(alias).collect();
+    records.push(record("special", "CNAME", "printer.local"));
+    let rules = vec![rule(DnsAction::NxDomain, &["ads.example"])];
+    let server = resolver(ResolverSettings { records, rules, ..Default::default() }, &[&upstream]);
+    let asked = async |label: &str| {
+        let owner = format!("{label}.vm.internal.");
+        let answer = ask(&server, with_edns(question(&owner, RecordType::A), 1232, false)).await;
+        let soa = answer.authorities.iter().any(|record| record.record_type() == RecordType::SOA);
+        (answer.metadata.response_code, answer.answers.len(), soa, extended_error(&answer))
+    };
+    // Who asks at once is asked for once, by the alias or by the name; then it is held for both.
+    let (by_alias, by_name) = tokio::join!(
+        join_all((0..8).map(|_| lookup(&server, "www.vm.internal."))),
+        join_all((0..8).map(|_| lookup(&server, "www.example."))),
+    );
+    assert!(by_alias.iter().all(|answer| answer.answers.len() == 2 && addresses(answer) == [ANSWER]));
+    assert!(by_name.iter().all(|answer| addresses(answer) == [ANSWER]));
+    assert_eq!(asked("www").await, (ResponseCode::NoError, 2, false, None));
+    assert_eq!(upstream.seen(), 1);
+    // The target's denial with its SOA, and why something is withheld, each from the upstream and from the cache.
+    for _ in 0..2 {
+        assert_eq!(asked("missing").await, (ResponseCode::NXDomain, 1, true, None));
+        assert_eq!(asked("private").await, (ResponseCode::NoError, 1, false, Some(17)));
+    }
+    assert_eq!(upstream.seen(), 3);
+    assert_eq!(asked("failing").await, (ResponseCode::ServFail, 0, false, Some(23)));
+    assert_eq!(asked("failing").await, (ResponseCode::ServFail, 0, false, Some(13)));
+    // A rule and the special names hold for a target too, and nobody upstream hears of it.
+    let seen = upstream.seen();
+    assert_eq!(asked("ads").await, (ResponseCode::NXDomain, 1, true, Some(15)));
+    assert_eq!(asked("special").await, (ResponseCode::NXDomain, 1, true, None));
+    assert_eq!(upstream.seen(), seen);
+    // The TTL of what is held goes down behind an alias as well.
+    let before = lookup(&server, "www.vm.internal.").await.answers[1].ttl;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(lookup(&server, "www.vm.internal.").await.answers[1].ttl < before);
+}
+
+#[tokio::test]
 async fn records_come_and_go_while_it_runs() {
     let upstream = Upstream::prompt().await;
     let server = forwarding(&[&upstream]);
