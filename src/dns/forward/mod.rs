@@ -69,7 +69,7 @@ struct Upstream {
     server: Server,
     health: Health,
     latency: Histogram,
-    plain: udp::Pool,
+    plain: Arc<udp::Pool>,
     secure: Option<secure::Channel>,
 }
 
@@ -349,7 +349,7 @@ impl Group {
 impl Upstream {
     fn new(server: Server, trust: &Trust) -> Self {
         let secure = secure::Channel::new(&server, trust);
-        let plain = udp::Pool::new(server.address);
+        let plain = Arc::new(udp::Pool::new(server.address));
         Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
     }
 
