@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::answer::{Answer, Question};
 use super::cache::Key;
 use super::counters::count;
-use super::fair::PLACES;
+use super::fair::{PLACES, Share};
 use super::name::Name;
 use super::reply::Ede;
 use super::resolve::Resolver;
@@ -59,8 +59,9 @@ impl Flights {
 }
 
 impl Resolver {
-    /// Joins the question's flight, or starts it as things are now. `None` if too many are under way, or none can be.
-    pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key) -> Option<Flight> {
+    /// Joins the question's flight, or starts it as things are now, with `share` of the exchanges. `None` if too many are under
+    /// way, or none can be.
+    pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key, share: &Share) -> Option<Flight> {
         let mut open = self.flights.lock();
         if let Some(flight) = open.get(key.as_bytes()) {
             return Some(flight.clone());
@@ -75,7 +76,8 @@ impl Resolver {
         count(&self.counters.asked);
         let landing = Landing { resolver: self.clone(), key: *key, flight: flight.clone() };
         // Under the lock that a change of setup takes as well: a flight of the setup before it is off the list after it.
-        runtime.spawn(fly(landing, self.setup.load_full(), question.clone(), land));
+        let setup = self.setup.load_full();
+        runtime.spawn(fly(landing, setup, question.clone(), share.clone(), land));
         Some(flight)
     }
 
@@ -110,11 +112,21 @@ impl Resolver {
     }
 }
 
-async fn fly(landing: Landing, setup: Arc<Setup>, question: Question, land: watch::Sender<Option<Outcome>>) {
+async fn fly(
+    landing: Landing,
+    setup: Arc<Setup>,
+    question: Question,
+    share: Share,
+    land: watch::Sender<Option<Outcome>>,
+) {
     let Landing { resolver, key, .. } = &landing;
     let asked = match &setup.validator {
-        Some(validator) if !question.checking_disabled => validator.ask(&question).await,
-        _ => setup.forwarder.ask(&question).await,
+        Some(validator) if !question.checking_disabled => {
+            // One of the share for all that a chain of trust needs: its questions are asked one after the other.
+            let _exchange = share.acquire().await;
+            validator.ask(&question).await
+        }
+        _ => setup.forwarder.ask(&question, Some(&share)).await,
     };
     // In the cache first: who comes after the flight is off the list finds the answer there.
     let outcome = match asked {

@@ -195,7 +195,7 @@ impl Resolver {
             Some(Held::Fresh { answer, age, renew }) => {
                 if renew {
                     count(&self.counters.prefetched);
-                    self.fly(question, &key);
+                    self.fly(question, &key, self.fair.background());
                 }
                 self.tally(asked.guest, |counters| &counters.cache_hits);
                 Look::Held(answer, age)
@@ -207,7 +207,7 @@ impl Resolver {
                 }
                 // Nothing better is to be had in time: answer, and look again behind the guest's back.
                 if retry {
-                    self.fly(question, &key);
+                    self.fly(question, &key, self.fair.background());
                 }
                 self.tally(asked.guest, |counters| &counters.stale);
                 Look::Held(answer, Age::Stale)
@@ -274,8 +274,7 @@ impl Resolver {
         let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
         let (setup, key) = (self.setup.load_full(), Key::of(&question));
         let landed = async {
-            let _turn = place.turn().await;
-            let mut flight = self.fly(&question, &key)?;
+            let mut flight = self.fly(&question, &key, place.share())?;
             let landed = flight.wait_for(Option::is_some).await.ok()?;
             landed.clone()
         };
@@ -299,7 +298,7 @@ impl Resolver {
             (Err(_), Some(stale)) => {
                 self.tally(&guest, |counters| &counters.stale);
                 // It goes on without the guest: what comes back is for the next.
-                self.fly(&question, &key);
+                self.fly(&question, &key, place.share());
                 Ok((stale, Age::Stale))
             }
             (Err(ede), None) => Err(ede),

@@ -36,7 +36,7 @@ use crate::registry::Registry;
 
 /// Exchanges with upstreams at once at most, and at most this part of the descriptors the process may have.
 const EXCHANGES: (usize, usize) = (4_096, 4);
-/// Questions a guest may have at the upstreams: this part of the exchanges.
+/// Exchanges a guest may have under way: this part of them.
 const GUEST_SHARE: usize = 8;
 /// Between two looks at who has been quiet.
 const LOOK: Duration = Duration::from_millis(500);

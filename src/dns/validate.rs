@@ -142,7 +142,7 @@ impl DnsHandle for Upstreams {
                 // The upstream is not to withhold what we want to judge ourselves.
                 checking_disabled: true,
             };
-            match forwarder.ask(&question).await {
+            match forwarder.ask(&question, None).await {
                 Ok(answer) => DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from),
                 Err(Failure::Silence) => Err(NetError::Timeout),
                 Err(_) => Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),

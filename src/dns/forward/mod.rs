@@ -21,6 +21,7 @@ use tracing::trace;
 use self::health::Health;
 pub(super) use self::secure::{SecureError, Trust};
 use super::answer::{Answer, Question, Verdict};
+use super::fair::Share;
 use super::histogram::Histogram;
 use super::name::Name;
 use super::reply::Ede;
@@ -215,7 +216,13 @@ impl Forwarder {
         found.unwrap_or(&self.groups[self.groups.len() - 1])
     }
 
-    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Result<Answer, Failure> {
+    /// Asks with a guest's share of the exchanges, if it is one's question: with many under way, a further upstream is asked
+    /// when another of the guest's exchanges has ended.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        question: &Question,
+        share: Option<&Share>,
+    ) -> Result<Answer, Failure> {
         let deadline = tokio::time::Instant::now() + BUDGET;
         let order = self.ranked(self.group(&question.name));
         let mut waiting = order.iter();
@@ -229,7 +236,7 @@ impl Forwarder {
             for upstream in waiting.by_ref().take(std::mem::replace(&mut at_once, 1)) {
                 started.push((upstream, Instant::now()));
                 upstream.health.asked(self.context.now());
-                running.push(self.attempt(upstream, question));
+                running.push(self.attempt(upstream, question, share));
                 next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
             }
             if waiting.len() == 0 {
@@ -310,8 +317,13 @@ impl Forwarder {
         &self,
         upstream: &'a Arc<Upstream>,
         question: &Question,
+        share: Option<&Share>,
     ) -> (&'a Arc<Upstream>, Result<Answer, Trouble>) {
-        // Never closed, so the permit comes.
+        // Never closed, so the permits come: the guest's first, so that who has many waiting keeps none from others.
+        let _own = match share {
+            Some(share) => Some(share.acquire().await),
+            None => None,
+        };
         let _exchange = self.exchanges.acquire().await;
         (upstream, upstream.exchange(question).await)
     }
