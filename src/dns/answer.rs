@@ -13,8 +13,8 @@ use super::query::{CLASS_IN, COOKIE, HEADER, Query, flag, qtype};
 use super::records;
 use super::reply::{Ede, UDP_PAYLOAD};
 
-/// Seconds. No answer is held longer (RFC 8767 section 4 caps by days; a guest host's names move faster).
-const MOST: u32 = 86_400;
+/// Seconds. No answer is held longer, whatever `max_ttl` says (RFC 8767 section 4 finds a week sensible).
+const MOST: u32 = 604_800;
 /// Seconds. No denial is held longer (RFC 2308 section 5 found one to three hours to work well).
 const MOST_NEGATIVE: u32 = 3_600;
 /// Bytes of our OPT record with an extended error and a cookie.
@@ -71,6 +71,8 @@ pub(super) struct Answer {
     ttl_at: Box<[u16]>,
     /// Seconds it may be given to others; 0 is not at all.
     lifetime: u32,
+    /// That something is not there: the SOA tells for how long.
+    denial: bool,
     /// Why it is not what the upstream said.
     ede: Option<Ede>,
 }
@@ -141,13 +143,14 @@ enum Opt {
 struct Sections {
     ttl_at: Vec<u16>,
     lifetime: u32,
+    denial: bool,
     opt: Opt,
     end: usize,
 }
 
 /// Walks all records once. `None` if one is broken.
 fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u16) -> Option<Sections> {
-    let mut found = Sections { ttl_at: vec![], lifetime: MOST, opt: Opt::None, end: start };
+    let mut found = Sections { ttl_at: vec![], lifetime: MOST, denial: false, opt: Opt::None, end: start };
     let mut has_asked = false;
     let mut denial = None;
     for (section, count) in counts.into_iter().enumerate() {
@@ -181,6 +184,7 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
     }
     // A denial without SOA is not held (RFC 2308 section 5); that of a CNAME's target no longer than the CNAME.
     if rcode == NXDOMAIN || !has_asked {
+        found.denial = true;
         found.lifetime = found.lifetime.min(denial.unwrap_or(0));
     }
     Some(found)
@@ -205,7 +209,7 @@ impl Sections {
             let additional = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
             wire[10..HEADER].copy_from_slice(&additional.to_be_bytes());
         }
-        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, ede: None }
+        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, denial: self.denial, ede: None }
     }
 }
 
@@ -216,17 +220,27 @@ impl Answer {
         wire.extend_from_slice(question.name.as_wire());
         wire.extend_from_slice(&question.qtype.to_be_bytes());
         wire.extend_from_slice(&CLASS_IN.to_be_bytes());
-        Self { wire: wire.into(), ttl_at: [].into(), lifetime, ede: Some(ede) }
+        Self { wire: wire.into(), ttl_at: [].into(), lifetime, denial: true, ede: Some(ede) }
     }
 
     pub(super) fn lifetime(&self) -> u32 {
         self.lifetime
     }
 
-    /// Holds it no shorter than `least` and no longer than `most` seconds. What may not be held stays so.
+    /// Holds it no shorter than `least` and no longer than `most` seconds, and tells guests so: no record has a TTL outside
+    /// these. What may not be held stays so. A denial is told to hold as long as it is held.
     pub(super) fn hold(&mut self, least: u32, most: u32) {
-        if self.lifetime > 0 {
-            self.lifetime = self.lifetime.max(least).min(most);
+        let within = |ttl: u32| if ttl == 0 { 0 } else { ttl.max(least).min(most) };
+        self.lifetime = within(self.lifetime);
+        let most = if self.denial && self.lifetime > 0 { self.lifetime } else { most };
+        for &at in &self.ttl_at {
+            let field = self.wire.get_mut(usize::from(at)..).and_then(<[u8]>::first_chunk_mut::<4>);
+            if let Some(field) = field {
+                let ttl = held(u32::from_be_bytes(*field));
+                // With TTL 0 beside it, it is not held, and told as it is.
+                let told = if self.lifetime == 0 { ttl } else { within(ttl) };
+                *field = told.min(most).to_be_bytes();
+            }
         }
     }
 
@@ -477,6 +491,36 @@ mod tests {
         assert_eq!(lifetime(|_| {}), 0);
         assert_eq!(lifetime(|m| m.metadata.response_code = ResponseCode::NXDomain), 0);
     }
+    #[test]
+    fn guests_are_told_what_the_network_holds() {
+        let told = |answers: &[u32], least, most| {
+            let mut answer = answer(&message(|m| {
+                m.add_answers(answers.iter().map(|ttl| a(*ttl)));
+            }));
+            answer.hold(least, most);
+            let ttls = |age| written(&answer, age, 512).answers.iter().map(|r| r.ttl).collect::<Vec<_>>();
+            (answer.lifetime(), ttls(Age::Seconds(0)), ttls(Age::Seconds(10)))
+        };
+        assert_eq!(told(&[300, 5_000], 0, 600), (300, vec![300, 600], vec![290, 590]));
+        assert_eq!(told(&[5, 300], 60, 600), (60, vec![60, 300], vec![50, 290]));
+        assert_eq!(told(&[0, 300], 60, 100), (0, vec![0, 100], vec![0, 90]));
+        // A week, if the network says so.
+        assert_eq!(told(&[u32::MAX >> 1], 0, MOST).0, 604_800);
+        assert_eq!(told(&[100], 3_600, 60), (60, vec![60], vec![50]));
+
+        let denied = |ttl, minimum, least, most| {
+            let mut answer = answer(&message(|m| {
+                m.metadata.response_code = ResponseCode::NXDomain;
+                m.add_authority(soa(ttl, minimum));
+            }));
+            answer.hold(least, most);
+            (answer.lifetime(), written(&answer, Age::Seconds(0), 512).authorities[0].ttl)
+        };
+        assert_eq!(denied(90_000, 90_000, 0, 86_400), (MOST_NEGATIVE, MOST_NEGATIVE));
+        assert_eq!(denied(900, 60, 0, 30), (30, 30));
+        assert_eq!(denied(900, 10, 60, 600), (60, 60));
+    }
+
 
     #[test]
     fn an_upstreams_opt_record_is_left_out_wherever_it_stands() {
