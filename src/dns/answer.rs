@@ -9,7 +9,7 @@ use hickory_proto::op::{Message, Query as UpstreamQuery};
 use hickory_proto::rr;
 
 use super::name::Name;
-use super::query::{CLASS_IN, COOKIE, HEADER, Query, flag, qtype};
+use super::query::{CLASS_IN, COOKIE, Edns, HEADER, Query, flag, qtype};
 use super::records;
 use super::reply::{Ede, UDP_PAYLOAD};
 
@@ -326,7 +326,7 @@ impl Answer {
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
     pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
         let question_end = HEADER + query.question_len();
-        let opt = opt(query, self.ede(age));
+        let opt = query.edns.map(|edns| opt(&edns, self.ede(age)));
         let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
         let whole = self.wire.len() + opt.len() <= limit;
 
@@ -371,8 +371,7 @@ pub(super) fn ttl_now(ttl: u32, age: Age) -> u32 {
 
 /// Our OPT record (RFC 6891 section 6.1.2), with an extended error if there is one (RFC 8914 section 2), and the cookie if
 /// the guest sent one.
-fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; OPT_MOST], usize)> {
-    let edns = query.edns?;
+pub(super) fn opt(edns: &Edns, ede: Option<Ede>) -> ([u8; OPT_MOST], usize) {
     let mut bytes = [0; OPT_MOST];
     bytes[2] = qtype::OPT as u8;
     bytes[3..5].copy_from_slice(&UDP_PAYLOAD.to_be_bytes());
@@ -393,12 +392,12 @@ fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; OPT_MOST], usize)> {
     }
     // All options together are below 256 bytes.
     bytes[10] = (len - 11) as u8;
-    Some((bytes, len))
+    (bytes, len)
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::op::{Edns, MessageType, OpCode, Query as ProtoQuery, ResponseCode};
+    use hickory_proto::op::{Edns as ProtoEdns, MessageType, OpCode, Query as ProtoQuery, ResponseCode};
     use hickory_proto::rr::rdata::{A, SOA};
     use hickory_proto::rr::{self, RData, Record};
     use proptest::prelude::*;
@@ -521,12 +520,11 @@ mod tests {
         assert_eq!(denied(900, 10, 60, 600), (60, 60));
     }
 
-
     #[test]
     fn an_upstreams_opt_record_is_left_out_wherever_it_stands() {
         let last = message(|m| {
             m.add_answer(a(300));
-            m.set_edns(Edns::new());
+            m.set_edns(ProtoEdns::new());
         });
         // An OPT record before another additional record: both counted, the second appended by hand.
         let mut inside = last.clone();
@@ -543,7 +541,7 @@ mod tests {
     fn an_opt_record_among_the_answers_is_no_answer() {
         let whole = message(|m| {
             m.add_answer(a(300));
-            m.set_edns(Edns::new());
+            m.set_edns(ProtoEdns::new());
         });
         for section in [7, 9] {
             let mut moved = whole.clone();
@@ -585,7 +583,7 @@ mod tests {
         ) {
             let mut bytes = message(|m| {
                 m.add_answers([a(300), a(60)]);
-                m.set_edns(Edns::new());
+                m.set_edns(ProtoEdns::new());
             });
             bytes.extend_from_slice(&tail);
             for (field, count) in counts.into_iter().enumerate() {

@@ -12,7 +12,7 @@ use super::DnsEndpoints;
 use super::answer::{self, Age, Answer, Question, Verdict};
 use super::cache::Key;
 use super::name::Name;
-use super::query::{CLASS_IN, HEADER, Query, flag, qtype};
+use super::query::{CLASS_IN, HEADER, Query, Reject, flag, qtype};
 use super::records;
 use super::reply::{Ede, Transport};
 use super::resolve::{Resolver, Step};
@@ -154,6 +154,14 @@ fn serve(message: &[u8], how: Transport, outcome: impl Fn(&Question) -> Outcome)
     }
     match Query::parse(message) {
         Ok(query) => check(message, &query, how, &out),
+        Err(Reject::CookieOnly(_)) => {
+            // The header and the OPT record.
+            assert_eq!((&out[..2], &out[4..HEADER]), (&message[..2], &[0, 0, 0, 0, 0, 0, 0, 1][..]));
+            assert_eq!(
+                records::read(&out, HEADER).map(|opt| (opt.rtype, opt.end)),
+                Some((qtype::OPT, out.len()))
+            );
+        }
         // The header alone.
         Err(_) => {
             assert_eq!(out.len(), HEADER);
@@ -311,6 +319,11 @@ mod tests {
             queries.push(query);
         }
         queries.extend([with(5, 0), with(5, 2), with(12, 0xc0), plain[..edns + 5].to_vec(), vec![0; 11]]);
+        // No question, but a cookie.
+        let mut cookie = plain[..HEADER].to_vec();
+        (cookie[5], cookie[11]) = (0, 1);
+        cookie.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        queries.push(cookie);
         queries
     }
 

@@ -13,7 +13,8 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::query::{COOKIE, HEADER, Query, Reject, flag};
+use super::answer;
+use super::query::{self, COOKIE, HEADER, Query, Reject, flag};
 use super::route::Refusal;
 use super::zone;
 
@@ -117,6 +118,7 @@ pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
         Reject::Silent => return None,
         Reject::FormErr => ResponseCode::FormErr,
         Reject::NotImp => ResponseCode::NotImp,
+        Reject::CookieOnly(edns) => return Some(cookie_only(message, &edns)),
     };
     let [id_high, id_low, flags, ..] = *message else { return None };
     let op_code = OpCode::from_u8(flags >> 3 & 0xf);
@@ -124,6 +126,26 @@ pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
     reply.metadata.recursion_desired = flags & 1 != 0;
     reply.metadata.recursion_available = true;
     reply.to_vec().ok()
+}
+
+/// The answer to a query without a question: the cookie, and whether the server's part that came with it is still ours (RFC 7873
+/// section 5.4).
+fn cookie_only(message: &[u8], edns: &query::Edns) -> Vec<u8> {
+    let rcode = match edns.cookie {
+        _ if edns.version != 0 => ResponseCode::BADVERS,
+        Some(cookie) if cookie.is_bad() => ResponseCode::BADCOOKIE,
+        _ => ResponseCode::NoError,
+    };
+    let rcode = u16::from(rcode);
+    let (mut opt, len) = answer::opt(edns, None);
+    // The upper bits of the rcode (RFC 6891 section 6.1.3).
+    opt[5] = (rcode >> 4) as u8;
+    let rd = message.get(2).map_or(0, |flags| u16::from(flags & 1) << 8);
+    let words = [flag::QR | flag::RA | rd | (rcode & flag::RCODE), 0, 0, 0, 1];
+    let mut bytes = message[..2].to_vec();
+    bytes.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+    bytes.extend_from_slice(&opt[..len]);
+    bytes
 }
 
 /// `code` with the question, and an OPT record if the guest sent one.

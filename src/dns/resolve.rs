@@ -21,7 +21,7 @@ use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
-use super::query::{Query, flag};
+use super::query::{Edns, Query, Reject, flag};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
 use super::setup::Setup;
@@ -115,9 +115,16 @@ impl Resolver {
         }
         let mut query = match Query::parse(message) {
             Ok(query) => query,
-            Err(reject) => return self.put(&guest, out, reply::reject(message, reject)),
+            Err(mut reject) => {
+                if let Reject::CookieOnly(edns) = &mut reject {
+                    self.bake_cookie(edns, from.ip());
+                }
+                return self.put(&guest, out, reply::reject(message, reject));
+            }
         };
-        self.bake_cookie(&mut query, from.ip());
+        if let Some(edns) = &mut query.edns {
+            self.bake_cookie(edns, from.ip());
+        }
         let asked = Asked { setup: &setup, message, query, from, how, guest: &guest };
         if !self.may_ask(&setup, from.ip()) {
             return self.put_code(&asked, out, Code::prohibited());
@@ -349,8 +356,8 @@ impl Resolver {
 
     /// Our part of the guest's cookie (RFC 7873 section 4.2): made from its own part and its address, so no other address
     /// can know it, and nothing is stored.
-    fn bake_cookie(&self, query: &mut Query, from: IpAddr) {
-        if let Some(cookie) = query.edns.as_mut().and_then(|edns| edns.cookie.as_mut()) {
+    fn bake_cookie(&self, edns: &mut Edns, from: IpAddr) {
+        if let Some(cookie) = &mut edns.cookie {
             let halves =
                 [0_u8, 1].map(|half| self.cookie_secret.hash_one((half, cookie.client, from)).to_be_bytes());
             cookie.server[..8].copy_from_slice(&halves[0]);
