@@ -277,7 +277,7 @@ impl Answer {
         self.rcode() == NXDOMAIN && self.wire[6..8] == [0, 0]
     }
 
-    /// Every address of the answer section.
+    /// Every address that the answer section leads to.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let count = u16::from_be_bytes([self.wire[6], self.wire[7]]);
         let question = Name::read(&self.wire[HEADER..]).map_or(0, |name| name.as_wire().len() + 4);
@@ -285,12 +285,7 @@ impl Answer {
         let mut found = Vec::new();
         for _ in 0..count {
             let Some(record) = records::read(&self.wire, at) else { break };
-            let rdata = record.rdata(&self.wire);
-            match (record.rtype, rdata.len()) {
-                (1, 4) => found.extend(rdata.first_chunk::<4>().map(|octets| IpAddr::from(*octets))),
-                (28, 16) => found.extend(rdata.first_chunk::<16>().map(|octets| IpAddr::from(*octets))),
-                _ => {}
-            }
+            found.extend(records::addresses(record.rtype, record.rdata(&self.wire)));
             at = record.end;
         }
         found

@@ -2,7 +2,7 @@
 //! new. In: a network, records of the API, and the setup before, from which stays what is the same: upstreams with what is
 //! known of them. Out: the new setup, or why it cannot be; and which held answers it would have given too.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -148,8 +148,9 @@ fn anchor(path: Option<&Path>) -> Result<Anchor, AnchorError> {
     })
 }
 
-/// Addresses that mean something else on every network: RFC 1918, 6598, loopback, link-local, "this network", and the same
-/// in IPv6 (RFC 4193, 4291).
+/// Addresses that mean something else on every network: RFC 1918, 6598, loopback, link-local, "this network", the same in IPv6
+/// (RFC 4193, 4291), and those of IPv4 within IPv6: mapped (RFC 4291 section 2.5.5.2) and for NAT64, whose well-known prefix is
+/// not for private ones (RFC 6052 section 3.1).
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -160,11 +161,18 @@ fn is_private(address: IpAddr) -> bool {
                 || first == 0
                 || (first == 100 && second & 0xc0 == 64)
         }
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped().or_else(|| translated(v6)) {
             Some(v4) => is_private(IpAddr::V4(v4)),
             None => {
                 v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local()
             }
         },
     }
+}
+
+/// The IPv4 address within one of 64:ff9b::/96.
+fn translated(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let octets = v6.octets();
+    let well_known = octets.starts_with(&[0, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0]);
+    octets.last_chunk::<4>().filter(|_| well_known).map(|last| Ipv4Addr::from(*last))
 }

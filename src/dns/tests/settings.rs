@@ -181,6 +181,48 @@ async fn a_name_of_the_internet_does_not_lead_into_private_networks() {
 }
 
 #[tokio::test]
+async fn nor_by_ipv6_or_by_the_hints_of_a_service_binding() {
+    let upstream = Upstream::that(|asked| {
+        let rtype = asked.message.queries[0].query_type();
+        // Behind an `x`, as no label begins with a hyphen.
+        let label = asked.name()[1..].split(".evil").next().unwrap().to_owned();
+        let data = if rtype == RecordType::AAAA {
+            label.replace('-', ":")
+        } else {
+            // `4-10-0-0-1` is an IPv4 hint, `6-fd00--1` one of IPv6.
+            let (kind, hint) = label.split_once('-').unwrap();
+            let hint = hint.replace('-', if kind == "4" { "." } else { ":" }).replace('_', ",");
+            format!("1 . alpn=\"h2\" ipv{kind}hint=\"{hint}\"")
+        };
+        let data = RData::try_from_str(rtype, &data).unwrap();
+        now(asked.with([Record::from_rdata(name(&asked.name()), 60, data)]))
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    let withheld = async |label: &str, rtype| {
+        let query = with_edns(question(&format!("x{label}.evil.example."), rtype), 1232, false);
+        let answer = ask(&server, query).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{label}: {answer}");
+        assert_eq!(answer.answers.is_empty(), extended_error(&answer) == Some(17), "{label}: {answer}");
+        answer.answers.is_empty()
+    };
+    // Unique local, link-local, loopback, mapped, and for NAT64.
+    for private in ["fd00--1", "fc00-1--2", "fe80--1", "--1", "--", "--ffff-c0a8-101", "64-ff9b--a00-1"] {
+        assert!(withheld(private, RecordType::AAAA).await, "{private}");
+    }
+    for fine in ["2001-db8--1", "--ffff-c633-640a", "64-ff9b--c633-640a"] {
+        assert!(!withheld(fine, RecordType::AAAA).await, "{fine}");
+    }
+    for private in ["4-10-0-0-1", "4-198-51-100-10_192-168-0-1", "6-fd00--1", "6-2001-db8--1_fe80--1"] {
+        assert!(withheld(private, RecordType::HTTPS).await, "{private}");
+        assert!(withheld(private, RecordType::SVCB).await, "{private}");
+    }
+    for fine in ["4-198-51-100-10", "6-2001-db8--1", "4-10-100-0-7"] {
+        assert!(!withheld(fine, RecordType::HTTPS).await, "{fine}");
+    }
+}
+
+#[tokio::test]
 async fn a_rule_answers_in_its_way_and_says_so() {
     let upstream = Upstream::prompt().await;
     let settings = ResolverSettings {
