@@ -14,6 +14,7 @@ use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::answer;
+use super::name::Name;
 use super::query::{self, COOKIE, HEADER, Query, Reject, flag};
 use super::route::Refusal;
 use super::zone;
@@ -126,6 +127,20 @@ pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
     reply.metadata.recursion_desired = flags & 1 != 0;
     reply.metadata.recursion_available = true;
     reply.to_vec().ok()
+}
+
+/// Whether an answer's rcode has upper bits, which are in the OPT record (RFC 6891 section 6.1.3): only an answer that is nothing
+/// but a code can.
+pub(super) fn is_extended(answer: &[u8]) -> bool {
+    if answer.get(6..HEADER) != Some(&[0, 0, 0, 0, 0, 1]) {
+        return false;
+    }
+    let question = if answer[5] == 0 { Some(0) } else { question_len(answer) };
+    question.and_then(|len| answer.get(HEADER + len + 5)).is_some_and(|upper| *upper != 0)
+}
+
+fn question_len(message: &[u8]) -> Option<usize> {
+    Name::read(&message[HEADER..]).map(|name| name.as_wire().len() + 4)
 }
 
 /// The answer to a query without a question: the cookie, and whether the server's part that came with it is still ours (RFC 7873

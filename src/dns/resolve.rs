@@ -434,10 +434,14 @@ impl Resolver {
         self.tally(guest, |counters| &counters.queries);
         let rcode = out.get(3).map_or(0, |byte| u16::from(*byte)) & flag::RCODE;
         self.tally(guest, |counters| match rcode {
+            // With its high bits, which are in the OPT record.
+            0 if reply::is_extended(out) => &counters.other_rcodes,
             0 => &counters.noerror,
+            1 => &counters.formerr,
             2 => &counters.servfail,
             3 => &counters.nxdomain,
-            _ => &counters.refused,
+            5 => &counters.refused,
+            _ => &counters.other_rcodes,
         });
     }
 }
