@@ -56,6 +56,7 @@ impl Prepared {
     pub fn put_in_force(self) {
         let Self { resolver, setup } = self;
         let (setup, before) = (Arc::new(setup), resolver.setup.load_full());
+        setup.policy.continue_from(&before.policy);
         resolver.setup.store(setup.clone());
         resolver.cache.resize(setup.network.resolver.cache_bytes);
         if !setup.asks_like(&before) {

@@ -41,6 +41,7 @@ mod suffixes;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod told;
 mod udp;
 mod validate;
 mod zone;

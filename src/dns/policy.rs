@@ -64,6 +64,15 @@ impl Policy {
         rules.collect::<Result<_, _>>().map(|rules| Self { rules })
     }
 
+    /// Goes on counting where `before` was, rule by rule of the same name.
+    pub(super) fn continue_from(&self, before: &Self) {
+        for rule in &self.rules {
+            if let Some(same) = before.rules.iter().find(|same| same.name == rule.name) {
+                rule.hits.store(same.hits.load(Relaxed), Relaxed);
+            }
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rules.is_empty()
     }

@@ -4,7 +4,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -21,7 +21,7 @@ use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
-use super::query::{Edns, Query, Reject, flag};
+use super::query::{Edns, Query, Reject};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
 use super::setup::Setup;
@@ -82,11 +82,11 @@ pub(super) struct Pending {
 /// A query that is being answered.
 pub(super) struct Asked<'a> {
     pub(super) setup: &'a Setup,
-    message: &'a [u8],
+    pub(super) message: &'a [u8],
     pub(super) query: Query,
-    from: SocketAddr,
-    how: Transport,
-    guest: &'a Arc<Guest>,
+    pub(super) from: SocketAddr,
+    pub(super) how: Transport,
+    pub(super) guest: &'a Arc<Guest>,
 }
 
 /// What the cache says of a question.
@@ -363,85 +363,5 @@ impl Resolver {
             cookie.server[..8].copy_from_slice(&halves[0]);
             cookie.server[8..].copy_from_slice(&halves[1]);
         }
-    }
-
-    /// Counts it, for the network and for the guest.
-    pub(super) fn tally(&self, guest: &Guest, counter: impl Fn(&Counters) -> &AtomicU64) {
-        count(counter(&self.counters));
-        count(counter(&guest.counters));
-    }
-
-    pub(super) fn put_answer(
-        &self,
-        asked: &Asked<'_>,
-        out: &mut Vec<u8>,
-        answer: Option<zone::Answer>,
-        source: &'static str,
-    ) -> Step {
-        let bytes = answer
-            .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
-        self.put_logged(asked, out, bytes, source)
-    }
-
-    pub(super) fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
-        let bytes = reply::code(asked.message, &asked.query, asked.from, asked.how, code);
-        self.put_logged(asked, out, bytes, "code")
-    }
-
-    fn put_logged(
-        &self,
-        asked: &Asked<'_>,
-        out: &mut Vec<u8>,
-        bytes: Option<Vec<u8>>,
-        source: &'static str,
-    ) -> Step {
-        let step = self.put(asked.guest, out, bytes);
-        if matches!(step, Step::Answered) {
-            self.log(asked, out, source);
-        }
-        step
-    }
-
-    fn put(&self, guest: &Guest, out: &mut Vec<u8>, bytes: Option<Vec<u8>>) -> Step {
-        let Some(bytes) = bytes else {
-            self.tally(guest, |counters| &counters.dropped);
-            return Step::Silent;
-        };
-        *out = bytes;
-        self.count_rcode(guest, out);
-        Step::Answered
-    }
-
-    fn answered(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) -> Step {
-        self.count_rcode(asked.guest, out);
-        self.log(asked, out, source);
-        Step::Answered
-    }
-
-    /// The query log: off unless it is asked for, and then one query of so many.
-    fn log(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) {
-        let every = asked.setup.network.resolver.query_log;
-        if every == 0 || !self.logged.fetch_add(1, Relaxed).is_multiple_of(every.into()) {
-            return;
-        }
-        let vm = asked.guest.vm.as_ref().map_or("-", |vm| vm.as_str());
-        let Query { name, qtype, .. } = &asked.query;
-        let rcode = out.get(3).map_or(0, |byte| byte & 0xf);
-        tracing::info!(target: "guestnet::dns::query", vm, from = %asked.from.ip(), %name, qtype, rcode, source);
-    }
-
-    fn count_rcode(&self, guest: &Guest, out: &[u8]) {
-        self.tally(guest, |counters| &counters.queries);
-        let rcode = out.get(3).map_or(0, |byte| u16::from(*byte)) & flag::RCODE;
-        self.tally(guest, |counters| match rcode {
-            // With its high bits, which are in the OPT record.
-            0 if reply::is_extended(out) => &counters.other_rcodes,
-            0 => &counters.noerror,
-            1 => &counters.formerr,
-            2 => &counters.servfail,
-            3 => &counters.nxdomain,
-            5 => &counters.refused,
-            _ => &counters.other_rcodes,
-        });
     }
 }

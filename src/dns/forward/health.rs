@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Context, PROBE, Trouble, Upstream};
+use super::upstream::{Trouble, Upstream};
+use super::{Context, PROBE};
 use crate::dns::answer::Question;
 use crate::dns::name::Name;
 use crate::events::EventKind;

@@ -6,10 +6,10 @@ mod health;
 mod secure;
 mod tcp;
 mod udp;
+mod upstream;
 mod wire;
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -18,15 +18,15 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout_at;
 use tracing::trace;
 
-use self::health::Health;
 pub(super) use self::secure::{SecureError, Trust};
-use super::answer::{Answer, Question, Verdict};
+pub use self::upstream::UpstreamReport;
+use self::upstream::{Trouble, Upstream};
+use super::answer::{Answer, Question};
 use super::fair::Share;
-use super::histogram::Histogram;
 use super::name::Name;
 use super::reply::Ede;
 use crate::events::Events;
-use crate::model::{Network, NetworkName, Upstream as Server, UpstreamTransport};
+use crate::model::{Network, NetworkName, Upstream as Server};
 
 /// All the time a question has. A stub gives up at 5 s (resolv.conf(5)), and should hear from us before.
 pub(super) const BUDGET: Duration = Duration::from_millis(3_500);
@@ -54,42 +54,6 @@ impl From<Failure> for Ede {
             Failure::Bogus => Self::DnssecBogus,
         }
     }
-}
-
-/// An attempt at one upstream that brought no answer.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error("it answers with rcode {0}")]
-    Unable(u16),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// An upstream, how it is spoken to and how it has been doing.
-struct Upstream {
-    server: Server,
-    health: Health,
-    latency: Histogram,
-    plain: Arc<udp::Pool>,
-    secure: Option<secure::Channel>,
-}
-
-/// How an upstream does, for people.
-#[derive(Debug, Clone)]
-pub struct UpstreamReport {
-    pub server: String,
-    /// Of which suffix; empty: all names that no other has.
-    pub domain: String,
-    pub up: bool,
-    /// Microseconds, smoothed; 0 before the first answer.
-    pub srtt_us: u64,
-    pub answers: u64,
-    pub failures: u64,
-    /// Microseconds below which half, and 99 of 100, answers came.
-    pub p50_us: u64,
-    pub p99_us: u64,
-    /// What went wrong last; empty: nothing yet.
-    pub last_error: String,
 }
 
 struct Group {
@@ -226,17 +190,21 @@ impl Forwarder {
         let deadline = tokio::time::Instant::now() + BUDGET;
         let order = self.ranked(self.group(&question.name));
         let mut waiting = order.iter();
+        // When each question went out; it may wait for its turn, of which its upstream knows nothing.
+        let sent: [OnceLock<Instant>; ABREAST] = Default::default();
+        let mut unsent = sent.iter();
         let mut running = FuturesUnordered::new();
-        let mut started: Vec<(&Arc<Upstream>, Instant)> = vec![];
+        let mut started: Vec<(&Arc<Upstream>, &OnceLock<Instant>)> = vec![];
         let mut failure = Failure::Silence;
         let mut at_once =
             if order.first().is_some_and(|best| best.health.is_cold(self.context.now())) { 2 } else { 1 };
         loop {
             let mut next_at = deadline;
             for upstream in waiting.by_ref().take(std::mem::replace(&mut at_once, 1)) {
-                started.push((upstream, Instant::now()));
-                upstream.health.asked(self.context.now());
-                running.push(self.attempt(upstream, question, share));
+                // There are as many as upstreams in `order`.
+                let Some(sent) = unsent.next() else { break };
+                started.push((upstream, sent));
+                running.push(self.attempt(upstream, question, share, sent));
                 next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
             }
             if waiting.len() == 0 {
@@ -274,9 +242,13 @@ impl Forwarder {
     }
 
     /// Notes how the upstreams did that were still being asked when the question was settled.
-    fn settle(self: &Arc<Self>, started: &[(&Arc<Upstream>, Instant)], winner: Option<&Arc<Upstream>>) {
-        for (upstream, at) in started {
-            let took = at.elapsed();
+    fn settle(
+        self: &Arc<Self>,
+        started: &[(&Arc<Upstream>, &OnceLock<Instant>)],
+        winner: Option<&Arc<Upstream>>,
+    ) {
+        for (upstream, sent) in started {
+            let Some(took) = sent.get().map(Instant::elapsed) else { continue };
             if winner.is_some_and(|winner| Arc::ptr_eq(winner, upstream)) {
                 upstream.latency.add(took);
                 upstream.health.answered(took, self.context.now());
@@ -291,16 +263,17 @@ impl Forwarder {
 
     fn settle_one(
         self: &Arc<Self>,
-        started: &mut Vec<(&Arc<Upstream>, Instant)>,
+        started: &mut Vec<(&Arc<Upstream>, &OnceLock<Instant>)>,
         upstream: &Arc<Upstream>,
         trouble: &Trouble,
     ) {
         let Some(at) = started.iter().position(|(other, _)| Arc::ptr_eq(other, upstream)) else { return };
-        let (upstream, since) = started.swap_remove(at);
+        let (upstream, sent) = started.swap_remove(at);
+        let took = sent.get().map(Instant::elapsed).unwrap_or_default();
         upstream.health.note(trouble);
         match trouble {
             // It is alive, whatever it says.
-            Trouble::Unable(_) => upstream.health.answered(since.elapsed(), self.context.now()),
+            Trouble::Unable(_) => upstream.health.answered(took, self.context.now()),
             Trouble::Io(_) => self.missed(upstream),
         }
     }
@@ -318,6 +291,7 @@ impl Forwarder {
         upstream: &'a Arc<Upstream>,
         question: &Question,
         share: Option<&Share>,
+        sent: &OnceLock<Instant>,
     ) -> (&'a Arc<Upstream>, Result<Answer, Trouble>) {
         // Never closed, so the permits come: the guest's first, so that who has many waiting keeps none from others.
         let _own = match share {
@@ -325,6 +299,8 @@ impl Forwarder {
             None => None,
         };
         let _exchange = self.exchanges.acquire().await;
+        upstream.health.asked(self.context.now());
+        sent.get_or_init(Instant::now);
         (upstream, upstream.exchange(question).await)
     }
 }
@@ -355,68 +331,5 @@ impl Group {
         self.domain == other.domain
             && self.upstreams.len() == other.upstreams.len()
             && self.upstreams.iter().all(|upstream| has(other, upstream))
-    }
-}
-
-impl Upstream {
-    fn new(server: Server, trust: &Trust) -> Self {
-        let secure = secure::Channel::new(&server, trust);
-        let plain = Arc::new(udp::Pool::new(server.address));
-        Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
-    }
-
-    fn is_plain(&self) -> bool {
-        self.server.transport == UpstreamTransport::Plain
-    }
-
-    /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long.
-    async fn exchange(&self, question: &Question) -> Result<Answer, Trouble> {
-        let mut edns = true;
-        loop {
-            let verdict = match &self.secure {
-                Some(channel) => channel.ask(question, edns).await?,
-                None => match self.plain.ask(question, edns).await? {
-                    Verdict::Truncated | Verdict::Foreign => {
-                        tcp::ask(self.server.address, question, edns).await?
-                    }
-                    verdict => verdict,
-                },
-            };
-            match verdict {
-                Verdict::Answer(answer) => return Ok(answer),
-                Verdict::NoEdns if edns => edns = false,
-                Verdict::NoEdns => return Err(Trouble::Unable(1)),
-                Verdict::Unable(rcode) => return Err(Trouble::Unable(rcode)),
-                Verdict::Truncated | Verdict::Foreign => {
-                    return Err(io::Error::other("its answer by TCP was not to the question").into());
-                }
-            }
-        }
-    }
-
-    fn report(&self, domain: String) -> UpstreamReport {
-        let (answers, failures, srtt_us, last_error) = self.health.summary();
-        let latency = self.latency.snapshot();
-        UpstreamReport {
-            server: self.server.to_string(),
-            domain,
-            up: !self.health.is_down(),
-            srtt_us,
-            answers,
-            failures,
-            p50_us: latency.quantile(0.5),
-            p99_us: latency.quantile(0.99),
-            last_error,
-        }
-    }
-}
-
-impl std::fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.server.transport {
-            UpstreamTransport::Plain => "plain upstream",
-            UpstreamTransport::Tls { .. } => "TLS upstream",
-            UpstreamTransport::Https { .. } => "HTTPS upstream",
-        })
     }
 }

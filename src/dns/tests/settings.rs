@@ -272,6 +272,7 @@ async fn a_list_is_reloaded_without_a_gap_and_one_that_is_gone_changes_nothing()
     fs::write(&list, "one.example\nthree.example\n").unwrap();
     read_again(&server).unwrap();
     assert!(denied("one.example.").await && denied("three.example.").await);
+    assert_eq!(server.control().rules()[0].hits, 3, "counted on");
     fs::remove_file(&list).unwrap();
     let error = read_again(&server).unwrap_err().to_string();
     assert!(error.contains(list.to_str().unwrap()), "{error}");

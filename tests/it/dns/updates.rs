@@ -87,7 +87,7 @@ fn ask(guest: &PortGuest, in_force: &InForce, done: &AtomicBool, answered: &Atom
     let mut waiting: HashMap<u16, (Asked, usize, Instant)> = HashMap::new();
     let mut buffer = [0; 1_500];
     for n in 0.. {
-        while done.load(Ordering::Relaxed) && waiting.is_empty() {
+        if done.load(Ordering::Relaxed) && waiting.is_empty() {
             return;
         }
         if !done.load(Ordering::Relaxed) {
