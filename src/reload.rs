@@ -98,8 +98,15 @@ impl Reloader {
         self.0.vm_labels.clone()
     }
 
-    /// Reads the file again. One that does not fit leaves the old one in force.
+    /// Reads the file again. One that does not fit leaves the old one in force. It goes on to its end whoever stops waiting: a
+    /// caller that leaves must not leave half of it in force.
     pub async fn reload(&self) -> Result<Reloaded, ConfigError> {
+        let reloader = self.clone();
+        let reloaded = tokio::spawn(async move { reloader.read_again().await });
+        reloaded.await.unwrap_or(Err(ConfigError::BrokenOff))
+    }
+
+    async fn read_again(&self) -> Result<Reloaded, ConfigError> {
         let mut file = self.0.file.lock().await;
         let (inner, before) = (self.0.clone(), file.clone());
         let made_ready = spawn_blocking(move || inner.make_ready(&before)).await;
