@@ -116,8 +116,7 @@ pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
                 tokio::select! {
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
-                    // What came of it is logged: nobody waits for an answer to a signal.
-                    _ = hangup.recv() => drop(reloader.reload()),
+                    _ = hangup.recv() => drop(tokio::spawn(reloaded(reloader.clone()))),
                     () = watchdog.fed() => {}
                 }
             }
@@ -132,6 +131,11 @@ pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
             Err(error)
         }
     }
+}
+
+/// What came of it is logged: nobody waits for an answer to a signal.
+async fn reloaded(reloader: Reloader) {
+    drop(reloader.reload().await);
 }
 
 /// Removes everything that guestnet has made on this host: VMs' networks, bridges, rules, changed settings.
@@ -316,6 +320,8 @@ async fn start(
     adopted?;
     let controls: Vec<_> = dns.iter().map(DnsServer::control).collect();
     let admin = DnsAdmin::new(controls.clone(), store.clone());
+    let resolvers = admin.clone();
+    reloader.takes(DnsAdmin::live_keys(&config.networks), move |config| resolvers.prepare(config));
     let lease_sources = LeaseSources { registry, leases };
     let (bind, unbind) = (Arc::<Histogram>::default(), Arc::<Histogram>::default());
     let sources = Sources {

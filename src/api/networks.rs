@@ -4,12 +4,14 @@ use connectrpc::ConnectError;
 
 use super::errors::status;
 use super::wire;
+use crate::dns::DnsAdmin;
 use crate::manager::Manager;
 use crate::model::NetworkName;
 use crate::proto::guestnet::v1;
 
-pub(super) fn list(manager: &Manager) -> v1::ListNetworksResponse {
-    let networks = manager.networks().iter().map(wire::network).collect();
+pub(super) fn list(manager: &Manager, dns: &DnsAdmin) -> v1::ListNetworksResponse {
+    let networks = manager.networks();
+    let networks = networks.iter().map(|network| wire::network(network, dns)).collect();
     v1::ListNetworksResponse { networks, ..Default::default() }
 }
 

@@ -251,7 +251,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ListNetworksRequest>,
     ) -> ServiceResult<v1::ListNetworksResponse> {
-        Response::ok(networks::list(&self.manager))
+        Response::ok(networks::list(&self.manager, &self.sources.dns))
     }
 
     async fn get_network_stats(
@@ -496,7 +496,7 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::ReloadConfigurationResponse> {
         let caller = peer(&ctx).map(tracing::field::display);
         tracing::info!(caller, "asked to read the configuration again");
-        let reloaded = self.sources.reloader.reload().map_err(|error| {
+        let reloaded = self.sources.reloader.reload().await.map_err(|error| {
             refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
         })?;
         let Reloaded { applied, needs_restart } = reloaded;

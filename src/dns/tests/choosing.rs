@@ -51,7 +51,9 @@ async fn what_a_guest_adds_to_its_query_stays_between_it_and_us() {
         let options = options.clone();
         move |asked| {
             let edns = asked.message.edns.as_ref().unwrap();
-            options.lock().unwrap().push(edns.options().as_ref().len());
+            if !Asked::is_check(&asked.message) {
+                options.lock().unwrap().push(edns.options().as_ref().len());
+            }
             now(asked.a(300))
         }
     })
@@ -106,4 +108,45 @@ async fn an_answer_is_held_no_shorter_and_no_longer_than_the_network_says() {
     assert_eq!(seconds.seen(), 2);
     lookup(&most, "long.example.com.").await;
     assert_eq!(seconds.seen(), 3);
+}
+
+/// Of many questions to silent upstreams no more goes out than the guest's share, however many upstreams there are, and a
+/// neighbour with a share of its own has its answer meanwhile.
+#[tokio::test]
+async fn a_guests_share_is_of_exchanges_and_not_of_questions() {
+    use crate::dns::forward::{Forwarder, Trust};
+    use crate::dns::{answer, name};
+
+    const SHARE: usize = 5;
+    let behaves = |asked: &Asked| if asked.name().starts_with("slow") { vec![] } else { now(asked.a(300)) };
+    let (one, two) = (Upstream::that(behaves).await, Upstream::that(behaves).await);
+    let servers = [&one, &two].map(|upstream| super::server(upstream.address));
+    let trust = Trust::new(&[], None).unwrap();
+    let forwarder = Forwarder::new(&network("default"), &servers, trust, 100, Events::default());
+    let (forwarder, share) = (Arc::new(forwarder), Arc::new(tokio::sync::Semaphore::new(SHARE)));
+    let question = |owner: &str| answer::Question {
+        name: name::Name::from_text(owner).unwrap(),
+        qtype: 1,
+        dnssec_ok: false,
+        checking_disabled: false,
+    };
+    let slow: Vec<_> = (0..20).map(|n| question(&format!("slow{n}.example"))).collect();
+    let flood = join_all(slow.iter().map(|question| forwarder.ask(question, Some(&share))));
+    let neighbour = async {
+        let out = || {
+            let seen = [&one, &two].map(|upstream| upstream.from.lock().unwrap().clone());
+            seen.concat().into_iter().collect::<std::collections::BTreeSet<_>>().len()
+        };
+        while out() < SHARE {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Long enough for each to be late, and the other upstream's turn.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(out(), SHARE);
+        let own = Arc::new(tokio::sync::Semaphore::new(SHARE));
+        forwarder.ask(&question("fast.example"), Some(&own)).await.unwrap().lifetime()
+    };
+    let (failed, lifetime) = tokio::join!(flood, neighbour);
+    assert!(failed.iter().all(Result::is_err));
+    assert_eq!(lifetime, 300);
 }
