@@ -207,7 +207,7 @@ impl Source {
 fn latency(counted: &Latencies) -> Latency {
     let bound = |at: usize| (1u64 << at) as f64 / 1e6;
     let last = counted.0.len() - 1;
-    let bucket = |(at, count): (usize, &u64)| (if at == last { f64::MAX } else { bound(at) }, *count);
+    let bucket = |(at, count): (usize, &u64)| (if at == last { f64::INFINITY } else { bound(at) }, *count);
     Latency {
         buckets: counted.0.iter().enumerate().map(bucket).collect(),
         count: counted.0.iter().sum(),

@@ -56,6 +56,13 @@ fn metrics_come_in_both_formats_and_are_as_prometheus_wants_them() {
     assert_eq!(value(body, "guestnet_unbind_duration_seconds_count"), 1.0);
     assert_eq!(value(body, "guestnet_events_total{kind=\"bound\"}"), 2.0);
     assert!(value(body, "guestnet_bind_duration_seconds_sum") > 0.0);
+    // Without a last bucket that holds all, histogram_quantile() has no answer.
+    for name in ["bind", "unbind", "dhcp_answer"] {
+        let series = |end: &str| value(body, &format!("guestnet_{name}_duration_seconds{end}"));
+        assert_eq!(series("_bucket{le=\"+Inf\"}"), series("_count"), "{name}");
+    }
+    let dns = |end: &str| value(body, &format!("guestnet_dns_answer_duration_seconds{end}"));
+    assert_eq!(dns("_bucket{network=\"default\",le=\"+Inf\"}"), dns("_count{network=\"default\"}"), "{body}");
     assert!(!body.contains("vm_id"), "series of VMs are for who asks for them:\n{body}");
 
     let mut check = promtool()
