@@ -4,11 +4,12 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-guests test-kernel test-scale images deb deps nextest bench fuzz clean
+.PHONY: help demo test test-otlp test-guests test-kernel test-scale images deb deps nextest bench fuzz clean
 
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
 	echo 'make test          formatting, lints, unit and integration tests, with real guests'
+	echo 'make test-otlp     what needs the feature otlp: traces and metrics for an OpenTelemetry collector'
 	echo 'make test-kernel   of test-guests those that need the kernel built from source'
 	echo 'make test-guests   the tests that boot whole distributions, or the small kernel built from source'
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
@@ -32,7 +33,12 @@ test: deps nextest
 	@vm-images/build.sh initramfs uml cloud-kernel
 	cargo fmt --check
 	cargo clippy --all-targets --quiet -- -D warnings
+	cargo clippy --features otlp --quiet -- -D warnings
 	cargo nextest run --no-fail-fast -E 'not $(GUEST_TESTS) and not test(/^scale::/)'
+
+test-otlp: deps nextest
+	@cargo clippy --features otlp --tests --quiet -- -D warnings
+	cargo nextest run --no-fail-fast --features otlp --lib --test it -E 'test(/otlp::|telemetry::/)'
 
 test-kernel: deps nextest
 	@vm-images/build.sh initramfs kernel

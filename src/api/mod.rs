@@ -18,6 +18,7 @@ mod stats;
 mod status;
 mod streams;
 mod tls;
+mod trace;
 mod vms;
 pub mod wire;
 

@@ -7,6 +7,7 @@ mod reservation;
 mod resolver;
 mod section;
 mod service;
+mod telemetry;
 mod walls;
 
 use std::io;
@@ -19,6 +20,7 @@ use crate::model::{Network, Reservation};
 pub use section::Problem;
 use section::Section;
 pub use service::{ApiConfig, MetricsConfig, SpiffeIds, TlsConfig};
+pub use telemetry::{Collector, TelemetryConfig};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +29,7 @@ pub struct Config {
     pub file: Table,
     pub api: ApiConfig,
     pub metrics: MetricsConfig,
+    pub telemetry: TelemetryConfig,
     /// Absolute.
     pub state_directory: PathBuf,
     /// At least one; the first is the default network.
@@ -77,6 +80,7 @@ impl Config {
 
         let api = service::api(&mut file, &mut problems);
         let metrics = service::metrics(&mut file, &mut problems);
+        let telemetry = telemetry::read(&mut file, &mut problems);
         let mut state = Section::of(&mut file, "state", &mut problems);
         let state_directory = state.take("directory", "/var/lib/guestnet", absolute_path);
         state.finish();
@@ -93,17 +97,17 @@ impl Config {
         let clashes = network::clashes(&read);
         problems.extend(clashes.into_iter().map(|(key, message)| Problem { key, message }));
         problems.extend(env::refusal(&env));
-        let known = "unknown key; known here: [api], [metrics], [state], [[network]]";
+        let known = "unknown key; known here: [api], [metrics], [telemetry], [state], [[network]]";
         problems.extend(file.into_iter().map(|(key, _)| Problem { key, message: known.into() }));
 
-        match (api, metrics, state_directory) {
-            (Some(api), Some(metrics), Some(state_directory)) if problems.is_empty() => {
+        match (api, metrics, telemetry, state_directory) {
+            (Some(api), Some(metrics), Some(telemetry), Some(state_directory)) if problems.is_empty() => {
                 let (mut networks, mut reservations) = (Vec::new(), Vec::new());
                 for read in read {
                     networks.push(Arc::new(read.network));
                     reservations.extend(read.reservations);
                 }
-                Ok(Self { file: whole, api, metrics, state_directory, networks, reservations })
+                Ok(Self { file: whole, api, metrics, telemetry, state_directory, networks, reservations })
             }
             _ => Err(Problems(problems)),
         }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use crate::bridges::Bridges;
 use crate::dhcp::Leases;
@@ -241,19 +241,19 @@ impl Manager {
     /// The VM's network, made if it has none. Goes on to its end when the caller does not wait for it.
     pub async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
         let inner = self.0.clone();
-        join(tokio::spawn(async move { inner.create(request).await }).await)
+        join(tokio::spawn(async move { inner.create(request).await }.in_current_span()).await)
     }
 
     /// Changes what can change while the VM runs.
     pub async fn update(&self, request: UpdateVm) -> Result<Arc<Binding>, ManagerError> {
         let inner = self.0.clone();
-        join(tokio::spawn(async move { inner.update(request).await }).await)
+        join(tokio::spawn(async move { inner.update(request).await }.in_current_span()).await)
     }
 
     /// Removes the VM's network; a VM that has none is fine.
     pub async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
         let (inner, vm_id) = (self.0.clone(), vm_id.clone());
-        join(tokio::spawn(async move { inner.delete(&vm_id).await }).await)
+        join(tokio::spawn(async move { inner.delete(&vm_id).await }.in_current_span()).await)
     }
 
     /// Policies and port forwards.

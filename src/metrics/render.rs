@@ -67,6 +67,12 @@ type Counts = Family<Labels, prometheus_client::metrics::counter::Counter>;
 type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
 
 impl Source {
+    /// The page as OpenMetrics has it.
+    #[cfg(feature = "otlp")]
+    pub(crate) async fn page_of_all(&self) -> Result<String, fmt::Error> {
+        self.page(Format::OpenMetrics).await
+    }
+
     pub(super) async fn page(&self, format: Format) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("guestnet");
         self.service(&mut registry);

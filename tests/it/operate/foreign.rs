@@ -7,12 +7,12 @@ use std::process::Command;
 
 use crate::lab::{Daemon, Lab, succeed};
 
-fn project(path: &str) -> PathBuf {
+pub(super) fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// The clients' tools, in the build's folder, where they stay for the next run.
-fn tools() -> PathBuf {
+pub(super) fn tools() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
     succeed(Command::new(project("tests/foreign/install")).arg(&folder));
     folder
