@@ -131,8 +131,7 @@ async fn serve_with(
                 tokio::select! {
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
-                    // What came of it is logged: nobody waits for an answer to a signal.
-                    _ = hangup.recv() => drop(reloader.reload()),
+                    _ = hangup.recv() => drop(tokio::spawn(reloaded(reloader.clone()))),
                     () = watchdog.fed() => {}
                 }
             }
@@ -147,6 +146,11 @@ async fn serve_with(
             Err(error)
         }
     }
+}
+
+/// What came of it is logged: nobody waits for an answer to a signal.
+async fn reloaded(reloader: Reloader) {
+    drop(reloader.reload().await);
 }
 
 /// Removes everything that guestnet has made on this host: VMs' networks, bridges, rules, changed settings.
@@ -332,6 +336,8 @@ async fn start(
     adopted?;
     let controls: Vec<_> = dns.iter().map(DnsServer::control).collect();
     let admin = DnsAdmin::new(controls.clone(), store.clone());
+    let resolvers = admin.clone();
+    reloader.takes(DnsAdmin::live_keys(&config.networks), move |config| resolvers.prepare(config));
     let lease_sources = LeaseSources { registry, leases };
     let (bind, unbind) = (Arc::<Histogram>::default(), Arc::<Histogram>::default());
     let sources = Sources {

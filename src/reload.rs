@@ -1,18 +1,25 @@
 //! What of a changed configuration can be put in force while guests' traffic runs on, and what has to wait for a restart. In:
-//! the file as it was and as it is. Out: both lists by key; a file that does not fit changes nothing. Comparing is pure.
+//! the file as it was and as it is. Out: both lists by key. Each part of the service says which keys it takes; all of them make
+//! ready first, so a file that does not fit, or names what cannot be read, changes nothing. Comparing is pure.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
 use toml::{Table, Value};
 use tracing::{error, info};
 
-use crate::config::{Config, ConfigError, SpiffeIds};
+use crate::config::{Config, ConfigError, Problem, SpiffeIds};
+use crate::model::NetworkName;
 
-/// Keys whose change needs no restart.
-const LIVE: [&str; 3] = ["api.spiffe_ids", "api.read_only_spiffe_ids", "metrics.vm_labels"];
+/// Puts in force what a part has made ready; it cannot fail any more. Dropped, nothing has changed.
+pub type Change = BoxFuture<'static, ()>;
+
+type Prepare = Box<dyn Fn(&Config) -> Result<Change, Problem> + Send + Sync>;
 
 /// What became of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -29,21 +36,56 @@ pub struct Reloader(Arc<Inner>);
 
 struct Inner {
     path: Option<PathBuf>,
-    /// The file that is in force, but for what needs a restart.
+    /// The file that is in force, but for what needs a restart. One reload at a time holds it.
     file: Mutex<Table>,
+    /// Networks by their place in it.
+    networks: Vec<NetworkName>,
+    parts: RwLock<Vec<Part>>,
     allowed: Arc<ArcSwap<SpiffeIds>>,
     vm_labels: Arc<AtomicBool>,
+}
+
+/// A part of the service that takes other settings while it runs.
+struct Part {
+    /// Keys, as errors have them; with each, all that is below it.
+    keys: Vec<String>,
+    prepare: Prepare,
 }
 
 impl Reloader {
     pub fn new(path: Option<PathBuf>, config: &Config) -> Self {
         let allowed = config.api.tls.as_ref().map(|tls| tls.allowed.clone()).unwrap_or_default();
-        Self(Arc::new(Inner {
+        let reloader = Self(Arc::new(Inner {
             path,
             file: Mutex::new(config.file.clone()),
+            networks: config.networks.iter().map(|network| network.name.clone()).collect(),
+            parts: RwLock::default(),
             allowed: Arc::new(ArcSwap::from_pointee(allowed)),
             vm_labels: Arc::new(AtomicBool::new(config.metrics.vm_labels)),
-        }))
+        }));
+        let allowed = reloader.allowed();
+        reloader.takes(["api.spiffe_ids", "api.read_only_spiffe_ids"], move |config| {
+            let (allowed, new) = (allowed.clone(), config.api.tls.as_ref().map(|tls| tls.allowed.clone()));
+            Ok(Box::pin(async move { new.into_iter().for_each(|new| allowed.store(Arc::new(new))) }))
+        });
+        let vm_labels = reloader.vm_labels();
+        reloader.takes(["metrics.vm_labels"], move |config| {
+            let (vm_labels, new) = (vm_labels.clone(), config.metrics.vm_labels);
+            Ok(Box::pin(async move { vm_labels.store(new, Ordering::Relaxed) }))
+        });
+        reloader
+    }
+
+    /// Has a part take `keys` (each with all below it) from now on. `prepare` is given the whole configuration as it will be in
+    /// force, with what needs a restart as it was; it may block. It is called at every reload, changed keys or not: a file that
+    /// they name may have changed.
+    pub fn takes<K: Into<String>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        prepare: impl Fn(&Config) -> Result<Change, Problem> + Send + Sync + 'static,
+    ) {
+        let part = Part { keys: keys.into_iter().map(Into::into).collect(), prepare: Box::new(prepare) };
+        self.0.parts.write().unwrap_or_else(PoisonError::into_inner).push(part);
     }
 
     /// Who may call over TCP.
@@ -56,37 +98,102 @@ impl Reloader {
         self.0.vm_labels.clone()
     }
 
-    /// Reads the file again. One that does not fit leaves the old one in force.
-    pub fn reload(&self) -> Result<Reloaded, ConfigError> {
-        let config = Config::load(self.0.path.as_deref()).inspect_err(|error| {
+    /// Reads the file again. One that does not fit leaves the old one in force. It goes on to its end whoever stops waiting: a
+    /// caller that leaves must not leave half of it in force.
+    pub async fn reload(&self) -> Result<Reloaded, ConfigError> {
+        let reloader = self.clone();
+        let reloaded = tokio::spawn(async move { reloader.read_again().await });
+        reloaded.await.unwrap_or(Err(ConfigError::BrokenOff))
+    }
+
+    async fn read_again(&self) -> Result<Reloaded, ConfigError> {
+        let mut file = self.0.file.lock().await;
+        let (inner, before) = (self.0.clone(), file.clone());
+        let made_ready = spawn_blocking(move || inner.make_ready(&before)).await;
+        let made_ready = made_ready.unwrap_or(Err(ConfigError::BrokenOff)).inspect_err(|error| {
             error!(%error, "the changed configuration does not fit: the old one stays in force");
         })?;
-        let mut file = self.0.file.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = changed_keys(&file, &config.file);
-        let (applied, needs_restart): (Vec<String>, Vec<String>) =
-            changed.into_iter().partition(|key| LIVE.contains(&key.as_str()));
-        if let Some(tls) = &config.api.tls {
-            self.0.allowed.store(Arc::new(tls.allowed.clone()));
+        for change in made_ready.changes {
+            change.await;
         }
-        self.0.vm_labels.store(config.metrics.vm_labels, Ordering::Relaxed);
-        for key in &applied {
-            put(&mut file, &config.file, key);
-        }
+        *file = made_ready.file;
+        let Reloaded { applied, needs_restart } = &made_ready.reloaded;
         info!(?applied, ?needs_restart, "read the configuration again");
-        Ok(Reloaded { applied, needs_restart })
+        Ok(made_ready.reloaded)
     }
 }
 
-/// Takes one key of the form `table.key` over.
-fn put(file: &mut Table, new: &Table, key: &str) {
-    let Some((table, key)) = key.split_once('.') else { return };
-    let value = new.get(table).and_then(|table| table.get(key)).cloned();
-    let section = file.entry(table).or_insert_with(|| Value::Table(Table::new()));
-    if let Some(section) = section.as_table_mut() {
-        match value {
-            Some(value) => section.insert(key.to_owned(), value),
-            None => section.remove(key),
+/// Everything that can fail is done.
+struct MadeReady {
+    reloaded: Reloaded,
+    file: Table,
+    changes: Vec<Change>,
+}
+
+impl Inner {
+    fn make_ready(&self, before: &Table) -> Result<MadeReady, ConfigError> {
+        let path = self.path.as_deref();
+        let new = Config::load(path)?;
+        let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = parts.iter().flat_map(|part| &part.keys).filter(|key| self.is_in_place(key, &new));
+        let keys: Vec<&String> = keys.collect();
+        let is_live = |key: &String| keys.iter().any(|live| is_at_or_below(key, live));
+        let (applied, needs_restart) = changed_keys(before, &new.file).into_iter().partition(is_live);
+        let mut file = before.clone();
+        keys.iter().for_each(|key| put(&mut file, &new.file, key));
+        // What is live may not fit what stays as it was.
+        let in_force = Config::of_table(path, file.clone())?;
+        let prepared = parts.iter().map(|part| (part.prepare)(&in_force));
+        let changes = prepared.collect::<Result<_, _>>().map_err(|problem| new.refused(path, problem))?;
+        Ok(MadeReady { reloaded: Reloaded { applied, needs_restart }, file, changes })
+    }
+
+    /// A key of a network is one of the same network in the new file.
+    fn is_in_place(&self, key: &str, new: &Config) -> bool {
+        let Some((at, _)) = key.strip_prefix("network[").and_then(|rest| rest.split_once(']')) else {
+            return true;
         };
+        let at: usize = at.parse().unwrap_or(usize::MAX);
+        new.networks.get(at).map(|network| &network.name) == self.networks.get(at)
+    }
+}
+
+fn is_at_or_below(key: &str, live: &str) -> bool {
+    key.strip_prefix(live).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
+/// Takes the value at `key` over, or that there is none.
+fn put(file: &mut Table, new: &Table, key: &str) {
+    let (head, rest) = key.split_once('.').map_or((key, None), |(head, rest)| (head, Some(rest)));
+    let (name, at) = match head.strip_suffix(']').and_then(|head| head.split_once('[')) {
+        Some((name, at)) => (name, at.parse::<usize>().ok()),
+        None => (head, None),
+    };
+    let value = new.get(name);
+    let none = Table::new();
+    match (rest, at) {
+        (None, _) => match value.cloned() {
+            Some(value) => drop(file.insert(name.to_owned(), value)),
+            None => drop(file.remove(name)),
+        },
+        (Some(rest), None) => {
+            let below = value.and_then(Value::as_table).unwrap_or(&none);
+            let place = file.entry(name).or_insert_with(|| Value::Table(Table::new()));
+            if let Some(place) = place.as_table_mut() {
+                put(place, below, rest);
+            }
+        }
+        (Some(rest), Some(at)) => {
+            let below = value.and_then(Value::as_array).and_then(|array| array.get(at)?.as_table());
+            let places = file.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+            let Some(places) = places.as_array_mut() else { return };
+            while places.len() <= at {
+                places.push(Value::Table(Table::new()));
+            }
+            if let Some(place) = places[at].as_table_mut() {
+                put(place, below.unwrap_or(&none), rest);
+            }
+        }
     }
 }
 
@@ -107,6 +214,15 @@ fn compare(path: &str, before: &Table, after: &Table, changed: &mut Vec<String>)
 
 fn compare_values(path: &str, before: Option<&Value>, after: Option<&Value>, changed: &mut Vec<String>) {
     let none = Value::Table(Table::new());
+    let no_tables = Value::Array(Vec::new());
+    let are_tables = |value: &&Value| {
+        value.as_array().is_some_and(|array| !array.is_empty() && array.iter().all(Value::is_table))
+    };
+    let (before, after) = match (before, after) {
+        (None, Some(tables)) if are_tables(&tables) => (Some(&no_tables), after),
+        (Some(tables), None) if are_tables(&tables) => (before, Some(&no_tables)),
+        _ => (before, after),
+    };
     match (before, after) {
         (before, after) if before == after => {}
         (Some(Value::Table(before)), Some(Value::Table(after))) => compare(path, before, after, changed),
@@ -142,5 +258,27 @@ mod tests {
         let mut file = before.clone();
         put(&mut file, &after, "metrics.vm_labels");
         assert_eq!(changed_keys(&file, &after), ["network[0].mtu", "network[1].name"]);
+    }
+
+    #[test]
+    fn one_part_of_a_network_is_taken_over_and_the_rest_left() {
+        let table = |text: &str| text.parse::<Table>().unwrap();
+        let after = table(
+            "[[network]]\nmtu = 9000\ndns_servers = [\"1.1.1.1\"]\n[network.resolver]\nmin_ttl = 5\n\
+             [[network.resolver.rule]]\nname = \"a\"",
+        );
+        let changed = ["dns_servers", "mtu", "resolver.min_ttl", "resolver.rule[0].name"];
+        assert_eq!(changed_keys(&Table::new(), &after), changed.map(|key| format!("network[0].{key}")));
+        let mut file = Table::new();
+        for key in ["network[0].resolver", "network[0].dns_servers"] {
+            put(&mut file, &after, key);
+        }
+        assert_eq!(changed_keys(&file, &after), ["network[0].mtu"]);
+        // Back to what there was: nothing.
+        put(&mut file, &Table::new(), "network[0].resolver");
+        assert_eq!(changed_keys(&file, &after).len(), 3, "{file}");
+        assert!(is_at_or_below("network[0].resolver.rule[0].name", "network[0].resolver"));
+        assert!(is_at_or_below("network[0].resolver[0]", "network[0].resolver"));
+        assert!(!is_at_or_below("network[0].resolvers", "network[0].resolver"));
     }
 }

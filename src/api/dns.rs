@@ -24,7 +24,10 @@ impl From<DnsAdminError> for ConnectError {
             DnsAdminError::NoResolver(_) => (ErrorCode::NotFound, "NO_RESOLVER"),
             DnsAdminError::Record(_) => (ErrorCode::InvalidArgument, "INVALID_RECORD"),
             DnsAdminError::Store(_) => (ErrorCode::Internal, "STATE_NOT_SAVED"),
-            DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE"),
+            DnsAdminError::Hosts(_) | DnsAdminError::Reload(_) => {
+                (ErrorCode::FailedPrecondition, "UNREADABLE_FILE")
+            }
+            DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF"),
         };
         refusal(code, reason, error.to_string())
     }
@@ -36,7 +39,7 @@ pub(super) async fn set_record(
     request: v1::SetDnsRecordRequest,
 ) -> Result<v1::SetDnsRecordResponse, ConnectError> {
     let network = wire::network_id(request.network_id.as_deref())?;
-    let name = dns.one(network.as_ref())?.network().clone();
+    let name = dns.one(network.as_ref())?.network();
     let record = DnsRecord {
         name: owner(&request.name, &name, manager)?,
         rtype: request.r#type.to_ascii_uppercase(),
@@ -53,7 +56,7 @@ pub(super) async fn delete_record(
     request: v1::DeleteDnsRecordRequest,
 ) -> Result<v1::DeleteDnsRecordResponse, ConnectError> {
     let network = wire::network_id(request.network_id.as_deref())?;
-    let name = owner(&request.name, dns.one(network.as_ref())?.network(), manager)?;
+    let name = owner(&request.name, &dns.one(network.as_ref())?.network(), manager)?;
     let (rtype, value) = (request.r#type.as_deref(), request.value.as_deref());
     let deleted = dns.delete_records(network.as_ref(), &name, rtype, value).await?;
     Ok(v1::DeleteDnsRecordResponse { deleted, ..Default::default() })

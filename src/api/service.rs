@@ -271,7 +271,8 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ListNetworksRequest>,
     ) -> ServiceResult<v1::ListNetworksResponse> {
-        let networks = self.manager.networks().iter().map(wire::network).collect();
+        let networks = self.manager.networks();
+        let networks = networks.iter().map(|network| wire::network(network, &self.sources.dns)).collect();
         Response::ok(v1::ListNetworksResponse { networks, ..Default::default() })
     }
 
@@ -535,7 +536,7 @@ impl GuestNetworkService for Service {
         _request: ServiceRequest<'_, v1::ReloadConfigurationRequest>,
     ) -> ServiceResult<v1::ReloadConfigurationResponse> {
         Origin::of(&ctx).log("reload", "the configuration is read again");
-        let reloaded = self.sources.reloader.reload().map_err(|error| {
+        let reloaded = self.sources.reloader.reload().await.map_err(|error| {
             refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
         })?;
         let Reloaded { applied, needs_restart } = reloaded;

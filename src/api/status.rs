@@ -42,7 +42,7 @@ pub(super) fn status(manager: &Manager, sources: &Sources) -> Result<v1::GetStat
         let bound = leases.iter().filter(|(_, view)| view.state == LeaseState::Bound).count();
         let dns = sources.dns.one(Some(name)).ok().map(|dns| dns_status(dns.counters()));
         networks.push(v1::NetworkStatus {
-            network: wire::network(&network).into(),
+            network: wire::network(&network, &sources.dns).into(),
             leases_bound: u32::try_from(bound).unwrap_or(u32::MAX),
             dns: dns.into(),
             ..Default::default()

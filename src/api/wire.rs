@@ -9,6 +9,7 @@ use buffa::view::MessageView as _;
 use buffa_types::google::protobuf::Timestamp;
 use ipnetwork::Ipv4Network;
 
+use crate::dns::{DnsAdmin, DnsControl};
 use crate::events::{Event, EventKind};
 use crate::manager::{CreateVm, NetworkStatus, UpdateVm};
 use crate::model::{
@@ -162,14 +163,16 @@ pub fn event(event: &Event) -> v1::Event {
     }
 }
 
-pub fn network(status: &NetworkStatus) -> v1::Network {
+/// With the upstreams that its resolver asks now, if it has one: they change without a restart.
+pub fn network(status: &NetworkStatus, dns: &DnsAdmin) -> v1::Network {
     let network = &status.network;
+    let asked = dns.one(Some(&network.name)).map_or_else(|_| network.clone(), DnsControl::settings);
     v1::Network {
         network_id: network.name.to_string(),
         bridge_name: network.bridge.as_str().to_owned(),
         gateway: network.gateway.to_string(),
         vm_subnet: network.subnet.to_string(),
-        dns_servers: network.upstreams.iter().map(ToString::to_string).collect(),
+        dns_servers: asked.upstreams.iter().map(ToString::to_string).collect(),
         domain: network.domain.to_string(),
         mtu: u32::from(network.mtu),
         vm_count: status.vm_count,

@@ -38,7 +38,7 @@ pub(super) fn refusal(env: impl Fn(&str) -> Option<String>) -> Option<Problem> {
         }
         None => format!("{text:?} is not true or false"),
     };
-    Some(Problem { key: key.into(), message })
+    Some(Problem::new(key, message))
 }
 
 /// The spellings metald reads (Go's strconv.ParseBool).

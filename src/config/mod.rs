@@ -2,6 +2,7 @@
 //! each with its key, its value and what would fit. Parsed once, here; nobody validates again.
 
 mod env;
+mod lines;
 mod network;
 mod reservation;
 mod resolver;
@@ -27,6 +28,8 @@ pub use telemetry::{Collector, TelemetryConfig};
 pub struct Config {
     /// The file as it was read.
     pub file: Table,
+    /// The same as text, for the lines of its keys.
+    text: String,
     pub api: ApiConfig,
     pub metrics: MetricsConfig,
     pub telemetry: TelemetryConfig,
@@ -45,6 +48,8 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the configuration {} does not fit:\n{problems}", path.display())]
     Refused { path: PathBuf, problems: Problems },
+    #[error("reading the configuration was broken off")]
+    BrokenOff,
 }
 
 /// All that is wrong with a configuration, at least one problem; one a line.
@@ -63,18 +68,40 @@ impl Config {
             Err(missing) if path.is_none() && missing.kind() == io::ErrorKind::NotFound => None,
             Err(source) => return Err(ConfigError::Unreadable { path: file.to_owned(), source }),
         };
-        // A value that is not UTF-8 cannot fit any key; lossy, it is refused by the key's own check.
-        let env =
-            |variable: &str| std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned());
-        Self::from_parts(text.as_deref(), env)
+        Self::from_parts(text.as_deref(), environment)
             .map_err(|problems| ConfigError::Refused { path: file.to_owned(), problems })
+    }
+
+    /// The same with a file that was read before, and changed since.
+    pub fn of_table(path: Option<&Path>, file: Table) -> Result<Self, ConfigError> {
+        let path = path.unwrap_or(Path::new(Self::DEFAULT_PATH)).to_owned();
+        Self::from_table(file, environment).map_err(|problems| ConfigError::Refused { path, problems })
+    }
+
+    /// That one more thing does not fit, found out by who uses it.
+    pub fn refused(&self, path: Option<&Path>, problem: Problem) -> ConfigError {
+        let path = path.unwrap_or(Path::new(Self::DEFAULT_PATH)).to_owned();
+        let line = lines::of(&self.text, &problem.key);
+        ConfigError::Refused { path, problems: Problems(vec![Problem { line, ..problem }]) }
     }
 
     /// The same without file and process: `text` is the file, if there is one, `env` looks a variable up.
     pub fn from_parts(text: Option<&str>, env: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
-        let mut file: Table = text.unwrap_or_default().parse().map_err(|syntax: toml::de::Error| {
-            Problems(vec![Problem { key: String::new(), message: syntax.to_string() }])
-        })?;
+        let text = text.unwrap_or_default();
+        // A syntax error says where it is.
+        let file: Table = text
+            .parse()
+            .map_err(|syntax: toml::de::Error| Problems(vec![Problem::new("", syntax.to_string())]))?;
+        match Self::from_table(file, env) {
+            Ok(config) => Ok(Self { text: text.to_owned(), ..config }),
+            Err(Problems(problems)) => {
+                let with_line = |problem: Problem| Problem { line: lines::of(text, &problem.key), ..problem };
+                Err(Problems(problems.into_iter().map(with_line).collect()))
+            }
+        }
+    }
+
+    fn from_table(mut file: Table, env: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let whole = file.clone();
         let mut problems = Vec::new();
 
@@ -95,10 +122,10 @@ impl Config {
             read.extend(network::read(section));
         }
         let clashes = network::clashes(&read);
-        problems.extend(clashes.into_iter().map(|(key, message)| Problem { key, message }));
+        problems.extend(clashes.into_iter().map(|(key, message)| Problem::new(key, message)));
         problems.extend(env::refusal(&env));
         let known = "unknown key; known here: [api], [metrics], [telemetry], [state], [[network]]";
-        problems.extend(file.into_iter().map(|(key, _)| Problem { key, message: known.into() }));
+        problems.extend(file.into_iter().map(|(key, _)| Problem::new(key, known)));
 
         match (api, metrics, telemetry, state_directory) {
             (Some(api), Some(metrics), Some(telemetry), Some(state_directory)) if problems.is_empty() => {
@@ -107,7 +134,17 @@ impl Config {
                     networks.push(Arc::new(read.network));
                     reservations.extend(read.reservations);
                 }
-                Ok(Self { file: whole, api, metrics, telemetry, state_directory, networks, reservations })
+                let text = String::new();
+                Ok(Self {
+                    file: whole,
+                    text,
+                    api,
+                    metrics,
+                    telemetry,
+                    state_directory,
+                    networks,
+                    reservations,
+                })
             }
             _ => Err(Problems(problems)),
         }
@@ -117,7 +154,7 @@ impl Config {
 /// The `[[network]]` tables; one with every default when there is none.
 fn network_tables(file: &mut Table, problems: &mut Vec<Problem>) -> Vec<Table> {
     let mut refuse = |key: String, value: &Value| {
-        problems.push(Problem { key, message: format!("{value} is not a [[network]] table") });
+        problems.push(Problem::new(key, format!("{value} is not a [[network]] table")));
     };
     let items = match file.remove("network") {
         None => return vec![Table::new()],
@@ -136,6 +173,11 @@ fn network_tables(file: &mut Table, problems: &mut Vec<Problem>) -> Vec<Table> {
         }
     }
     tables
+}
+
+/// A variable of this process. A value that is not UTF-8 cannot fit any key; lossy, it is refused by the key's own check.
+fn environment(variable: &str) -> Option<String> {
+    std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned())
 }
 
 fn absolute_path(value: &Value) -> Result<PathBuf, String> {

@@ -11,10 +11,21 @@ pub struct Problem {
     pub key: String,
     /// The value as given, and what would fit.
     pub message: String,
+    /// Where the key stands in the file, from 1; none if it does not.
+    pub line: Option<usize>,
+}
+
+impl Problem {
+    pub fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into(), line: None }
+    }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, "line {line}: ")?;
+        }
         if self.key.is_empty() {
             f.write_str(&self.message)
         } else {
@@ -50,8 +61,7 @@ impl<'a> Section<'a> {
             None => Table::new(),
             Some(Value::Table(table)) => table,
             Some(other) => {
-                problems
-                    .push(Problem { key: key.into(), message: format!("{other} is not a [{key}] table") });
+                problems.push(Problem::new(key, format!("{other} is not a [{key}] table")));
                 Table::new()
             }
         };
@@ -73,7 +83,7 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn problem(&mut self, key: &str, message: impl Into<String>) {
-        let problem = Problem { key: self.name_of(key), message: message.into() };
+        let problem = Problem::new(self.name_of(key), message);
         self.problems.push(problem);
     }
 

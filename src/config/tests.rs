@@ -37,7 +37,11 @@ fn without_a_file_there_is_one_network_with_the_guides_settings() {
 #[test]
 fn the_example_file_shows_every_key_with_its_default() {
     let example = include_str!("../../config/guestnet.toml");
-    let of = |text| Config { file: Table::new(), ..Config::from_parts(text, no_env).unwrap() };
+    let of = |text| Config {
+        file: Table::new(),
+        text: String::new(),
+        ..Config::from_parts(text, no_env).unwrap()
+    };
     assert_eq!(of(Some(example)), of(None));
     let page = include_str!("../../docs/configuration.md");
     assert!(
@@ -303,8 +307,14 @@ fn two_networks_cannot_share_a_name_a_bridge_or_addresses() {
 #[test]
 fn every_problem_is_told_at_once() {
     let error = refused("x = 1\n[api]\nsocket = \"\"\n[[network]]\nmtu = 1\nrate_limit_mbps = 0\ny = 2");
-    for key in ["x: ", "api.socket: ", "network[0].mtu: ", "network[0].rate_limit_mbps: ", "network[0].y: "] {
-        assert!(error.lines().any(|line| line.starts_with(key)), "{key} is not in\n{error}");
+    for start in [
+        "line 1: x: ",
+        "line 3: api.socket: ",
+        "line 5: network[0].mtu: ",
+        "line 6: network[0].rate_limit_mbps: ",
+        "line 7: network[0].y: ",
+    ] {
+        assert!(error.lines().any(|line| line.starts_with(start)), "{start} is not in\n{error}");
     }
 }
 

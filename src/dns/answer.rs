@@ -9,12 +9,12 @@ use hickory_proto::op::{Message, Query as UpstreamQuery};
 use hickory_proto::rr;
 
 use super::name::Name;
-use super::query::{CLASS_IN, COOKIE, HEADER, Query, flag, qtype};
+use super::query::{CLASS_IN, COOKIE, Edns, HEADER, Query, flag, qtype};
 use super::records;
 use super::reply::{Ede, UDP_PAYLOAD};
 
-/// Seconds. No answer is held longer (RFC 8767 section 4 caps by days; a guest host's names move faster).
-const MOST: u32 = 86_400;
+/// Seconds. No answer is held longer, whatever `max_ttl` says (RFC 8767 section 4 finds a week sensible).
+const MOST: u32 = 604_800;
 /// Seconds. No denial is held longer (RFC 2308 section 5 found one to three hours to work well).
 const MOST_NEGATIVE: u32 = 3_600;
 /// Bytes of our OPT record with an extended error and a cookie.
@@ -71,6 +71,8 @@ pub(super) struct Answer {
     ttl_at: Box<[u16]>,
     /// Seconds it may be given to others; 0 is not at all.
     lifetime: u32,
+    /// That something is not there: the SOA tells for how long.
+    denial: bool,
     /// Why it is not what the upstream said.
     ede: Option<Ede>,
 }
@@ -141,13 +143,14 @@ enum Opt {
 struct Sections {
     ttl_at: Vec<u16>,
     lifetime: u32,
+    denial: bool,
     opt: Opt,
     end: usize,
 }
 
 /// Walks all records once. `None` if one is broken.
 fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u16) -> Option<Sections> {
-    let mut found = Sections { ttl_at: vec![], lifetime: MOST, opt: Opt::None, end: start };
+    let mut found = Sections { ttl_at: vec![], lifetime: MOST, denial: false, opt: Opt::None, end: start };
     let mut has_asked = false;
     let mut denial = None;
     for (section, count) in counts.into_iter().enumerate() {
@@ -181,6 +184,7 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
     }
     // A denial without SOA is not held (RFC 2308 section 5); that of a CNAME's target no longer than the CNAME.
     if rcode == NXDOMAIN || !has_asked {
+        found.denial = true;
         found.lifetime = found.lifetime.min(denial.unwrap_or(0));
     }
     Some(found)
@@ -205,7 +209,7 @@ impl Sections {
             let additional = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
             wire[10..HEADER].copy_from_slice(&additional.to_be_bytes());
         }
-        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, ede: None }
+        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, denial: self.denial, ede: None }
     }
 }
 
@@ -216,18 +220,44 @@ impl Answer {
         wire.extend_from_slice(question.name.as_wire());
         wire.extend_from_slice(&question.qtype.to_be_bytes());
         wire.extend_from_slice(&CLASS_IN.to_be_bytes());
-        Self { wire: wire.into(), ttl_at: [].into(), lifetime, ede: Some(ede) }
+        Self { wire: wire.into(), ttl_at: [].into(), lifetime, denial: true, ede: Some(ede) }
     }
 
     pub(super) fn lifetime(&self) -> u32 {
         self.lifetime
     }
 
-    /// Holds it no shorter than `least` and no longer than `most` seconds. What may not be held stays so.
+    /// Holds it no shorter than `least` and no longer than `most` seconds, and tells guests so: no record has a TTL outside
+    /// these. What may not be held stays so. A denial is told to hold as long as it is held.
     pub(super) fn hold(&mut self, least: u32, most: u32) {
-        if self.lifetime > 0 {
-            self.lifetime = self.lifetime.max(least).min(most);
+        let within = |ttl: u32| if ttl == 0 { 0 } else { ttl.max(least).min(most) };
+        self.lifetime = within(self.lifetime);
+        let most = if self.denial && self.lifetime > 0 { self.lifetime } else { most };
+        for &at in &self.ttl_at {
+            let field = self.wire.get_mut(usize::from(at)..).and_then(<[u8]>::first_chunk_mut::<4>);
+            if let Some(field) = field {
+                let ttl = held(u32::from_be_bytes(*field));
+                // With TTL 0 beside it, it is not held, and told as it is.
+                let told = if self.lifetime == 0 { ttl } else { within(ttl) };
+                *field = told.min(most).to_be_bytes();
+            }
         }
+    }
+
+    /// Whether it is `withheld`.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.ede.is_some()
+    }
+
+    /// What a guest is told beside it.
+    pub(super) fn ede(&self, age: Age) -> Option<Ede> {
+        if age == Age::Stale { Some(Ede::StaleAnswer) } else { self.ede }
+    }
+
+    /// Seconds that its longest record is told to hold.
+    pub(super) fn longest(&self) -> u32 {
+        let ttl = |at: &u16| self.wire.get(usize::from(*at)..).and_then(<[u8]>::first_chunk::<4>);
+        self.ttl_at.iter().filter_map(ttl).map(|ttl| held(u32::from_be_bytes(*ttl))).max().unwrap_or(0)
     }
 
     pub(super) fn as_wire(&self) -> &[u8] {
@@ -247,7 +277,7 @@ impl Answer {
         self.rcode() == NXDOMAIN && self.wire[6..8] == [0, 0]
     }
 
-    /// Every address of the answer section.
+    /// Every address that the answer section leads to.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let count = u16::from_be_bytes([self.wire[6], self.wire[7]]);
         let question = Name::read(&self.wire[HEADER..]).map_or(0, |name| name.as_wire().len() + 4);
@@ -255,12 +285,7 @@ impl Answer {
         let mut found = Vec::new();
         for _ in 0..count {
             let Some(record) = records::read(&self.wire, at) else { break };
-            let rdata = record.rdata(&self.wire);
-            match (record.rtype, rdata.len()) {
-                (1, 4) => found.extend(rdata.first_chunk::<4>().map(|octets| IpAddr::from(*octets))),
-                (28, 16) => found.extend(rdata.first_chunk::<16>().map(|octets| IpAddr::from(*octets))),
-                _ => {}
-            }
+            found.extend(records::addresses(record.rtype, record.rdata(&self.wire)));
             at = record.end;
         }
         found
@@ -296,8 +321,7 @@ impl Answer {
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
     pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
         let question_end = HEADER + query.question_len();
-        let ede = if age == Age::Stale { Some(Ede::StaleAnswer) } else { self.ede };
-        let opt = opt(query, ede);
+        let opt = query.edns.map(|edns| opt(&edns, self.ede(age)));
         let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
         let whole = self.wire.len() + opt.len() <= limit;
 
@@ -332,7 +356,8 @@ impl Answer {
     }
 }
 
-fn ttl_now(ttl: u32, age: Age) -> u32 {
+/// What is left of a record's TTL.
+pub(super) fn ttl_now(ttl: u32, age: Age) -> u32 {
     match age {
         Age::Seconds(age) => held(ttl).saturating_sub(age),
         Age::Stale => STALE_TTL,
@@ -341,8 +366,7 @@ fn ttl_now(ttl: u32, age: Age) -> u32 {
 
 /// Our OPT record (RFC 6891 section 6.1.2), with an extended error if there is one (RFC 8914 section 2), and the cookie if
 /// the guest sent one.
-fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; OPT_MOST], usize)> {
-    let edns = query.edns?;
+pub(super) fn opt(edns: &Edns, ede: Option<Ede>) -> ([u8; OPT_MOST], usize) {
     let mut bytes = [0; OPT_MOST];
     bytes[2] = qtype::OPT as u8;
     bytes[3..5].copy_from_slice(&UDP_PAYLOAD.to_be_bytes());
@@ -363,12 +387,12 @@ fn opt(query: &Query, ede: Option<Ede>) -> Option<([u8; OPT_MOST], usize)> {
     }
     // All options together are below 256 bytes.
     bytes[10] = (len - 11) as u8;
-    Some((bytes, len))
+    (bytes, len)
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::op::{Edns, MessageType, OpCode, Query as ProtoQuery, ResponseCode};
+    use hickory_proto::op::{Edns as ProtoEdns, MessageType, OpCode, Query as ProtoQuery, ResponseCode};
     use hickory_proto::rr::rdata::{A, SOA};
     use hickory_proto::rr::{self, RData, Record};
     use proptest::prelude::*;
@@ -461,12 +485,41 @@ mod tests {
         assert_eq!(lifetime(|_| {}), 0);
         assert_eq!(lifetime(|m| m.metadata.response_code = ResponseCode::NXDomain), 0);
     }
+    #[test]
+    fn guests_are_told_what_the_network_holds() {
+        let told = |answers: &[u32], least, most| {
+            let mut answer = answer(&message(|m| {
+                m.add_answers(answers.iter().map(|ttl| a(*ttl)));
+            }));
+            answer.hold(least, most);
+            let ttls = |age| written(&answer, age, 512).answers.iter().map(|r| r.ttl).collect::<Vec<_>>();
+            (answer.lifetime(), ttls(Age::Seconds(0)), ttls(Age::Seconds(10)))
+        };
+        assert_eq!(told(&[300, 5_000], 0, 600), (300, vec![300, 600], vec![290, 590]));
+        assert_eq!(told(&[5, 300], 60, 600), (60, vec![60, 300], vec![50, 290]));
+        assert_eq!(told(&[0, 300], 60, 100), (0, vec![0, 100], vec![0, 90]));
+        // A week, if the network says so.
+        assert_eq!(told(&[u32::MAX >> 1], 0, MOST).0, 604_800);
+        assert_eq!(told(&[100], 3_600, 60), (60, vec![60], vec![50]));
+
+        let denied = |ttl, minimum, least, most| {
+            let mut answer = answer(&message(|m| {
+                m.metadata.response_code = ResponseCode::NXDomain;
+                m.add_authority(soa(ttl, minimum));
+            }));
+            answer.hold(least, most);
+            (answer.lifetime(), written(&answer, Age::Seconds(0), 512).authorities[0].ttl)
+        };
+        assert_eq!(denied(90_000, 90_000, 0, 86_400), (MOST_NEGATIVE, MOST_NEGATIVE));
+        assert_eq!(denied(900, 60, 0, 30), (30, 30));
+        assert_eq!(denied(900, 10, 60, 600), (60, 60));
+    }
 
     #[test]
     fn an_upstreams_opt_record_is_left_out_wherever_it_stands() {
         let last = message(|m| {
             m.add_answer(a(300));
-            m.set_edns(Edns::new());
+            m.set_edns(ProtoEdns::new());
         });
         // An OPT record before another additional record: both counted, the second appended by hand.
         let mut inside = last.clone();
@@ -483,7 +536,7 @@ mod tests {
     fn an_opt_record_among_the_answers_is_no_answer() {
         let whole = message(|m| {
             m.add_answer(a(300));
-            m.set_edns(Edns::new());
+            m.set_edns(ProtoEdns::new());
         });
         for section in [7, 9] {
             let mut moved = whole.clone();
@@ -525,7 +578,7 @@ mod tests {
         ) {
             let mut bytes = message(|m| {
                 m.add_answers([a(300), a(60)]);
-                m.set_edns(Edns::new());
+                m.set_edns(ProtoEdns::new());
             });
             bytes.extend_from_slice(&tail);
             for (field, count) in counts.into_iter().enumerate() {

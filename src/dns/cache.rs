@@ -5,6 +5,7 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,11 +17,18 @@ const STALE_FOR: Duration = Duration::from_secs(86_400);
 /// How long a failure stands (RFC 9520 section 3.2: at least one second): it keeps a guest that asks in a loop from the
 /// upstreams, and is over before a stub's next try at 5 s.
 const FAILURE_FOR: Duration = Duration::from_secs(2);
+/// After a failure a stale answer is given without waiting for so long (RFC 8767 section 5, failure recheck timer); upstreams are
+/// asked again before, without the guest.
+const RECHECK: Duration = Duration::from_secs(30);
 /// What an entry costs besides its key and answer: table and queue slots, and allocations. Measured; the test
 /// `a_full_cache_takes_no_more_memory_than_it_may` says whether it is enough.
 const OVERHEAD: usize = 512;
-/// Parts with a lock each, so that a scan for people never holds up the guests for long.
-const SHARDS: usize = 16;
+/// Parts with a lock each, so that a scan of one (a flush, a look for people) never holds up the guests for long, however large
+/// the cache: of some 2 MiB each, within these.
+const PART: usize = 2 << 20;
+const PARTS: (usize, usize) = (16, 4_096);
+/// Entries that go in one turn when there is less room from now on.
+const TURN: usize = 1_024;
 /// A cache smaller than this is one part.
 const SMALL: usize = 1 << 20;
 /// The short queue's part of the bytes: one of so many.
@@ -39,12 +47,15 @@ pub(super) enum Held {
         /// It is often asked for and about to end: fetch it anew. Told once.
         renew: bool,
     },
-    /// Past its lifetime. `retry`: the upstreams have not just failed on it, so ask them again.
+    /// Past its lifetime.
     Stale {
         answer: Arc<Answer>,
-        retry: bool,
         /// For how long.
         over: Duration,
+        /// Upstreams have not failed on it of late, so a fresh one is worth waiting for.
+        wait: bool,
+        /// They have not just failed on it, so ask them again.
+        retry: bool,
     },
     Failed,
 }
@@ -110,7 +121,7 @@ struct Shard {
 pub(super) struct Cache {
     shards: Vec<Mutex<Shard>>,
     /// Bytes of each part.
-    capacity: usize,
+    capacity: AtomicUsize,
 }
 
 /// How full the cache is.
@@ -124,9 +135,18 @@ pub struct CacheUse {
 impl Cache {
     /// A cache of at most `capacity` bytes.
     pub(super) fn new(capacity: usize) -> Self {
-        let shards = if capacity < SMALL { 1 } else { SHARDS };
-        let capacity = capacity / shards;
+        let shards = if capacity < SMALL { 1 } else { (capacity / PART).clamp(PARTS.0, PARTS.1) };
+        let capacity = AtomicUsize::new(capacity / shards);
         Self { shards: (0..shards).map(|_| Mutex::default()).collect(), capacity }
+    }
+
+    /// Holds `capacity` bytes from now on. What is too much goes at once, in turns that guests do not notice.
+    pub(super) fn resize(&self, capacity: usize) {
+        let capacity = capacity / self.shards.len();
+        self.capacity.store(capacity, Relaxed);
+        for shard in &self.shards {
+            while lock(shard).shrink(capacity, TURN) {}
+        }
     }
 
     pub(super) fn get(&self, key: &Key, now: Instant) -> Option<Held> {
@@ -134,8 +154,9 @@ impl Cache {
         let entry = shard.entries.get_mut(key.as_bytes())?;
         entry.wanted = (entry.wanted + 1).min(MOST_WANTED);
         entry.hits = entry.hits.saturating_add(1);
-        let failed = entry.failed.filter(|at| now.saturating_duration_since(*at) < FAILURE_FOR);
-        let Some((answer, since)) = &entry.answer else { return failed.map(|_| Held::Failed) };
+        let failed_within = |time| entry.failed.is_some_and(|at| now.saturating_duration_since(at) < time);
+        let failed = failed_within(FAILURE_FOR).then_some(Held::Failed);
+        let Some((answer, since)) = &entry.answer else { return failed };
         let age = now.saturating_duration_since(*since);
         let lifetime = Duration::from_secs(answer.lifetime().into());
         if age < lifetime {
@@ -144,50 +165,76 @@ impl Cache {
             // Below a week, so it fits.
             Some(Held::Fresh { answer: answer.clone(), age: Age::Seconds(age.as_secs() as u32), renew })
         } else if age < lifetime + STALE_FOR {
-            Some(Held::Stale { answer: answer.clone(), retry: failed.is_none(), over: age - lifetime })
+            let (wait, retry) = (!failed_within(RECHECK), failed.is_none());
+            Some(Held::Stale { answer: answer.clone(), over: age - lifetime, wait, retry })
         } else {
-            failed.map(|_| Held::Failed)
+            failed
         }
     }
 
     /// Keeps an answer. One with TTL 0 is for those who asked only (RFC 1035 section 3.2.1), and ends what was held.
+    #[cfg(test)]
     pub(super) fn put(&self, key: &Key, answer: Arc<Answer>, now: Instant) {
+        self.put_if(key, answer, now, || true);
+    }
+
+    /// The same if it `holds`, which is asked while nobody else can change what is held: what a `retain` after some change
+    /// would forget does not come in behind it.
+    pub(super) fn put_if(&self, key: &Key, answer: Arc<Answer>, now: Instant, holds: impl FnOnce() -> bool) {
         let mut shard = self.shard(key);
-        if answer.lifetime() == 0 {
-            shard.remove(key.as_bytes());
-        } else {
-            shard.store(key, self.capacity, |entry| {
-                entry.answer = Some((answer, now));
+        if !holds() {
+            return;
+        }
+        let held = Some((answer, now)).filter(|(answer, _)| answer.lifetime() > 0);
+        // What was held goes without its place in a queue, which it has until its turn comes.
+        if held.is_some() || shard.entries.contains_key(key.as_bytes()) {
+            shard.store(key, self.capacity.load(Relaxed), |entry| {
+                entry.answer = held;
                 (entry.failed, entry.renewing) = (None, false);
             });
         }
     }
 
     /// Notes that no upstream could say. An answer held from before stays, to be given stale.
-    pub(super) fn put_failure(&self, key: &Key, now: Instant) {
-        self.shard(key).store(key, self.capacity, |entry| {
-            (entry.failed, entry.renewing) = (Some(now), false);
-        });
+    #[cfg(test)]
+    fn put_failure(&self, key: &Key, now: Instant) {
+        self.put_failure_if(key, now, || true);
+    }
+
+    /// The same, as `put_if`.
+    pub(super) fn put_failure_if(&self, key: &Key, now: Instant, holds: impl FnOnce() -> bool) {
+        let mut shard = self.shard(key);
+        if holds() {
+            shard.store(key, self.capacity.load(Relaxed), |entry| {
+                (entry.failed, entry.renewing) = (Some(now), false);
+            });
+        }
+    }
+
+    /// Notes that no answer came in the time that a guest waits where there is a stale one: the next need not wait as well. What
+    /// still comes ends that.
+    pub(super) fn note_late(&self, key: &Key, now: Instant) {
+        if let Some(entry) = self.shard(key).entries.get_mut(key.as_bytes()) {
+            entry.failed = Some(now);
+        }
     }
 
     /// Forgets `name` and all below it; how many answers that were.
     pub(super) fn flush(&self, name: &Name) -> u64 {
-        let mut flushed = 0;
-        for shard in &self.shards {
-            let mut shard = lock(shard);
-            let below = |key: &Arc<[u8]>| Name::read(key).is_some_and(|held| held.is_in(name));
-            let gone: Vec<_> = shard.entries.keys().filter(|key| below(key)).cloned().collect();
-            flushed += gone.len() as u64;
-            for key in gone {
-                shard.remove(&key);
-            }
-        }
-        flushed
+        self.retain(|held, _| !held.is_in(name))
+    }
+
+    /// Forgets what `keep` does not want, by name and answer (none where only a failure is held); how many that were. Each part
+    /// is gone through once.
+    pub(super) fn retain(&self, keep: impl Fn(&Name, Option<&Answer>) -> bool) -> u64 {
+        self.shards.iter().map(|shard| lock(shard).retain(&keep)).sum()
     }
 
     pub(super) fn usage(&self) -> CacheUse {
-        let mut usage =
-            CacheUse { capacity: (self.capacity * self.shards.len()) as u64, ..CacheUse::default() };
+        let mut usage = CacheUse {
+            capacity: (self.capacity.load(Relaxed) * self.shards.len()) as u64,
+            ..CacheUse::default()
+        };
         for shard in &self.shards {
             let shard = lock(shard);
             usage.entries += shard.entries.len() as u64;
@@ -242,18 +289,32 @@ impl Shard {
             self.probation_bytes = self.probation_bytes - entry.size + size;
         }
         entry.size = size;
-        while self.bytes > capacity && self.evict(capacity) {}
+        self.shrink(capacity, usize::MAX);
     }
 
-    fn remove(&mut self, key: &[u8]) {
-        let Some((key, entry)) = self.entries.remove_entry(key) else { return };
-        self.bytes -= entry.size;
-        if !entry.in_main {
-            self.probation_bytes -= entry.size;
+    /// Lets go what is too much, in so many steps at most; whether there is more to do.
+    fn shrink(&mut self, capacity: usize, steps: usize) -> bool {
+        (0..steps).all(|_| self.bytes > capacity && self.evict(capacity))
+    }
+
+    fn retain(&mut self, keep: &impl Fn(&Name, Option<&Answer>) -> bool) -> u64 {
+        let Self { entries, probation, main, probation_bytes, bytes, .. } = self;
+        let before = entries.len();
+        entries.retain(|key, entry| {
+            let answer = entry.answer.as_ref().map(|(answer, _)| &**answer);
+            let kept = Name::read(key).is_some_and(|name| keep(&name, answer));
+            if !kept {
+                *bytes -= entry.size;
+                if !entry.in_main {
+                    *probation_bytes -= entry.size;
+                }
+            }
+            kept
+        });
+        for queue in [probation, main] {
+            queue.retain(|key| entries.contains_key(key));
         }
-        let queue = if entry.in_main { &mut self.main } else { &mut self.probation };
-        // Rare: an answer that may not be held any more, or a flush.
-        queue.retain(|queued| *queued != key);
+        (before - entries.len()) as u64
     }
 
     /// One step of S3-FIFO: from `probation`, what was asked for again goes on to `main`, the rest goes and is remembered by
@@ -359,8 +420,15 @@ mod tests {
 
         cache.put(&key("old"), answer("old", 1), start);
         cache.put_failure(&key("old"), start + SECOND);
-        assert!(matches!(cache.get(&key("old"), start + SECOND), Some(Held::Stale { retry: false, .. })));
-        assert!(matches!(cache.get(&key("old"), start + 3 * SECOND), Some(Held::Stale { retry: true, .. })));
+        let stale = |after| match cache.get(&key("old"), start + after * SECOND) {
+            Some(Held::Stale { wait, retry, .. }) => (wait, retry),
+            other => panic!("{other:?}"),
+        };
+        // Asked for again after two seconds, and worth waiting for after thirty.
+        assert_eq!(
+            (stale(1), stale(3), stale(30), stale(31)),
+            ((false, false), (false, true), (false, true), (true, true))
+        );
     }
 
     #[test]
@@ -459,6 +527,44 @@ mod tests {
         );
         assert_eq!(cache.flush(&Name::root()), 2);
         assert_eq!(cache.usage().bytes, 0);
+    }
+
+    /// With a search of the queue for each entry it takes many minutes.
+    #[test]
+    fn a_flush_of_a_full_cache_goes_through_it_once() {
+        let (cache, start) =
+            (Cache { shards: vec![Mutex::default()], capacity: (256 << 20).into() }, Instant::now());
+        for n in 0..200_000 {
+            let name = format!("n{n}.example");
+            cache.put(&key(&name), answer(&name, 300), start);
+        }
+        let begun = Instant::now();
+        assert_eq!(cache.flush(&Name::root()), 200_000);
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        assert_eq!(cache.usage().bytes, 0);
+        for shard in &cache.shards {
+            let shard = lock(shard);
+            assert_eq!((shard.probation.len() + shard.main.len(), shard.probation_bytes), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_cache_takes_another_size_while_it_holds_answers() {
+        let (cache, start) = (Cache::new(32 << 20), Instant::now());
+        let fill = || {
+            for n in 0..40_000 {
+                let name = format!("n{n}.example");
+                cache.put(&key(&name), answer(&name, 300), start);
+            }
+            cache.usage()
+        };
+        let before = fill();
+        assert_eq!((before.entries, before.capacity), (40_000, 32 << 20));
+        cache.resize(4 << 20);
+        let smaller = cache.usage();
+        assert!(smaller.bytes <= 4 << 20 && smaller.entries > 1_000, "{smaller:?}");
+        cache.resize(64 << 20);
+        assert_eq!(fill().entries, 40_000);
     }
 
     #[test]

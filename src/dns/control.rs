@@ -14,10 +14,12 @@ use super::guests::GuestReport;
 use super::histogram::Latencies;
 use super::local::{HostsError, LocalData};
 use super::name::Name;
-use super::policy::{Policy, PolicyError, RuleReport};
+use super::policy::RuleReport;
 use super::reply::Transport;
 use super::resolve::{Resolver, Step};
-use crate::model::{DnsName, DnsRecord, NetworkName};
+use super::server::DnsError;
+use super::setup::{Materials, Setup};
+use crate::model::{DnsName, DnsRecord, Network, NetworkName};
 
 /// A handle to one network's resolver. It stays valid after the resolver has stopped, and then changes nothing.
 #[derive(Clone)]
@@ -42,12 +44,27 @@ pub struct TopName {
     pub hits: u64,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    #[error(transparent)]
-    Hosts(#[from] HostsError),
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
+/// Settings that a resolver can take, with all that they name read.
+pub struct Prepared {
+    resolver: Arc<Resolver>,
+    setup: Setup,
+}
+
+impl Prepared {
+    /// From the next query on; no socket is closed. What is held stays, but for what these settings would have answered
+    /// otherwise.
+    pub fn put_in_force(self) {
+        let Self { resolver, setup } = self;
+        let (setup, before) = (Arc::new(setup), resolver.setup.load_full());
+        setup.policy.continue_from(&before.policy);
+        resolver.setup.store(setup.clone());
+        resolver.cache.resize(setup.network.resolver.cache_bytes);
+        if !setup.asks_like(&before) {
+            // After the change, so that neither a flight nor the cache brings an answer of before to who asks from now on.
+            resolver.flights.forget();
+            resolver.cache.retain(|name, answer| setup.keeps(&before, name, answer));
+        }
+    }
 }
 
 impl DnsControl {
@@ -55,8 +72,13 @@ impl DnsControl {
         Self(resolver)
     }
 
-    pub fn network(&self) -> &NetworkName {
-        &self.0.network.name
+    pub fn network(&self) -> NetworkName {
+        self.settings().name.clone()
+    }
+
+    /// The network with the settings that are in force.
+    pub fn settings(&self) -> Arc<Network> {
+        self.0.setup.load().network.clone()
     }
 
     pub fn counters(&self) -> DnsCounters {
@@ -72,7 +94,7 @@ impl DnsControl {
     }
 
     pub fn upstreams(&self) -> Vec<UpstreamReport> {
-        self.0.forwarder.reports()
+        self.0.setup.load().forwarder.reports()
     }
 
     pub fn guests(&self) -> Vec<GuestReport> {
@@ -80,7 +102,7 @@ impl DnsControl {
     }
 
     pub fn rules(&self) -> Vec<RuleReport> {
-        self.0.policy.load().reports()
+        self.0.setup.load().policy.reports()
     }
 
     /// The names that guests asked for most often, as far as they are held.
@@ -99,17 +121,28 @@ impl DnsControl {
     }
 
     /// Puts other records of the API in the place of those before, and reads the hosts file anew.
-    pub fn set_records(&self, records: &[DnsRecord]) -> Result<(), ReloadError> {
-        let local = LocalData::load(&self.0.network.resolver, records)?;
-        self.0.local.store(Arc::new(local));
+    pub fn set_records(&self, records: &[DnsRecord]) -> Result<(), HostsError> {
+        let local = LocalData::load(&self.settings().resolver, records)?;
+        let local = Arc::new(local);
+        self.0.setup.rcu(|setup| setup.with_local(local.clone()));
         Ok(())
     }
 
-    /// Reads the rules' lists anew. Until all are read, the rules before hold.
-    pub fn reload_rules(&self) -> Result<(), ReloadError> {
-        let policy = Policy::load(&self.0.network.resolver.rules)?;
-        self.0.policy.store(Arc::new(policy));
-        Ok(())
+    /// Makes ready for other settings of the network, and reads all that they name anew; nothing changes before they are put
+    /// in force.
+    pub fn prepare(&self, network: Arc<Network>, records: &[DnsRecord]) -> Result<Prepared, DnsError> {
+        let resolver = self.0.clone();
+        let upstreams = network.upstreams.clone();
+        let materials = Materials {
+            upstreams: &upstreams,
+            records,
+            own_subnets: &resolver.own_subnets,
+            listen: resolver.listen,
+            exchanges: resolver.exchanges,
+            events: &resolver.events,
+        };
+        let setup = Setup::load(network, &materials, Some(&resolver.setup.load()))?;
+        Ok(Prepared { resolver, setup })
     }
 
     /// Asks as the guest at `address` would; the question counts as one of its own.
@@ -125,14 +158,14 @@ impl DnsControl {
         message.set_edns(edns);
         let bytes = message.to_vec().ok()?;
         let mut way = resolver.stations(address, &bytes);
-        let before: Vec<u64> = resolver.forwarder.reports().iter().map(|report| report.answers).collect();
+        let before: Vec<u64> = self.upstreams().iter().map(|report| report.answers).collect();
         let mut out = Vec::new();
         match resolver.begin(&bytes, SocketAddr::new(address, 0), Transport::Tcp, &mut out) {
             Step::Answered => {}
             Step::Silent => way.push("no answer: the guest asks more than it may".into()),
             Step::Wait(pending) => {
                 resolver.finish(pending, &mut out).await;
-                let after = resolver.forwarder.reports();
+                let after = self.upstreams();
                 let asked = after.iter().zip(before).filter(|(report, before)| report.answers > *before);
                 way.extend(asked.map(|(report, _)| format!("answered by upstream {}", report.server)));
             }
@@ -173,11 +206,11 @@ impl Resolver {
             (None, _) => format!("asked by {address}, no VM"),
         }];
         let Ok(query) = Query::parse(message) else { return way };
-        let local = self.local.load();
-        let found = route(&query, &self.places, &local, |name| self.forwarder.is_conditional(name));
+        let setup = self.setup.load();
+        let conditional = |name: &Name| setup.forwarder.is_conditional(name);
+        let found = route(&query, &setup.places, &setup.local, conditional);
         let forwarded = matches!(found, Route::Forward | Route::Local(Local::Any));
-        let policy = self.policy.load();
-        if forwarded && let Some((rule, verdict)) = policy.decide(&guest, &query.name, |_| {}) {
+        if forwarded && let Some((rule, verdict)) = setup.policy.decide(&guest, &query.name, |_| {}) {
             way.push(format!("rule {rule}: {verdict:?}"));
         }
         match found {
@@ -192,7 +225,7 @@ impl Resolver {
                     Some(Held::Failed) => "cache: a failure of a moment ago".into(),
                     None => "cache: nothing".into(),
                 });
-                way.push(format!("upstreams of {}", self.forwarder.domain(&question.name)));
+                way.push(format!("upstreams of {}", setup.forwarder.domain(&question.name)));
             }
         }
         way

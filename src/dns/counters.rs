@@ -55,8 +55,12 @@ counters! {
     nxdomain,
     /// Answered SERVFAIL.
     servfail,
-    /// Answered REFUSED, FORMERR, NOTIMP or BADVERS.
+    /// Answered REFUSED.
     refused,
+    /// Answered FORMERR.
+    formerr,
+    /// Answered with any other code, most likely NOTIMP or BADVERS.
+    other_rcodes,
     /// Fetched anew before they ended, because often asked for.
     prefetched,
     /// Not answered because the guest asks more than its rate or its share.

@@ -12,7 +12,7 @@ use super::DnsEndpoints;
 use super::answer::{self, Age, Answer, Question, Verdict};
 use super::cache::Key;
 use super::name::Name;
-use super::query::{CLASS_IN, HEADER, Query, flag, qtype};
+use super::query::{CLASS_IN, HEADER, Query, Reject, flag, qtype};
 use super::records;
 use super::reply::{Ede, Transport};
 use super::resolve::{Resolver, Step};
@@ -88,7 +88,7 @@ pub fn exercise_answer(bytes: &[u8]) {
     });
     let id = message.first_chunk().map_or(0, |id| u16::from_be_bytes(*id));
     let Verdict::Answer(read) = answer::read(message, id, &question) else { return };
-    let kept = resolver.keep(&question, &Key::of(&question), read);
+    let kept = resolver.keep(&resolver.setup.load_full(), &question, &Key::of(&question), read);
     let transport = if how & 4 == 0 { Transport::Udp } else { Transport::Tcp };
     let size = u16::from(*how) << 8;
     let query = ask(&question, (how & 8 == 0).then_some(size));
@@ -154,6 +154,14 @@ fn serve(message: &[u8], how: Transport, outcome: impl Fn(&Question) -> Outcome)
     }
     match Query::parse(message) {
         Ok(query) => check(message, &query, how, &out),
+        Err(Reject::CookieOnly(_)) => {
+            // The header and the OPT record.
+            assert_eq!((&out[..2], &out[4..HEADER]), (&message[..2], &[0, 0, 0, 0, 0, 0, 0, 1][..]));
+            assert_eq!(
+                records::read(&out, HEADER).map(|opt| (opt.rtype, opt.end)),
+                Some((qtype::OPT, out.len()))
+            );
+        }
         // The header alone.
         Err(_) => {
             assert_eq!(out.len(), HEADER);
@@ -228,7 +236,10 @@ fn message(question: &Question, rcode: u8, records: &[&[u8]], section: usize) ->
 
 fn read(question: &Question, message: &[u8]) -> Outcome {
     match answer::read(message, 7, question) {
-        Verdict::Answer(answer) => Ok(fixture().1.keep(question, &Key::of(question), answer)),
+        Verdict::Answer(answer) => {
+            let resolver = &fixture().1;
+            Ok(resolver.keep(&resolver.setup.load_full(), question, &Key::of(question), answer))
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -308,6 +319,11 @@ mod tests {
             queries.push(query);
         }
         queries.extend([with(5, 0), with(5, 2), with(12, 0xc0), plain[..edns + 5].to_vec(), vec![0; 11]]);
+        // No question, but a cookie.
+        let mut cookie = plain[..HEADER].to_vec();
+        (cookie[5], cookie[11]) = (0, 1);
+        cookie.extend([0, 0, 41, 4, 208, 0, 0, 0, 0, 0, 12, 0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+        queries.push(cookie);
         queries
     }
 

@@ -2,7 +2,6 @@
 //! who joined, and to the cache: a flight goes on to its end whoever stops waiting.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -12,10 +11,11 @@ use tokio::sync::watch;
 use super::answer::{Answer, Question};
 use super::cache::Key;
 use super::counters::count;
-use super::fair::PLACES;
-use super::forward::Failure;
+use super::fair::{PLACES, Share};
+use super::name::Name;
 use super::reply::Ede;
 use super::resolve::Resolver;
+use super::setup::Setup;
 
 /// Seconds that an answer stands which was withheld.
 const WITHHELD_FOR: u32 = 30;
@@ -48,14 +48,20 @@ impl Flights {
         }
     }
 
+    /// Takes all off the list: who asks from now on is asked for anew. Those who wait have their answers all the same.
+    pub(super) fn forget(&self) {
+        self.lock().clear();
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Box<[u8]>, Flight>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Resolver {
-    /// Joins the question's flight, or starts it. `None` if too many are under way, or none can be.
-    pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key) -> Option<Flight> {
+    /// Joins the question's flight, or starts it as things are now, with `share` of the exchanges. `None` if too many are under
+    /// way, or none can be.
+    pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key, share: &Share) -> Option<Flight> {
         let mut open = self.flights.lock();
         if let Some(flight) = open.get(key.as_bytes()) {
             return Some(flight.clone());
@@ -68,89 +74,85 @@ impl Resolver {
         let (land, flight) = watch::channel(None);
         open.insert(key.as_bytes().into(), flight.clone());
         count(&self.counters.asked);
-        runtime.spawn(fly(self.clone(), question.clone(), *key, land));
+        let landing = Landing { resolver: self.clone(), key: *key, flight: flight.clone() };
+        // Under the lock that a change of setup takes as well: a flight of the setup before it is off the list after it.
+        let setup = self.setup.load_full();
+        runtime.spawn(fly(landing, setup, question.clone(), share.clone(), land));
         Some(flight)
     }
 
-    /// An answer that names a private address is withheld: a name of the internet that leads into a guest's own network
-    /// turns its browser against it (DNS rebinding). Names with upstreams of their own, and our subnets, are meant so.
-    fn is_rebinding(&self, question: &Question, answer: &Answer) -> bool {
-        let settings = &self.network.resolver;
-        if !settings.rebind_protection || self.forwarder.is_conditional(&question.name) {
-            return false;
-        }
-        let ours = |address: &IpAddr| match address {
-            IpAddr::V4(v4) => self.own_subnets.iter().any(|subnet| subnet.contains(*v4)),
-            IpAddr::V6(_) => false,
-        };
-        let private = answer.addresses().iter().any(|address| is_private(*address) && !ours(address));
-        private && !self.places.rebind_exempt.iter().any(|zone| question.name.is_in(zone))
-    }
-
-    async fn fetch(self: &Arc<Self>, question: &Question, key: &Key) -> Result<Arc<Answer>, Failure> {
-        let answer = match &self.validator {
-            Some(validator) if !question.checking_disabled => validator.ask(question).await?,
-            _ => self.forwarder.ask(question).await?,
-        };
-        Ok(self.keep(question, key, answer))
-    }
-
-    /// Judges an upstream's answer and puts it into the cache: what guests are given.
-    pub(super) fn keep(&self, question: &Question, key: &Key, mut answer: Answer) -> Arc<Answer> {
-        if self.is_rebinding(question, &answer) {
+    /// Judges an upstream's answer and puts it into the cache: what guests are given. `setup` is the one that it was asked
+    /// under; what the present one would have asked otherwise is for those who waited only.
+    pub(super) fn keep(
+        &self,
+        setup: &Arc<Setup>,
+        question: &Question,
+        key: &Key,
+        mut answer: Answer,
+    ) -> Arc<Answer> {
+        if setup.is_rebinding(&question.name, &answer) {
             count(&self.counters.rebind);
             answer = Answer::withheld(question, Ede::Filtered, WITHHELD_FOR);
         } else {
-            answer.hold(self.network.resolver.min_ttl, self.network.resolver.max_ttl);
+            let settings = &setup.network.resolver;
+            answer.hold(settings.min_ttl, settings.max_ttl);
         }
         let (answer, now) = (Arc::new(answer), Instant::now());
+        let holds = || self.would_keep(setup, &question.name, Some(&answer));
         if answer.is_plain_nxdomain() {
-            self.cache.put(&Key::of_nxdomain(&question.name, question), answer.clone(), now);
+            self.cache.put_if(&Key::of_nxdomain(&question.name, question), answer.clone(), now, holds);
         }
-        self.cache.put(key, answer.clone(), now);
+        self.cache.put_if(key, answer.clone(), now, holds);
         answer
+    }
+
+    fn would_keep(&self, setup: &Arc<Setup>, name: &Name, answer: Option<&Answer>) -> bool {
+        let present = self.setup.load();
+        Arc::ptr_eq(&present, setup) || present.keeps(setup, name, answer)
     }
 }
 
-async fn fly(resolver: Arc<Resolver>, question: Question, key: Key, land: watch::Sender<Option<Outcome>>) {
-    let _landing = Landing { resolver: &resolver, key };
+async fn fly(
+    landing: Landing,
+    setup: Arc<Setup>,
+    question: Question,
+    share: Share,
+    land: watch::Sender<Option<Outcome>>,
+) {
+    let Landing { resolver, key, .. } = &landing;
+    let asked = match &setup.validator {
+        Some(validator) if !question.checking_disabled => {
+            // One of the share for all that a chain of trust needs: its questions are asked one after the other.
+            let _exchange = share.acquire().await;
+            validator.ask(&question).await
+        }
+        _ => setup.forwarder.ask(&question, Some(&share)).await,
+    };
     // In the cache first: who comes after the flight is off the list finds the answer there.
-    let outcome = resolver.fetch(&question, &key).await.map_err(|failure| {
-        resolver.cache.put_failure(&key, Instant::now());
-        failure.into()
-    });
+    let outcome = match asked {
+        Ok(answer) => Ok(resolver.keep(&setup, &question, key, answer)),
+        Err(failure) => {
+            let holds = || resolver.would_keep(&setup, &question.name, None);
+            resolver.cache.put_failure_if(key, Instant::now(), holds);
+            Err(failure.into())
+        }
+    };
     land.send_replace(Some(outcome));
 }
 
 /// Takes a flight off the list however it ends.
-struct Landing<'a> {
-    resolver: &'a Resolver,
+struct Landing {
+    resolver: Arc<Resolver>,
     key: Key,
+    flight: Flight,
 }
 
-impl Drop for Landing<'_> {
+impl Drop for Landing {
     fn drop(&mut self) {
-        self.resolver.flights.lock().remove(self.key.as_bytes());
-    }
-}
-
-/// Addresses that mean something else on every network: RFC 1918, 6598, loopback, link-local, "this network", and the same
-/// in IPv6 (RFC 4193, 4291).
-fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            let [first, second, ..] = v4.octets();
-            v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || first == 0
-                || (first == 100 && second & 0xc0 == 64)
+        let mut open = self.resolver.flights.lock();
+        // Another may have begun since, when the setup changed.
+        if open.get(self.key.as_bytes()).is_some_and(|open| open.same_channel(&self.flight)) {
+            open.remove(self.key.as_bytes());
         }
-        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
-            Some(v4) => is_private(IpAddr::V4(v4)),
-            None => {
-                v6.is_loopback() || v6.is_unspecified() || v6.is_unique_local() || v6.is_unicast_link_local()
-            }
-        },
     }
 }

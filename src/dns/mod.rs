@@ -14,6 +14,7 @@
 //! for twelve bytes) before it reads a question; and it logs every name at INFO. `server` has the loops, each with a cap.
 
 mod admin;
+mod alias;
 mod answer;
 mod batch;
 mod cache;
@@ -35,23 +36,25 @@ mod reply;
 mod resolve;
 mod route;
 mod server;
+mod setup;
 mod suffixes;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod told;
 mod udp;
 mod validate;
 mod zone;
 
 pub use admin::{DnsAdmin, DnsAdminError};
 pub use cache::CacheUse;
-pub use control::{DnsControl, Explained, ReloadError, TopName};
+pub use control::{DnsControl, Explained, Prepared, TopName};
 pub use counters::DnsCounters;
 #[cfg(fuzzing)]
 pub use exercise::{exercise_answer, exercise_query};
 pub use forward::UpstreamReport;
 pub use guests::GuestReport;
 pub use histogram::Latencies;
-pub use local::check_record;
+pub use local::{HostsError, check_record};
 pub use policy::RuleReport;
 pub use server::{DnsEndpoints, DnsError, DnsServer};

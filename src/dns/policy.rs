@@ -50,6 +50,8 @@ pub struct RuleReport {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the list {} of rule {rule}: {source}", path.display())]
 pub struct PolicyError {
+    /// Which, from 0.
+    pub(super) at: usize,
     rule: String,
     path: PathBuf,
     source: std::io::Error,
@@ -58,7 +60,17 @@ pub struct PolicyError {
 impl Policy {
     /// Reads the rules' lists.
     pub(super) fn load(rules: &[DnsRule]) -> Result<Self, PolicyError> {
-        rules.iter().map(Rule::load).collect::<Result<_, _>>().map(|rules| Self { rules })
+        let rules = rules.iter().enumerate().map(|(at, rule)| Rule::load(at, rule));
+        rules.collect::<Result<_, _>>().map(|rules| Self { rules })
+    }
+
+    /// Goes on counting where `before` was, rule by rule of the same name.
+    pub(super) fn continue_from(&self, before: &Self) {
+        for rule in &self.rules {
+            if let Some(same) = before.rules.iter().find(|same| same.name == rule.name) {
+                rule.hits.store(same.hits.load(Relaxed), Relaxed);
+            }
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -103,13 +115,19 @@ impl Policy {
 }
 
 impl Rule {
-    fn load(rule: &DnsRule) -> Result<Self, PolicyError> {
+    fn load(at: usize, rule: &DnsRule) -> Result<Self, PolicyError> {
         let mut names = Suffixes::default();
         for name in rule.names.iter().filter_map(|name| Name::from_text(name.as_str())) {
             names.add(&name);
         }
         if let Some(path) = &rule.file {
-            let strange = names.add_list(&read(path, &rule.name)?);
+            let text = read(path).map_err(|source| PolicyError {
+                at,
+                rule: rule.name.clone(),
+                path: path.clone(),
+                source,
+            })?;
+            let strange = names.add_list(&text);
             if strange > 0 {
                 tracing::warn!(rule = rule.name, file = %path.display(), strange, "a DNS list has words that are no names");
             }
@@ -134,11 +152,8 @@ impl Rule {
     }
 }
 
-fn read(path: &Path, rule: &str) -> Result<String, PolicyError> {
-    let bytes = std::fs::read(path);
-    let bytes =
-        bytes.map_err(|source| PolicyError { rule: rule.to_owned(), path: path.to_owned(), source })?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+fn read(path: &Path) -> std::io::Result<String> {
+    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
 }
 
 #[cfg(test)]

@@ -45,7 +45,24 @@ pub(super) struct Edns {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cookie {
     pub(super) client: [u8; 8],
+    /// The server's part that the asker sent: ours from before, or anything else.
+    pub(super) sent: Sent,
     pub(super) server: [u8; 16],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    Nothing,
+    /// As long as ours.
+    Whole([u8; 16]),
+    Other,
+}
+
+impl Cookie {
+    /// Whether the asker sent a server's part, and that is not the one that is ours.
+    pub(super) fn is_bad(&self) -> bool {
+        !matches!(self.sent, Sent::Nothing) && self.sent != Sent::Whole(self.server)
+    }
 }
 
 /// A query with one question. What is not checked here is decided by `route`.
@@ -66,6 +83,8 @@ pub(super) enum Reject {
     Silent,
     FormErr,
     NotImp,
+    /// No question, but a cookie: the asker wants our part of it, or to know if it still is (RFC 7873 section 5.4).
+    CookieOnly(Edns),
 }
 
 impl Query {
@@ -78,6 +97,12 @@ impl Query {
         }
         if flags & flag::OPCODE != 0 {
             return Err(Reject::NotImp);
+        }
+        if (word(4), word(6), word(8)) == (0, 0, 0)
+            && let Some(edns) = additional(message, HEADER, word(10))?
+            && edns.cookie.is_some()
+        {
+            return Err(Reject::CookieOnly(edns));
         }
         // One question, no answers, no authority: RFC 9619 section 4 for the first count; the rest no query has but IXFR
         // (RFC 1995 section 3), which is refused anyway.
@@ -152,7 +177,12 @@ fn options(mut rdata: &[u8]) -> Result<Option<Cookie>, Reject> {
                 return Err(Reject::FormErr);
             }
             let client = option.first_chunk::<8>().ok_or(Reject::FormErr)?;
-            cookie.get_or_insert(Cookie { client: *client, server: [0; 16] });
+            let sent = match option[8..].first_chunk::<16>() {
+                _ if length == 8 => Sent::Nothing,
+                Some(whole) if length == 24 => Sent::Whole(*whole),
+                _ => Sent::Other,
+            };
+            cookie.get_or_insert(Cookie { client: *client, sent, server: [0; 16] });
         }
         rdata = rest;
     }

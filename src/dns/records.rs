@@ -2,6 +2,8 @@
 //! fields and where it ends. Nothing is copied; names are followed only to see that they end.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::net::IpAddr;
+
 use super::query::HEADER;
 
 /// Labels and pointers of a name at most: 127 labels of one byte, each with a pointer to the next.
@@ -58,6 +60,33 @@ fn has_whole_names(message: &[u8], rtype: u16, at: usize) -> bool {
         end = end.and_then(|at| name_end(message, at));
     }
     end.is_some_and(|end| end + after == message.len())
+}
+
+/// The addresses that a record leads to: of A and AAAA, and the hints of SVCB and HTTPS (RFC 9460 section 7.3), which a browser
+/// may take in their place. `rdata` as it stands in the message; names in it are not compressed (RFC 9460 section 2.2).
+pub(super) fn addresses(rtype: u16, rdata: &[u8]) -> Vec<IpAddr> {
+    let v4 = |octets: &[u8]| octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets));
+    let v6 = |octets: &[u8]| octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets));
+    match (rtype, rdata.len()) {
+        (1, 4) => v4(rdata).into_iter().collect(),
+        (28, 16) => v6(rdata).into_iter().collect(),
+        (64 | 65, 3..) => {
+            let Some(at) = name_end(rdata, 2) else { return vec![] };
+            let (mut rest, mut found) = (&rdata[at..], vec![]);
+            while let Some((head, after)) = rest.split_first_chunk::<4>() {
+                let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+                let Some((value, after)) = after.split_at_checked(length) else { break };
+                match u16::from_be_bytes([head[0], head[1]]) {
+                    4 => found.extend(value.chunks_exact(4).filter_map(v4)),
+                    6 => found.extend(value.chunks_exact(16).filter_map(v6)),
+                    _ => {}
+                }
+                rest = after;
+            }
+            found
+        }
+        _ => vec![],
+    }
 }
 
 /// Where the name at `at` ends: after its root label or its first pointer. `None` if it is no name: cut short, of more than

@@ -13,7 +13,9 @@ use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use hickory_server::zone_handler::MessageResponseBuilder;
 
-use super::query::{COOKIE, HEADER, Query, Reject, flag};
+use super::answer;
+use super::name::Name;
+use super::query::{self, COOKIE, HEADER, Query, Reject, flag};
 use super::route::Refusal;
 use super::zone;
 
@@ -117,6 +119,7 @@ pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
         Reject::Silent => return None,
         Reject::FormErr => ResponseCode::FormErr,
         Reject::NotImp => ResponseCode::NotImp,
+        Reject::CookieOnly(edns) => return Some(cookie_only(message, &edns)),
     };
     let [id_high, id_low, flags, ..] = *message else { return None };
     let op_code = OpCode::from_u8(flags >> 3 & 0xf);
@@ -124,6 +127,40 @@ pub(super) fn reject(message: &[u8], reject: Reject) -> Option<Vec<u8>> {
     reply.metadata.recursion_desired = flags & 1 != 0;
     reply.metadata.recursion_available = true;
     reply.to_vec().ok()
+}
+
+/// Whether an answer's rcode has upper bits, which are in the OPT record (RFC 6891 section 6.1.3): only an answer that is nothing
+/// but a code can.
+pub(super) fn is_extended(answer: &[u8]) -> bool {
+    if answer.get(6..HEADER) != Some(&[0, 0, 0, 0, 0, 1]) {
+        return false;
+    }
+    let question = if answer[5] == 0 { Some(0) } else { question_len(answer) };
+    question.and_then(|len| answer.get(HEADER + len + 5)).is_some_and(|upper| *upper != 0)
+}
+
+fn question_len(message: &[u8]) -> Option<usize> {
+    Name::read(&message[HEADER..]).map(|name| name.as_wire().len() + 4)
+}
+
+/// The answer to a query without a question: the cookie, and whether the server's part that came with it is still ours (RFC 7873
+/// section 5.4).
+fn cookie_only(message: &[u8], edns: &query::Edns) -> Vec<u8> {
+    let rcode = match edns.cookie {
+        _ if edns.version != 0 => ResponseCode::BADVERS,
+        Some(cookie) if cookie.is_bad() => ResponseCode::BADCOOKIE,
+        _ => ResponseCode::NoError,
+    };
+    let rcode = u16::from(rcode);
+    let (mut opt, len) = answer::opt(edns, None);
+    // The upper bits of the rcode (RFC 6891 section 6.1.3).
+    opt[5] = (rcode >> 4) as u8;
+    let rd = message.get(2).map_or(0, |flags| u16::from(flags & 1) << 8);
+    let words = [flag::QR | flag::RA | rd | (rcode & flag::RCODE), 0, 0, 0, 1];
+    let mut bytes = message[..2].to_vec();
+    bytes.extend(words.iter().flat_map(|word| word.to_be_bytes()));
+    bytes.extend_from_slice(&opt[..len]);
+    bytes
 }
 
 /// `code` with the question, and an OPT record if the guest sent one.
@@ -169,16 +206,16 @@ fn encode(
     metadata.authoritative = authoritative;
     metadata.recursion_available = true;
     let edns = query.edns.map(|_| edns(query, ede));
-    let emit = |answers: &[Record], soa: &[Record]| {
+    let emit = |answers: &[Record], authority: &[Record]| {
         let response = MessageResponseBuilder::new(&request.queries, edns.as_ref());
-        let response = response.build(metadata, answers, [], soa, []);
+        let response = response.build(metadata, answers, authority, [], []);
         let mut bytes = Vec::with_capacity(256);
         let mut encoder = BinEncoder::new(&mut bytes);
         encoder.set_max_size(u16::try_from(how.limit(query)).unwrap_or(u16::MAX));
         response.destructive_emit(&mut encoder).ok()?;
         Some(bytes)
     };
-    let bytes = emit(&answer.answers, answer.soa.as_slice())?;
+    let bytes = emit(&answer.answers, &answer.authority)?;
     let truncated = (flag::TC >> 8) as u8;
     if bytes[2] & truncated == 0 {
         return Some(bytes);

@@ -4,56 +4,48 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::Record;
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 
+use super::alias;
 use super::answer::{Age, Answer, Question};
 use super::cache::{Cache, Held, Key};
 use super::counters::{Counters, count};
 use super::fair::{Fair, Place};
-use super::flights::{Flights, Outcome};
-use super::forward::{BUDGET, Forwarder};
+use super::flights::Flights;
+use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
-use super::local::LocalData;
-use super::policy::{Policy, Verdict};
-use super::query::{Query, flag};
+use super::name::Name;
+use super::query::{Edns, Query, Reject};
 use super::reply::{self, Code, Ede, Transport};
-use super::route::{Local, Places, Route, route};
-use super::validate::Validator;
+use super::route::{Local, Route, route};
+use super::setup::Setup;
 use super::zone::{self, Asker, Zones};
-use crate::model::{Network, Subnet};
+use crate::events::Events;
+use crate::model::Subnet;
 use crate::registry::Registry;
 
-/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer), as long
-/// as upstreams answer. The RFC's 1.8 s is for a resolver that walks the tree; a forwarder's upstream that is this late is
-/// in trouble.
-const STALE_AFTER: Duration = Duration::from_millis(250);
-/// The same when no upstream has answered for a second, so that nobody knows whether one is there: a guest is not to find
-/// out by waiting, unless the answer is past its time for longer than `RECENT`.
-const STALE_AFTER_QUIET: Duration = Duration::from_millis(5);
-const RECENT: Duration = Duration::from_secs(300);
+/// How long a guest waits for a fresh answer when there is a stale one (RFC 8767 section 5, client response timer), unless no
+/// upstream counts as alive: then it need not wait.
+const STALE_AFTER: Duration = Duration::from_millis(1_800);
 /// A guest waits this much longer than the upstreams are given, so that it hears what became of its question.
 const GRACE: Duration = Duration::from_millis(100);
 
 pub(super) struct Resolver {
-    pub(super) network: Arc<Network>,
+    pub(super) setup: ArcSwap<Setup>,
     pub(super) registry: Registry,
-    pub(super) places: Places,
     /// Whether only addresses of the subnet may ask.
     pub(super) guests_only: bool,
-    /// Subnets whose addresses may stand in any answer.
-    pub(super) own_subnets: Vec<Subnet>,
-    pub(super) local: ArcSwap<LocalData>,
-    pub(super) policy: ArcSwap<Policy>,
+    pub(super) own_subnets: Arc<[Subnet]>,
+    pub(super) listen: SocketAddr,
+    pub(super) exchanges: usize,
+    pub(super) events: Events,
     pub(super) cache: Cache,
-    pub(super) forwarder: Arc<Forwarder>,
-    pub(super) validator: Option<Validator>,
     pub(super) fair: Fair,
     pub(super) guests: Guests,
     pub(super) flights: Flights,
@@ -79,7 +71,7 @@ pub(super) struct Pending {
     pub(super) from: SocketAddr,
     how: Transport,
     pub(super) question: Question,
-    stale: Option<(Arc<Answer>, Duration)>,
+    stale: Option<Arc<Answer>>,
     /// Our own records that go before the upstream's: an alias whose target is not ours.
     before: Vec<Record>,
     guest: Arc<Guest>,
@@ -88,12 +80,22 @@ pub(super) struct Pending {
 }
 
 /// A query that is being answered.
-struct Asked<'a> {
-    message: &'a [u8],
-    query: Query,
-    from: SocketAddr,
-    how: Transport,
-    guest: &'a Arc<Guest>,
+pub(super) struct Asked<'a> {
+    pub(super) setup: &'a Setup,
+    pub(super) message: &'a [u8],
+    pub(super) query: Query,
+    pub(super) from: SocketAddr,
+    pub(super) how: Transport,
+    pub(super) guest: &'a Arc<Guest>,
+}
+
+/// What the cache says of a question.
+pub(super) enum Look {
+    Held(Arc<Answer>, Age),
+    /// Upstreams have just failed on it.
+    Failed,
+    /// Ask upstreams; with the answer that will do if they cannot say.
+    Wait(Option<Arc<Answer>>),
 }
 
 impl Resolver {
@@ -105,121 +107,135 @@ impl Resolver {
         out: &mut Vec<u8>,
     ) -> Step {
         out.clear();
+        let setup = self.setup.load();
         let guest = self.guests.of(from.ip());
-        if !self.guests.is_within_rate(&guest) {
+        if !self.guests.is_within_rate(&guest, setup.network.resolver.queries_per_second) {
             self.tally(&guest, |counters| &counters.limited);
             return Step::Silent;
         }
         let mut query = match Query::parse(message) {
             Ok(query) => query,
-            Err(reject) => return self.put(&guest, out, reply::reject(message, reject)),
+            Err(mut reject) => {
+                if let Reject::CookieOnly(edns) = &mut reject {
+                    self.bake_cookie(edns, from.ip());
+                }
+                return self.put(&guest, out, reply::reject(message, reject));
+            }
         };
-        self.bake_cookie(&mut query, from.ip());
-        let asked = Asked { message, query, from, how, guest: &guest };
-        if !self.may_ask(from.ip()) {
+        if let Some(edns) = &mut query.edns {
+            self.bake_cookie(edns, from.ip());
+        }
+        let asked = Asked { setup: &setup, message, query, from, how, guest: &guest };
+        if !self.may_ask(&setup, from.ip()) {
             return self.put_code(&asked, out, Code::prohibited());
         }
-        let local = self.local.load();
-        match route(&asked.query, &self.places, &local, |name| self.forwarder.is_conditional(name)) {
+        let conditional = |name: &Name| setup.forwarder.is_conditional(name);
+        match route(&asked.query, &setup.places, &setup.local, conditional) {
             Route::Refuse(refusal) => self.put_code(&asked, out, refusal.into()),
             Route::Local(Local::Any) | Route::Forward if self.is_ruled(&asked, out) => Step::Answered,
             Route::Local(found) => {
-                let zones = Zones {
-                    network: &self.network,
-                    registry: &self.registry,
-                    added: &local,
-                    asker: self.asker(from.ip(), &guest),
-                };
-                let answer = zones.answer(&found, &asked.query.name, asked.query.qtype);
                 self.tally(&guest, |counters| &counters.local);
-                match answer {
+                match self.ours(&asked, &found, &asked.query.name) {
                     Some(zone::Answer { beyond: Some(target), answers, .. }) => {
-                        let question = Question { name: target, ..Question::of(&asked.query) };
-                        self.wait(&asked, question, None, answers, out)
+                        self.beyond(&asked, target, answers, out)
                     }
-                    answer => {
-                        let bytes =
-                            answer.and_then(|answer| reply::local(message, &asked.query, from, how, &answer));
-                        self.put_logged(&asked, out, bytes, "local")
-                    }
+                    answer => self.put_answer(&asked, out, answer, "local"),
                 }
             }
             Route::Forward => self.cached(&asked, out),
         }
     }
 
+    /// What we have at `name` ourselves.
+    pub(super) fn ours(&self, asked: &Asked<'_>, found: &Local, name: &Name) -> Option<zone::Answer> {
+        let zones = Zones {
+            network: &asked.setup.network,
+            registry: &self.registry,
+            added: &asked.setup.local,
+            asker: self.asker(asked.setup, asked.from.ip(), asked.guest),
+        };
+        zones.answer(found, name, asked.query.qtype)
+    }
+
     /// Whether a rule of the policy has answered.
     fn is_ruled(&self, asked: &Asked<'_>, out: &mut Vec<u8>) -> bool {
-        let policy = self.policy.load();
+        let ruled = self.ruled(asked, &asked.query.name);
+        ruled.is_some_and(|answer| {
+            self.put_answer(asked, out, Some(answer), "rule");
+            true
+        })
+    }
+
+    /// What a rule of the policy says of `name`, unless it lets it pass.
+    pub(super) fn ruled(&self, asked: &Asked<'_>, name: &Name) -> Option<zone::Answer> {
+        let policy = &asked.setup.policy;
         if policy.is_empty() {
-            return false;
+            return None;
         }
         let tried = |rule: &str| {
             self.tally(asked.guest, |counters| &counters.policy_dry);
-            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "a rule that is tried out matches");
+            tracing::debug!(target: "guestnet::dns::policy", rule, %name, "a rule that is tried out matches");
         };
-        let Some((rule, verdict)) = policy.decide(asked.guest, &asked.query.name, tried) else {
-            return false;
-        };
-        let answer = zone::ruled(&verdict, &asked.query.name, asked.query.qtype);
-        let bytes = answer
-            .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
-        let ruled = verdict != Verdict::Allow && bytes.is_some();
-        if ruled {
-            tracing::debug!(target: "guestnet::dns::policy", rule, name = %asked.query.name, "answered by a rule");
-            self.tally(asked.guest, |counters| &counters.policy);
-            self.put_logged(asked, out, bytes, "rule");
-        }
-        ruled
+        let (rule, verdict) = policy.decide(asked.guest, name, tried)?;
+        let answer = zone::ruled(&verdict, name, asked.query.qtype)?;
+        tracing::debug!(target: "guestnet::dns::policy", rule, %name, "answered by a rule");
+        self.tally(asked.guest, |counters| &counters.policy);
+        Some(answer)
     }
 
     fn cached(self: &Arc<Self>, asked: &Asked<'_>, out: &mut Vec<u8>) -> Step {
         let question = Question::of(&asked.query);
-        let key = Key::of(&question);
-        let limit = asked.how.limit(&asked.query);
-        let stale = match self.cache.get(&key, Instant::now()) {
+        match self.look(asked, &question) {
+            Look::Held(answer, age) => {
+                answer.write(asked.message, &asked.query, age, asked.how.limit(&asked.query), out);
+                self.answered(asked, out, if age == Age::Stale { "stale cache" } else { "cache" })
+            }
+            Look::Failed => self.put_code(asked, out, Code::failed(Ede::CachedError)),
+            Look::Wait(stale) => self.wait(asked, question, stale, vec![], out),
+        }
+    }
+
+    /// What is held for a question, and whether that will do.
+    pub(super) fn look(self: &Arc<Self>, asked: &Asked<'_>, question: &Question) -> Look {
+        let key = Key::of(question);
+        match self.cache.get(&key, Instant::now()) {
             Some(Held::Fresh { answer, age, renew }) => {
                 if renew {
                     count(&self.counters.prefetched);
-                    self.fly(&question, &key);
+                    self.fly(question, &key, self.fair.background());
                 }
                 self.tally(asked.guest, |counters| &counters.cache_hits);
-                answer.write(asked.message, &asked.query, age, limit, out);
-                return self.answered(asked, out, "cache");
+                Look::Held(answer, age)
             }
-            Some(Held::Failed) => return self.put_code(asked, out, Code::failed(Ede::CachedError)),
-            Some(Held::Stale { answer, retry, over }) => {
-                if retry && !self.forwarder.all_down(&question.name) {
-                    Some((answer, over))
-                } else {
-                    // Nothing better is to be had in time: answer, and look again behind the guest's back.
-                    if retry {
-                        self.fly(&question, &key);
-                    }
-                    self.tally(asked.guest, |counters| &counters.stale);
-                    answer.write(asked.message, &asked.query, Age::Stale, limit, out);
-                    return self.answered(asked, out, "stale cache");
+            Some(Held::Failed) => Look::Failed,
+            Some(Held::Stale { answer, wait, retry, .. }) => {
+                if wait && !asked.setup.forwarder.all_down(&question.name) {
+                    return Look::Wait(Some(answer));
                 }
+                // Nothing better is to be had in time: answer, and look again behind the guest's back.
+                if retry {
+                    self.fly(question, &key, self.fair.background());
+                }
+                self.tally(asked.guest, |counters| &counters.stale);
+                Look::Held(answer, Age::Stale)
             }
-            None => match self.known_absent(&question) {
+            None => match self.known_absent(asked.setup, question) {
                 Some(answer) => {
                     self.tally(asked.guest, |counters| &counters.cache_hits);
-                    answer.write(asked.message, &asked.query, Age::Seconds(0), limit, out);
-                    return self.answered(asked, out, "cache");
+                    Look::Held(Arc::new(answer), Age::Seconds(0))
                 }
-                None => None,
+                None => Look::Wait(None),
             },
-        };
-        self.wait(asked, question, stale, vec![], out)
+        }
     }
 
     /// RFC 8020: below a name that does not exist there is nothing. Not for who validates: the proof at hand is of the name
     /// above. Not across upstreams: another one's names are its own.
-    fn known_absent(&self, question: &Question) -> Option<Answer> {
+    fn known_absent(&self, setup: &Setup, question: &Question) -> Option<Answer> {
         if question.dnssec_ok {
             return None;
         }
-        let domain = self.forwarder.domain(&question.name);
+        let domain = setup.forwarder.domain(&question.name);
         let mut name = question.name;
         let now = Instant::now();
         while name != *domain {
@@ -233,11 +249,11 @@ impl Resolver {
         None
     }
 
-    fn wait(
+    pub(super) fn wait(
         self: &Arc<Self>,
         asked: &Asked<'_>,
         question: Question,
-        stale: Option<(Arc<Answer>, Duration)>,
+        stale: Option<Arc<Answer>>,
         before: Vec<Record>,
         out: &mut Vec<u8>,
     ) -> Step {
@@ -263,61 +279,56 @@ impl Resolver {
     /// The answer to a query that had to wait, in `out`; `false` if there is none to give.
     pub(super) async fn finish(self: &Arc<Self>, pending: Box<Pending>, out: &mut Vec<u8>) -> bool {
         let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
-        let wait = match &stale {
-            Some((_, over)) if self.forwarder.is_live(&question.name) || *over > RECENT => STALE_AFTER,
-            Some(_) => STALE_AFTER_QUIET,
-            None => BUDGET + GRACE,
-        };
-        let until = tokio::time::Instant::from_std(begun) + wait;
-        let outcome = timeout_at(until, async {
-            let _turn = place.turn().await;
-            let mut flight = self.fly(&question, &Key::of(&question))?;
+        let (setup, key) = (self.setup.load_full(), Key::of(&question));
+        let landed = async {
+            let mut flight = self.fly(&question, &key, place.share())?;
             let landed = flight.wait_for(Option::is_some).await.ok()?;
             landed.clone()
-        });
-        let outcome = outcome.await.ok().flatten().unwrap_or(Err(Ede::NoReachableAuthority));
+        };
+        let begun_at = tokio::time::Instant::from_std(begun);
+        let outcome = match &stale {
+            None => timeout_at(begun_at + BUDGET + GRACE, landed).await.ok().flatten(),
+            Some(_) => tokio::select! {
+                outcome = landed => outcome,
+                () = setup.forwarder.until_all_down(&question.name) => None,
+                () = sleep_until(begun_at + STALE_AFTER) => {
+                    self.cache.note_late(&key, Instant::now());
+                    None
+                }
+            },
+        };
+        let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
-        let asked = Asked { message: &message, query, from, how, guest: &guest };
-        if !before.is_empty() {
-            self.finish_alias(&asked, before, outcome, out);
-        } else {
-            let limit = how.limit(&query);
-            match (outcome, stale) {
-                (Ok(answer), _) => answer.write(&message, &query, Age::Seconds(0), limit, out),
-                (Err(_), Some((stale, _))) => {
-                    self.tally(&guest, |counters| &counters.stale);
-                    stale.write(&message, &query, Age::Stale, limit, out);
-                    // It goes on without the guest: what comes back is for the next.
-                    self.fly(&question, &Key::of(&question));
-                }
-                (Err(ede), None) => {
-                    if let Some(failed) = reply::code(&message, &query, from, how, Code::failed(ede)) {
-                        *out = failed;
-                    }
-                }
+        let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
+        let given = match (outcome, stale) {
+            (Ok(answer), _) => Ok((answer, Age::Seconds(0))),
+            (Err(_), Some(stale)) => {
+                self.tally(&guest, |counters| &counters.stale);
+                // It goes on without the guest: what comes back is for the next.
+                self.fly(&question, &key, place.share());
+                Ok((stale, Age::Stale))
             }
+            (Err(ede), None) => Err(ede),
+        };
+        let bytes = match given {
+            Ok((answer, age)) if before.is_empty() => {
+                answer.write(&message, &query, age, how.limit(&query), out);
+                None
+            }
+            Ok((answer, age)) => {
+                let whole = alias::behind_upstreams(before, &answer, age);
+                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+            }
+            Err(ede) => reply::code(&message, &query, from, how, Code::failed(ede)),
+        };
+        if let Some(bytes) = bytes {
+            *out = bytes;
         }
         let took = begun.elapsed();
         self.latency.add(took);
         guest.latency.add(took);
         self.answered(&asked, out, "upstream");
         !out.is_empty()
-    }
-
-    /// An answer that begins with our alias and goes on with what the upstream says of its target.
-    fn finish_alias(&self, asked: &Asked<'_>, before: Vec<Record>, outcome: Outcome, out: &mut Vec<u8>) {
-        let beyond = outcome.ok().and_then(|answer| Message::from_vec(answer.as_wire()).ok());
-        let answer = match beyond {
-            Some(beyond) => zone::Answer {
-                rcode: beyond.metadata.response_code,
-                answers: before.into_iter().chain(beyond.answers).collect(),
-                ..zone::Answer::empty()
-            },
-            None => zone::Answer { rcode: ResponseCode::ServFail, ..zone::Answer::empty() },
-        };
-        if let Some(bytes) = reply::local(asked.message, &asked.query, asked.from, asked.how, &answer) {
-            *out = bytes;
-        }
     }
 
     /// Whether, with more waiting than can be answered, the guest has had its share; then it is counted.
@@ -330,91 +341,27 @@ impl Resolver {
         over
     }
 
-    fn may_ask(&self, from: IpAddr) -> bool {
+    fn may_ask(&self, setup: &Setup, from: IpAddr) -> bool {
         match from {
             _ if !self.guests_only => true,
-            IpAddr::V4(address) => self.network.subnet.contains(address),
+            IpAddr::V4(address) => setup.network.subnet.contains(address),
             IpAddr::V6(_) => false,
         }
     }
 
-    fn asker<'a>(&self, from: IpAddr, guest: &'a Guest) -> Asker<'a> {
-        let host = from == IpAddr::V4(self.network.gateway) || (!self.guests_only && guest.vm.is_none());
+    fn asker<'a>(&self, setup: &Setup, from: IpAddr, guest: &'a Guest) -> Asker<'a> {
+        let host = from == IpAddr::V4(setup.network.gateway) || (!self.guests_only && guest.vm.is_none());
         if host { Asker::Host } else { Asker::Guest(guest.workspace.as_ref()) }
     }
 
     /// Our part of the guest's cookie (RFC 7873 section 4.2): made from its own part and its address, so no other address
     /// can know it, and nothing is stored.
-    fn bake_cookie(&self, query: &mut Query, from: IpAddr) {
-        if let Some(cookie) = query.edns.as_mut().and_then(|edns| edns.cookie.as_mut()) {
+    fn bake_cookie(&self, edns: &mut Edns, from: IpAddr) {
+        if let Some(cookie) = &mut edns.cookie {
             let halves =
                 [0_u8, 1].map(|half| self.cookie_secret.hash_one((half, cookie.client, from)).to_be_bytes());
             cookie.server[..8].copy_from_slice(&halves[0]);
             cookie.server[8..].copy_from_slice(&halves[1]);
         }
-    }
-
-    /// Counts it, for the network and for the guest.
-    pub(super) fn tally(&self, guest: &Guest, counter: impl Fn(&Counters) -> &AtomicU64) {
-        count(counter(&self.counters));
-        count(counter(&guest.counters));
-    }
-
-    fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {
-        let bytes = reply::code(asked.message, &asked.query, asked.from, asked.how, code);
-        self.put_logged(asked, out, bytes, "code")
-    }
-
-    fn put_logged(
-        &self,
-        asked: &Asked<'_>,
-        out: &mut Vec<u8>,
-        bytes: Option<Vec<u8>>,
-        source: &'static str,
-    ) -> Step {
-        let step = self.put(asked.guest, out, bytes);
-        if matches!(step, Step::Answered) {
-            self.log(asked, out, source);
-        }
-        step
-    }
-
-    fn put(&self, guest: &Guest, out: &mut Vec<u8>, bytes: Option<Vec<u8>>) -> Step {
-        let Some(bytes) = bytes else {
-            self.tally(guest, |counters| &counters.dropped);
-            return Step::Silent;
-        };
-        *out = bytes;
-        self.count_rcode(guest, out);
-        Step::Answered
-    }
-
-    fn answered(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) -> Step {
-        self.count_rcode(asked.guest, out);
-        self.log(asked, out, source);
-        Step::Answered
-    }
-
-    /// The query log: off unless it is asked for, and then one query of so many.
-    fn log(&self, asked: &Asked<'_>, out: &[u8], source: &'static str) {
-        let every = self.network.resolver.query_log;
-        if every == 0 || !self.logged.fetch_add(1, Relaxed).is_multiple_of(every.into()) {
-            return;
-        }
-        let vm = asked.guest.vm.as_ref().map_or("-", |vm| vm.as_str());
-        let Query { name, qtype, .. } = &asked.query;
-        let rcode = out.get(3).map_or(0, |byte| byte & 0xf);
-        tracing::info!(target: "guestnet::dns::query", vm, from = %asked.from.ip(), %name, qtype, rcode, source);
-    }
-
-    fn count_rcode(&self, guest: &Guest, out: &[u8]) {
-        self.tally(guest, |counters| &counters.queries);
-        let rcode = out.get(3).map_or(0, |byte| u16::from(*byte)) & flag::RCODE;
-        self.tally(guest, |counters| match rcode {
-            0 => &counters.noerror,
-            2 => &counters.servfail,
-            3 => &counters.nxdomain,
-            _ => &counters.refused,
-        });
     }
 }

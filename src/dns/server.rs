@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit};
@@ -20,14 +21,14 @@ use super::control::DnsControl;
 use super::counters::{Counters, DnsCounters};
 use super::fair::Fair;
 use super::flights::Flights;
-use super::forward::{Forwarder, SecureError, Trust};
+use super::forward::SecureError;
 use super::guests::Guests;
 use super::histogram::Histogram;
-use super::local::{HostsError, LocalData};
-use super::policy::{Policy, PolicyError};
+use super::local::HostsError;
+use super::policy::PolicyError;
 use super::resolve::{Pending, Resolver};
-use super::route::Places;
-use super::validate::{AnchorError, Validator};
+use super::setup::{Materials, Setup};
+use super::validate::AnchorError;
 use super::{tcp, udp};
 use crate::events::Events;
 use crate::model::{DnsRecord, Network, Subnet, Upstream};
@@ -35,8 +36,12 @@ use crate::registry::Registry;
 
 /// Exchanges with upstreams at once at most, and at most this part of the descriptors the process may have.
 const EXCHANGES: (usize, usize) = (4_096, 4);
-/// Questions a guest may have at the upstreams: this part of the exchanges.
+/// Exchanges a guest may have under way: this part of them.
 const GUEST_SHARE: usize = 8;
+/// Between two looks at who has been quiet.
+const LOOK: Duration = Duration::from_millis(500);
+/// Without a query for so long, guests ask nothing, and nobody needs to know how upstreams do.
+const ACTIVE: Duration = Duration::from_secs(10);
 /// Datagrams that come in while the thread is elsewhere wait in the kernel; this holds a burst of some thousand.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -71,6 +76,19 @@ pub enum DnsError {
 }
 
 impl DnsError {
+    /// The key of the network's table that it is about, if one.
+    pub fn key(&self) -> Option<String> {
+        Some(match self {
+            Self::NoUpstream { .. } | Self::UpstreamIsSelf { .. } => "dns_servers".into(),
+            Self::Domain { .. } => "domain".into(),
+            Self::Hosts { .. } => "resolver.hosts_file".into(),
+            Self::Policy { source, .. } => format!("resolver.rule[{}].file", source.at),
+            Self::Secure { .. } => "resolver.upstream_ca".into(),
+            Self::Anchor { .. } => "resolver.trust_anchor".into(),
+            Self::Bind { .. } | Self::Threads(_) => return None,
+        })
+    }
+
     fn bind(address: SocketAddr, protocol: &'static str, source: io::Error) -> Self {
         let hint = match source.kind() {
             io::ErrorKind::AddrInUse => {
@@ -140,7 +158,7 @@ impl DnsServer {
             runtime::Builder::new_current_thread().enable_all().build().map_err(DnsError::Threads)?;
         resolver.flights.run_on(runtime.handle().clone());
         let server = Self::run(resolver, runtime, tcp, udp, address)?;
-        info!(network = %server.resolver.network.name, "DNS server is answering");
+        info!(network = %server.resolver.setup.load().network.name, "DNS server is answering");
         Ok(server)
     }
 
@@ -170,6 +188,7 @@ impl DnsServer {
                     Ok(listener) => drop(tokio::spawn(tcp::serve(for_waiting.clone(), listener))),
                     Err(error) => tracing::error!(%error, "no DNS by TCP"),
                 }
+                tokio::spawn(look_after_upstreams(for_waiting.clone()));
                 tokio::spawn(udp::finish_all(for_waiting, answers, waiting));
                 // Ends when the sender is dropped; the runtime's end ends every task.
                 let _ = stopped.await;
@@ -221,51 +240,48 @@ pub(super) fn resolver(
     registry: Registry,
     endpoints: &DnsEndpoints,
 ) -> Result<Resolver, DnsError> {
-    let name = || network.name.to_string();
-    if endpoints.upstreams.is_empty() {
-        return Err(DnsError::NoUpstream { network: name() });
-    }
-    if endpoints.upstreams.iter().any(|upstream| upstream.address == endpoints.listen) {
-        return Err(DnsError::UpstreamIsSelf { network: name(), address: endpoints.listen });
-    }
-    let domain = || DnsError::Domain { network: name(), domain: network.domain.to_string() };
-    let places = Places::of(&network).ok_or_else(domain)?;
-    let settings = &network.resolver;
-    let local = LocalData::load(settings, &endpoints.records)
-        .map_err(|source| DnsError::Hosts { network: name(), source })?;
-    let policy =
-        Policy::load(&settings.rules).map_err(|source| DnsError::Policy { network: name(), source })?;
-    let zones = settings.forward.iter().flat_map(|zone| &zone.servers);
-    let servers: Vec<&Upstream> = endpoints.upstreams.iter().chain(zones).collect();
-    let trust = Trust::new(&servers, settings.upstream_ca.as_deref())
-        .map_err(|source| DnsError::Secure { network: name(), source })?;
-    let exchanges = exchanges();
-    let events = endpoints.events.clone();
-    let forwarder = Arc::new(Forwarder::new(&network, &endpoints.upstreams, exchanges, &trust, events));
-    let validator = settings
-        .dnssec
-        .then(|| Validator::new(forwarder.clone(), settings.trust_anchor.as_deref()))
-        .transpose()
-        .map_err(|source| DnsError::Anchor { network: name(), source })?;
+    let (exchanges, own_subnets) = (exchanges(), Arc::from(&*endpoints.own_subnets));
+    let materials = Materials {
+        upstreams: &endpoints.upstreams,
+        records: &endpoints.records,
+        own_subnets: &own_subnets,
+        listen: endpoints.listen,
+        exchanges,
+        events: &endpoints.events,
+    };
+    let setup = Setup::load(network, &materials, None)?;
     Ok(Resolver {
-        places,
         registry: registry.clone(),
         guests_only: endpoints.guests_only,
-        own_subnets: endpoints.own_subnets.clone(),
-        local: ArcSwap::from_pointee(local),
-        policy: ArcSwap::from_pointee(policy),
-        cache: Cache::new(settings.cache_bytes),
-        forwarder,
-        validator,
+        listen: endpoints.listen,
+        exchanges,
+        events: endpoints.events.clone(),
+        cache: Cache::new(setup.network.resolver.cache_bytes),
         fair: Fair::new(exchanges / GUEST_SHARE),
-        guests: Guests::new(network.name.clone(), registry, settings.queries_per_second),
+        guests: Guests::new(setup.network.name.clone(), registry),
         flights: Flights::default(),
         counters: Counters::default(),
         latency: Histogram::default(),
         cookie_secret: RandomState::new(),
         logged: AtomicU64::new(0),
-        network,
+        own_subnets,
+        setup: ArcSwap::from_pointee(setup),
     })
+}
+
+/// While guests ask, has upstreams checked that nothing is heard of.
+async fn look_after_upstreams(resolver: Arc<Resolver>) {
+    let (mut seen, mut asked_at) = (0, None);
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let queries = resolver.counters.snapshot().queries;
+        if queries != std::mem::replace(&mut seen, queries) {
+            asked_at = Some(Instant::now());
+        }
+        if asked_at.is_some_and(|at| at.elapsed() < ACTIVE) {
+            resolver.setup.load().forwarder.check_quiet();
+        }
+    }
 }
 
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, DnsError> {

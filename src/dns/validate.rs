@@ -30,6 +30,12 @@ pub struct AnchorError {
     detail: String,
 }
 
+impl AnchorError {
+    pub(super) fn new(path: &Path, problem: &impl ToString) -> Self {
+        Self { path: path.to_owned(), detail: problem.to_string() }
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Validator {
     handle: DnssecDnsHandle<Upstreams>,
@@ -45,8 +51,8 @@ impl Validator {
         let handle = match anchor {
             None => DnssecDnsHandle::new(upstreams),
             Some(path) => {
-                let anchors = TrustAnchors::from_file(path)
-                    .map_err(|error| AnchorError { path: path.to_owned(), detail: error.to_string() })?;
+                let anchors =
+                    TrustAnchors::from_file(path).map_err(|error| AnchorError::new(path, &error))?;
                 DnssecDnsHandle::with_trust_anchor(upstreams, Arc::new(anchors))
             }
         };
@@ -136,7 +142,7 @@ impl DnsHandle for Upstreams {
                 // The upstream is not to withhold what we want to judge ourselves.
                 checking_disabled: true,
             };
-            match forwarder.ask(&question).await {
+            match forwarder.ask(&question, None).await {
                 Ok(answer) => DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from),
                 Err(Failure::Silence) => Err(NetError::Timeout),
                 Err(_) => Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),

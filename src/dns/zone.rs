@@ -36,8 +36,8 @@ const MOST_ADDRESSES: usize = 16;
 pub(super) struct Answer {
     pub(super) rcode: ResponseCode,
     pub(super) answers: Vec<Record>,
-    /// In the authority section of a negative answer (RFC 2308 section 3).
-    pub(super) soa: Option<Record>,
+    /// Of a negative answer the SOA (RFC 2308 section 3).
+    pub(super) authority: Vec<Record>,
     pub(super) ede: Option<Ede>,
     /// The alias' target, which is not ours: its answer comes after these records.
     pub(super) beyond: Option<Name>,
@@ -72,7 +72,7 @@ pub(super) struct Zones<'a> {
 
 impl Answer {
     pub(super) fn empty() -> Self {
-        Self { rcode: ResponseCode::NoError, answers: vec![], soa: None, ede: None, beyond: None }
+        Self { rcode: ResponseCode::NoError, answers: vec![], authority: vec![], ede: None, beyond: None }
     }
 }
 
@@ -277,7 +277,7 @@ impl LocalZone {
     }
 
     fn nxdomain(&self) -> Answer {
-        Answer { rcode: ResponseCode::NXDomain, soa: Some(self.soa()), ..Answer::empty() }
+        Answer { rcode: ResponseCode::NXDomain, authority: vec![self.soa()], ..Answer::empty() }
     }
 
     /// What of `data`, all that `owner` has, is of the type asked for; NODATA with the SOA if none is.
@@ -292,8 +292,8 @@ impl LocalZone {
         let of_type = data.into_iter().filter(|(_, data)| u16::from(data.record_type()) == asked);
         let answers: Vec<_> =
             of_type.map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)).collect();
-        let soa = answers.is_empty().then(|| self.soa());
-        Answer { answers, soa, ..Answer::empty() }
+        let authority = answers.is_empty().then(|| self.soa()).into_iter().collect();
+        Answer { answers, authority, ..Answer::empty() }
     }
 }
 

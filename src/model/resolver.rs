@@ -8,9 +8,9 @@ use super::{Invalid, Upstream, VmId, WorkspaceId};
 pub struct ResolverSettings {
     /// Bytes of answers the network's guests share.
     pub cache_bytes: usize,
-    /// Seconds; a shorter TTL is held this long, except 0.
+    /// Seconds; a shorter TTL is held this long, and told as this, except 0.
     pub min_ttl: u32,
-    /// Seconds; no answer is held longer.
+    /// Seconds; no answer is held longer, or told to.
     pub max_ttl: u32,
     /// Whether answers that name private addresses are withheld.
     pub rebind_protection: bool,

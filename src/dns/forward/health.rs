@@ -1,14 +1,16 @@
 //! How an upstream does: how fast, how often not at all, and whether to count on it. In: answers and misses with the time
 //! they came, in microseconds since the forwarder's start. Out: a rank among the others, and events when it goes down or up.
+//! While guests ask, an upstream that nothing is heard of is checked, so that no guest has to find out by waiting.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::{Forwarder, PROBE, Trouble, Upstream};
+use super::upstream::{Trouble, Upstream};
+use super::{Context, PROBE};
 use crate::dns::answer::Question;
 use crate::dns::name::Name;
 use crate::events::EventKind;
@@ -22,8 +24,13 @@ const DOWN_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
 const WATCH: Duration = Duration::from_secs(1);
 /// Without an answer for so long, an upstream is cold: it may have died unseen.
 const COLD: Duration = Duration::from_secs(15);
-/// With an answer within this, it is taken to be alive.
-const LIVE: Duration = Duration::from_secs(1);
+/// An upstream that has been quiet for so long is checked: the first while it is being asked, the other while guests get by with
+/// what is held, or with other upstreams.
+const QUIET: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// It is being asked if it was within this.
+const IN_USE: Duration = Duration::from_secs(10);
+/// What a check may take: two datagrams' time, or a few times what the upstream usually takes.
+const CHECK: (Duration, Duration) = (Duration::from_millis(500), PROBE);
 
 #[derive(Debug, Default)]
 pub(super) struct Health {
@@ -31,6 +38,9 @@ pub(super) struct Health {
     srtt: AtomicU64,
     unanswered: AtomicU32,
     answered_at: AtomicU64,
+    /// Guests' questions, and checks.
+    asked_at: AtomicU64,
+    checked_at: AtomicU64,
     down: AtomicBool,
     answers: AtomicU64,
     failures: AtomicU64,
@@ -77,9 +87,24 @@ impl Health {
         self.answers.load(Relaxed) == 0 || since > micros(COLD) || self.unanswered.load(Relaxed) > 0
     }
 
-    pub(super) fn is_live(&self, now: u64) -> bool {
-        let since = now.saturating_sub(self.answered_at.load(Relaxed));
-        self.answers.load(Relaxed) > 0 && since < micros(LIVE) && self.unanswered.load(Relaxed) == 0
+    pub(super) fn asked(&self, now: u64) {
+        self.asked_at.store(now, Relaxed);
+    }
+
+    /// Whether it has been quiet for so long that it is to be checked; then it counts as checked.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        let since = |at: &AtomicU64| now.saturating_sub(at.load(Relaxed));
+        let in_use = since(&self.asked_at) < micros(IN_USE);
+        let quiet = micros(if in_use { QUIET.0 } else { QUIET.1 });
+        let due = !self.is_down() && since(&self.answered_at) >= quiet && since(&self.checked_at) >= quiet;
+        if due {
+            self.checked_at.store(now, Relaxed);
+        }
+        due
+    }
+
+    fn check_time(&self) -> Duration {
+        Duration::from_micros(self.srtt.load(Relaxed).saturating_mul(4)).clamp(CHECK.0, CHECK.1)
     }
 
     /// Lower is asked first: those that answer, then those that have just missed a question, then those that are down.
@@ -101,21 +126,47 @@ impl Health {
     }
 }
 
-/// Asks a down upstream for the root's name servers, which every resolver knows, until it answers anything at all. The first
-/// time tells whether it is down, or only a name that guests kept asking for.
-pub(super) async fn watch(forwarder: Arc<Forwarder>, upstream: Arc<Upstream>) {
+/// Whether it gives a sign of life within `time`: any answer at all when asked for the root's name servers, which every
+/// resolver knows.
+async fn is_alive(context: &Context, upstream: &Upstream, time: Duration) -> bool {
     let question = Question { name: Name::root(), qtype: 2, dnssec_ok: false, checking_disabled: false };
+    let begun = tokio::time::Instant::now();
+    let sign = tokio::time::timeout(time, upstream.exchange(&question)).await;
+    let alive = matches!(sign, Ok(Ok(_) | Err(Trouble::Unable(_))));
+    if alive {
+        upstream.health.answered(begun.elapsed(), context.now());
+    }
+    alive
+}
+
+/// Checks an upstream that has been quiet; one that gives no sign counts as down, until `watch` finds otherwise.
+pub(super) async fn check(context: Context, upstream: Arc<Upstream>) {
+    let (health, begun) = (&upstream.health, context.now());
+    if is_alive(&context, &upstream, health.check_time()).await || health.answered_at.load(Relaxed) > begun {
+        return;
+    }
+    health.note("it does not answer when it is checked");
+    health.failures.fetch_add(1, Relaxed);
+    // Any answer ends this, and so the watch.
+    health.unanswered.fetch_add(1, Relaxed);
+    if !health.down.swap(true, Relaxed) {
+        context.fell.notify_waiters();
+        watch(context, Arc::downgrade(&upstream)).await;
+    }
+}
+
+/// Asks a down upstream for a sign of life until it gives one, or nobody asks it any more. The first time tells whether it is
+/// down, or only a name that guests kept asking for.
+pub(super) async fn watch(context: Context, upstream: Weak<Upstream>) {
     let mut told = false;
-    loop {
+    while let Some(upstream) = upstream.upgrade() {
         let begun = tokio::time::Instant::now();
-        let sign = tokio::time::timeout(PROBE, upstream.exchange(&question)).await;
-        if let Ok(Ok(_) | Err(Trouble::Unable(_))) = sign {
-            upstream.health.answered(begun.elapsed(), forwarder.now());
+        if is_alive(&context, &upstream, PROBE).await {
             upstream.health.down.store(false, Relaxed);
             if told {
                 let text = format!("DNS upstream {} answers again", upstream.server);
-                info!(network = %forwarder.network, upstream = %upstream.server, "DNS upstream answers again");
-                forwarder.events.send(EventKind::UpstreamUp, None, Some(&forwarder.network), text);
+                info!(network = %context.network, upstream = %upstream.server, "DNS upstream answers again");
+                context.events.send(EventKind::UpstreamUp, None, Some(&context.network), text);
             }
             return;
         }
@@ -129,9 +180,10 @@ pub(super) async fn watch(forwarder: Arc<Forwarder>, upstream: Arc<Upstream>) {
         if !std::mem::replace(&mut told, true) {
             let (_, _, _, why) = upstream.health.summary();
             let text = format!("DNS upstream {} does not answer: {why}", upstream.server);
-            warn!(network = %forwarder.network, upstream = %upstream.server, why, "DNS upstream does not answer");
-            forwarder.events.send(EventKind::UpstreamDown, None, Some(&forwarder.network), text);
+            warn!(network = %context.network, upstream = %upstream.server, why, "DNS upstream does not answer");
+            context.events.send(EventKind::UpstreamDown, None, Some(&context.network), text);
         }
+        drop(upstream);
         tokio::time::sleep_until(begun + WATCH).await;
     }
 }

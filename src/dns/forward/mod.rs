@@ -6,26 +6,27 @@ mod health;
 mod secure;
 mod tcp;
 mod udp;
+mod upstream;
 mod wire;
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout_at;
 use tracing::trace;
 
-use self::health::Health;
 pub(super) use self::secure::{SecureError, Trust};
-use super::answer::{Answer, Question, Verdict};
-use super::histogram::Histogram;
+pub use self::upstream::UpstreamReport;
+use self::upstream::{Trouble, Upstream};
+use super::answer::{Answer, Question};
+use super::fair::Share;
 use super::name::Name;
 use super::reply::Ede;
 use crate::events::Events;
-use crate::model::{Network, NetworkName, Upstream as Server, UpstreamTransport};
+use crate::model::{Network, NetworkName, Upstream as Server};
 
 /// All the time a question has. A stub gives up at 5 s (resolv.conf(5)), and should hear from us before.
 pub(super) const BUDGET: Duration = Duration::from_millis(3_500);
@@ -55,42 +56,6 @@ impl From<Failure> for Ede {
     }
 }
 
-/// An attempt at one upstream that brought no answer.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error("it answers with rcode {0}")]
-    Unable(u16),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-/// An upstream, how it is spoken to and how it has been doing.
-struct Upstream {
-    server: Server,
-    health: Health,
-    latency: Histogram,
-    plain: udp::Pool,
-    secure: Option<secure::Channel>,
-}
-
-/// How an upstream does, for people.
-#[derive(Debug, Clone)]
-pub struct UpstreamReport {
-    pub server: String,
-    /// Of which suffix; empty: all names that no other has.
-    pub domain: String,
-    pub up: bool,
-    /// Microseconds, smoothed; 0 before the first answer.
-    pub srtt_us: u64,
-    pub answers: u64,
-    pub failures: u64,
-    /// Microseconds below which half, and 99 of 100, answers came.
-    pub p50_us: u64,
-    pub p99_us: u64,
-    /// What went wrong last; empty: nothing yet.
-    pub last_error: String,
-}
-
 struct Group {
     domain: Name,
     upstreams: Vec<Arc<Upstream>>,
@@ -99,11 +64,27 @@ struct Group {
 pub(super) struct Forwarder {
     /// The longest suffix first; the last is the root's.
     groups: Vec<Group>,
+    trust: Trust,
     /// One permit per exchange with an upstream.
-    exchanges: Semaphore,
+    exchanges: Arc<Semaphore>,
+    context: Context,
+}
+
+/// What stays, whichever upstreams are asked.
+#[derive(Clone)]
+struct Context {
     epoch: Instant,
     network: NetworkName,
     events: Events,
+    /// Told when an upstream goes down.
+    fell: Arc<Notify>,
+}
+
+impl Context {
+    /// Microseconds since the resolver's start.
+    fn now(&self) -> u64 {
+        health::micros(self.epoch.elapsed())
+    }
 }
 
 impl Forwarder {
@@ -111,22 +92,40 @@ impl Forwarder {
     pub(super) fn new(
         network: &Network,
         servers: &[Server],
+        trust: Trust,
         exchanges: usize,
-        trust: &Trust,
         events: Events,
     ) -> Self {
-        let group = |domain: Name, servers: &[Server]| Group {
-            domain,
-            upstreams: servers.iter().map(|server| Arc::new(Upstream::new(server.clone(), trust))).collect(),
+        let (epoch, fell) = (Instant::now(), Arc::default());
+        let context = Context { epoch, network: network.name.clone(), events, fell };
+        let upstream = |_: &Name, server: &Server| Arc::new(Upstream::new(server.clone(), &trust));
+        let groups = groups(network, servers, upstream);
+        Self { groups, trust, exchanges: Arc::new(Semaphore::new(exchanges)), context }
+    }
+
+    /// The same with other upstreams; of those that it has too, what is known of them stays.
+    pub(super) fn with(&self, network: &Network, servers: &[Server], trust: Trust) -> Self {
+        let upstream = |domain: &Name, server: &Server| {
+            let group = self.groups.iter().find(|group| group.domain == *domain);
+            let known = group.and_then(|group| group.upstreams.iter().find(|known| known.server == *server));
+            let same = known.filter(|known| known.is_plain() || trust.is_like(&self.trust));
+            same.cloned().unwrap_or_else(|| Arc::new(Upstream::new(server.clone(), &trust)))
         };
-        let zones = network.resolver.forward.iter();
-        let zone = |domain: &str, servers: &[Server]| Some(group(Name::from_text(domain)?, servers));
-        let mut groups: Vec<_> =
-            zones.filter_map(|forward| zone(forward.domain.as_str(), &forward.servers)).collect();
-        groups.push(group(Name::root(), servers));
-        groups.sort_by_key(|group| std::cmp::Reverse(group.domain.as_wire().len()));
-        let (exchanges, epoch) = (Semaphore::new(exchanges), Instant::now());
-        Self { groups, exchanges, epoch, network: network.name.clone(), events }
+        let groups = groups(network, servers, upstream);
+        Self { groups, trust, exchanges: self.exchanges.clone(), context: self.context.clone() }
+    }
+
+    /// Whether every name is asked for at the same upstreams, in whatever order they are.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let all = |one: &Self, other: &Self| {
+            one.groups.iter().all(|group| group.is_like(other.group(&group.domain)))
+        };
+        all(self, other) && all(other, self)
+    }
+
+    /// The same for one name.
+    pub(super) fn asks_like(&self, other: &Self, name: &Name) -> bool {
+        self.group(name).is_like(other.group(name))
     }
 
     /// Whether no upstream that would be asked has been answering lately.
@@ -134,10 +133,25 @@ impl Forwarder {
         self.group(name).upstreams.iter().all(|upstream| upstream.health.is_down())
     }
 
-    /// Whether an upstream that would be asked has just answered, so an answer is on its way most likely.
-    pub(super) fn is_live(&self, name: &Name) -> bool {
-        let now = self.now();
-        self.group(name).upstreams.iter().any(|upstream| upstream.health.is_live(now))
+    /// Ends when no upstream that would be asked counts as alive.
+    pub(super) async fn until_all_down(&self, name: &Name) {
+        loop {
+            let fell = self.context.fell.notified();
+            if self.all_down(name) {
+                return;
+            }
+            fell.await;
+        }
+    }
+
+    /// Checks the upstreams that nothing has been heard of for some time.
+    pub(super) fn check_quiet(&self) {
+        let now = self.context.now();
+        for upstream in self.groups.iter().flat_map(|group| &group.upstreams) {
+            if upstream.health.is_due(now) {
+                tokio::spawn(health::check(self.context.clone(), upstream.clone()));
+            }
+        }
     }
 
     /// Whether the name belongs to a suffix with upstreams of its own: what they say of private addresses is meant so.
@@ -166,20 +180,31 @@ impl Forwarder {
         found.unwrap_or(&self.groups[self.groups.len() - 1])
     }
 
-    pub(super) async fn ask(self: &Arc<Self>, question: &Question) -> Result<Answer, Failure> {
+    /// Asks with a guest's share of the exchanges, if it is one's question: with many under way, a further upstream is asked
+    /// when another of the guest's exchanges has ended.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        question: &Question,
+        share: Option<&Share>,
+    ) -> Result<Answer, Failure> {
         let deadline = tokio::time::Instant::now() + BUDGET;
         let order = self.ranked(self.group(&question.name));
         let mut waiting = order.iter();
+        // When each question went out; it may wait for its turn, of which its upstream knows nothing.
+        let sent: [OnceLock<Instant>; ABREAST] = Default::default();
+        let mut unsent = sent.iter();
         let mut running = FuturesUnordered::new();
-        let mut started: Vec<(&Arc<Upstream>, Instant)> = vec![];
+        let mut started: Vec<(&Arc<Upstream>, &OnceLock<Instant>)> = vec![];
         let mut failure = Failure::Silence;
         let mut at_once =
-            if order.first().is_some_and(|best| best.health.is_cold(self.now())) { 2 } else { 1 };
+            if order.first().is_some_and(|best| best.health.is_cold(self.context.now())) { 2 } else { 1 };
         loop {
             let mut next_at = deadline;
             for upstream in waiting.by_ref().take(std::mem::replace(&mut at_once, 1)) {
-                started.push((upstream, Instant::now()));
-                running.push(self.attempt(upstream, question));
+                // There are as many as upstreams in `order`.
+                let Some(sent) = unsent.next() else { break };
+                started.push((upstream, sent));
+                running.push(self.attempt(upstream, question, share, sent));
                 next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
             }
             if waiting.len() == 0 {
@@ -217,12 +242,16 @@ impl Forwarder {
     }
 
     /// Notes how the upstreams did that were still being asked when the question was settled.
-    fn settle(self: &Arc<Self>, started: &[(&Arc<Upstream>, Instant)], winner: Option<&Arc<Upstream>>) {
-        for (upstream, at) in started {
-            let took = at.elapsed();
+    fn settle(
+        self: &Arc<Self>,
+        started: &[(&Arc<Upstream>, &OnceLock<Instant>)],
+        winner: Option<&Arc<Upstream>>,
+    ) {
+        for (upstream, sent) in started {
+            let Some(took) = sent.get().map(Instant::elapsed) else { continue };
             if winner.is_some_and(|winner| Arc::ptr_eq(winner, upstream)) {
                 upstream.latency.add(took);
-                upstream.health.answered(took, self.now());
+                upstream.health.answered(took, self.context.now());
             } else if took > upstream.health.late() {
                 upstream.health.note("it does not answer in time");
                 self.missed(upstream);
@@ -234,24 +263,26 @@ impl Forwarder {
 
     fn settle_one(
         self: &Arc<Self>,
-        started: &mut Vec<(&Arc<Upstream>, Instant)>,
+        started: &mut Vec<(&Arc<Upstream>, &OnceLock<Instant>)>,
         upstream: &Arc<Upstream>,
         trouble: &Trouble,
     ) {
         let Some(at) = started.iter().position(|(other, _)| Arc::ptr_eq(other, upstream)) else { return };
-        let (upstream, since) = started.swap_remove(at);
+        let (upstream, sent) = started.swap_remove(at);
+        let took = sent.get().map(Instant::elapsed).unwrap_or_default();
         upstream.health.note(trouble);
         match trouble {
             // It is alive, whatever it says.
-            Trouble::Unable(_) => upstream.health.answered(since.elapsed(), self.now()),
+            Trouble::Unable(_) => upstream.health.answered(took, self.context.now()),
             Trouble::Io(_) => self.missed(upstream),
         }
     }
 
     /// Counts a miss; an upstream that is down is asked for a sign of life until it gives one.
     fn missed(self: &Arc<Self>, upstream: &Arc<Upstream>) {
-        if upstream.health.missed(self.now()) {
-            tokio::spawn(health::watch(self.clone(), upstream.clone()));
+        if upstream.health.missed(self.context.now()) {
+            self.context.fell.notify_waiters();
+            tokio::spawn(health::watch(self.context.clone(), Arc::downgrade(upstream)));
         }
     }
 
@@ -259,72 +290,46 @@ impl Forwarder {
         &self,
         upstream: &'a Arc<Upstream>,
         question: &Question,
+        share: Option<&Share>,
+        sent: &OnceLock<Instant>,
     ) -> (&'a Arc<Upstream>, Result<Answer, Trouble>) {
-        // Never closed, so the permit comes.
+        // Never closed, so the permits come: the guest's first, so that who has many waiting keeps none from others.
+        let _own = match share {
+            Some(share) => Some(share.acquire().await),
+            None => None,
+        };
         let _exchange = self.exchanges.acquire().await;
+        upstream.health.asked(self.context.now());
+        sent.get_or_init(Instant::now);
         (upstream, upstream.exchange(question).await)
     }
-
-    fn now(&self) -> u64 {
-        health::micros(self.epoch.elapsed())
-    }
 }
 
-impl Upstream {
-    fn new(server: Server, trust: &Trust) -> Self {
-        let secure = secure::Channel::new(&server, trust);
-        let plain = udp::Pool::new(server.address);
-        Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
-    }
-
-    /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long.
-    async fn exchange(&self, question: &Question) -> Result<Answer, Trouble> {
-        let mut edns = true;
-        loop {
-            let verdict = match &self.secure {
-                Some(channel) => channel.ask(question, edns).await?,
-                None => match self.plain.ask(question, edns).await? {
-                    Verdict::Truncated | Verdict::Foreign => {
-                        tcp::ask(self.server.address, question, edns).await?
-                    }
-                    verdict => verdict,
-                },
-            };
-            match verdict {
-                Verdict::Answer(answer) => return Ok(answer),
-                Verdict::NoEdns if edns => edns = false,
-                Verdict::NoEdns => return Err(Trouble::Unable(1)),
-                Verdict::Unable(rcode) => return Err(Trouble::Unable(rcode)),
-                Verdict::Truncated | Verdict::Foreign => {
-                    return Err(io::Error::other("its answer by TCP was not to the question").into());
-                }
-            }
-        }
-    }
-
-    fn report(&self, domain: String) -> UpstreamReport {
-        let (answers, failures, srtt_us, last_error) = self.health.summary();
-        let latency = self.latency.snapshot();
-        UpstreamReport {
-            server: self.server.to_string(),
-            domain,
-            up: !self.health.is_down(),
-            srtt_us,
-            answers,
-            failures,
-            p50_us: latency.quantile(0.5),
-            p99_us: latency.quantile(0.99),
-            last_error,
-        }
-    }
+fn groups(
+    network: &Network,
+    servers: &[Server],
+    upstream: impl Fn(&Name, &Server) -> Arc<Upstream>,
+) -> Vec<Group> {
+    let group = |domain: Name, servers: &[Server]| Group {
+        domain,
+        upstreams: servers.iter().map(|server| upstream(&domain, server)).collect(),
+    };
+    let zones = network.resolver.forward.iter();
+    let mut groups: Vec<_> =
+        zones.filter_map(|zone| Some(group(Name::from_text(zone.domain.as_str())?, &zone.servers))).collect();
+    groups.push(group(Name::root(), servers));
+    groups.sort_by_key(|group| std::cmp::Reverse(group.domain.as_wire().len()));
+    groups
 }
 
-impl std::fmt::Debug for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self.server.transport {
-            UpstreamTransport::Plain => "plain upstream",
-            UpstreamTransport::Tls { .. } => "TLS upstream",
-            UpstreamTransport::Https { .. } => "HTTPS upstream",
-        })
+impl Group {
+    /// Whether it is the same suffix and the same upstreams, known as the same.
+    fn is_like(&self, other: &Self) -> bool {
+        let has = |one: &Self, upstream: &Arc<Upstream>| {
+            one.upstreams.iter().any(|other| Arc::ptr_eq(other, upstream))
+        };
+        self.domain == other.domain
+            && self.upstreams.len() == other.upstreams.len()
+            && self.upstreams.iter().all(|upstream| has(other, upstream))
     }
 }

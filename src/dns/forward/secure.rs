@@ -46,14 +46,20 @@ pub enum SecureError {
 
 /// Whose certificates are believed.
 #[derive(Debug, Clone)]
-pub(in crate::dns) struct Trust(Option<Arc<ClientConfig>>);
+pub(in crate::dns) struct Trust {
+    /// None where no upstream needs it.
+    config: Option<Arc<ClientConfig>>,
+    /// Of authorities besides the host's own.
+    extra: Vec<CertificateDer<'static>>,
+}
 
 impl Trust {
     /// The host's authorities, and those of `extra`, read only when an upstream needs them.
     pub(in crate::dns) fn new(servers: &[&Server], extra: Option<&Path>) -> Result<Self, SecureError> {
         if servers.iter().all(|server| server.transport == UpstreamTransport::Plain) {
-            return Ok(Self(None));
+            return Ok(Self { config: None, extra: vec![] });
         }
+        let mut added = Vec::new();
         let mut roots = rustls::RootCertStore::empty();
         // Authorities that cannot be read are left out; a certificate that needs one is not believed.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -63,7 +69,8 @@ impl Trust {
                 CertificateDer::pem_file_iter(path).map_err(|error| refused(error.to_string()))?;
             for certificate in certificates {
                 let certificate = certificate.map_err(|error| refused(error.to_string()))?;
-                roots.add(certificate).map_err(|error| refused(error.to_string()))?;
+                roots.add(certificate.clone()).map_err(|error| refused(error.to_string()))?;
+                added.push(certificate);
             }
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -71,7 +78,12 @@ impl Trust {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self(Some(Arc::new(config))))
+        Ok(Self { config: Some(Arc::new(config)), extra: added })
+    }
+
+    /// Whether the same authorities are believed.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        self.extra == other.extra
     }
 }
 
@@ -112,7 +124,7 @@ struct Connection {
 
 impl Channel {
     pub(super) fn new(server: &Server, trust: &Trust) -> Option<Self> {
-        let config = trust.0.clone().filter(|_| server.transport != UpstreamTransport::Plain)?;
+        let config = trust.config.clone().filter(|_| server.transport != UpstreamTransport::Plain)?;
         let (address, transport) = (server.address, server.transport.clone());
         let provider = TokioRuntimeProvider::new();
         let (heard, deaf) = (AtomicU64::new(0), AtomicBool::new(false));

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::wire;
+use super::{PROBE, tcp, wire};
 use crate::dns::answer::{self, Question, Verdict};
 use crate::dns::query::HEADER;
 
@@ -27,10 +27,10 @@ const USES: u32 = 64;
 const AGE: Duration = Duration::from_secs(10);
 /// Datagrams on a socket that are no answer to any question. After so many someone is guessing: go on by TCP.
 const FOREIGN: usize = 16;
-/// Positive answers before an upstream is tried with mixed case, on a name it has just answered.
+/// Positive answers before an upstream is tried with mixed case, on a name it has just answered; and before one that did not
+/// keep it is tried again.
 const CASE_TRIAL: u32 = 16;
-/// Answers in another case before it is no longer asked in mixed case.
-const CASE_LOST: u32 = 3;
+const CASE_RETRIAL: u32 = 4_096;
 /// Longer datagrams than we say we take are cut, and then no answer.
 const LONGEST: usize = 4_096;
 
@@ -45,8 +45,15 @@ pub(super) struct Pool {
     upstream: SocketAddr,
     sockets: Mutex<Vec<Arc<Socket>>>,
     case: AtomicU8,
+    /// Positive answers since it was last tried with mixed case.
     positive: AtomicU32,
-    foreign: AtomicU32,
+}
+
+/// What came under the right id, from the right port, to the right question; `Foreign` when somebody seems to be guessing.
+struct Told {
+    verdict: Verdict,
+    /// Whether the name is in the case that it was sent in.
+    as_sent: bool,
 }
 
 struct Socket {
@@ -72,42 +79,84 @@ struct Waiting {
     question: Question,
     /// The name as it was sent.
     name: Box<[u8]>,
-    tell: oneshot::Sender<io::Result<Verdict>>,
+    tell: oneshot::Sender<io::Result<Told>>,
 }
 
 impl Pool {
     pub(super) fn new(upstream: SocketAddr) -> Self {
-        let (positive, foreign) = (AtomicU32::new(0), AtomicU32::new(0));
-        Self { upstream, sockets: Mutex::default(), case: AtomicU8::new(case::UNKNOWN), positive, foreign }
+        let (case, positive) = (AtomicU8::new(case::UNKNOWN), AtomicU32::new(0));
+        Self { upstream, sockets: Mutex::default(), case, positive }
     }
 
     /// `Verdict::Foreign` when somebody seems to be guessing at answers.
-    pub(super) async fn ask(&self, question: &Question, edns: bool) -> io::Result<Verdict> {
+    pub(super) async fn ask(self: &Arc<Self>, question: &Question, edns: bool) -> io::Result<Verdict> {
         let mixed = self.case.load(Relaxed) == case::KEPT;
-        let verdict = self.exchange(question, edns, mixed).await?;
-        if mixed && matches!(verdict, Verdict::Foreign) && self.foreign.fetch_add(1, Relaxed) >= CASE_LOST {
-            self.case.store(case::LOST, Relaxed);
+        let told = self.exchange(question, edns, mixed).await?;
+        if told.as_sent {
+            self.count(question, edns, &told.verdict);
+            return Ok(told.verdict);
         }
-        if let Verdict::Answer(answer) = &verdict
-            && answer.is_positive()
-            && self.case.load(Relaxed) == case::UNKNOWN
-            && self.positive.fetch_add(1, Relaxed) == CASE_TRIAL
-        {
-            let kept = matches!(self.exchange(question, edns, true).await, Ok(Verdict::Answer(a)) if a.is_positive());
-            self.case.store(if kept { case::KEPT } else { case::LOST }, Relaxed);
+        // Somebody has guessed all but the case; once more, they have to guess another id, port and case.
+        let again = self.exchange(question, edns, mixed).await?;
+        if again.as_sent {
+            return Ok(again.verdict);
         }
-        Ok(verdict)
+        // Or the upstream does not keep the case any more. By TCP nobody can say so but itself.
+        if let Ok((verdict, kept)) = tcp::ask_mixed(self.upstream, question, edns).await {
+            self.learn(kept);
+            return Ok(verdict);
+        }
+        // It speaks no TCP: until it is tried again, its answers are as they were before it was.
+        self.case.store(case::UNKNOWN, Relaxed);
+        self.exchange(question, edns, false).await.map(|told| told.verdict)
     }
 
-    async fn exchange(&self, question: &Question, edns: bool, mixed: bool) -> io::Result<Verdict> {
+    /// Counts a positive answer; after some, tries the upstream with mixed case. No guest waits for that.
+    fn count(self: &Arc<Self>, question: &Question, edns: bool, verdict: &Verdict) {
+        let positive = matches!(verdict, Verdict::Answer(answer) if answer.is_positive());
+        let enough = match self.case.load(Relaxed) {
+            case::UNKNOWN => CASE_TRIAL,
+            case::LOST => CASE_RETRIAL,
+            _ => return,
+        };
+        if positive && self.positive.fetch_add(1, Relaxed) + 1 == enough {
+            let (pool, question) = (self.clone(), question.clone());
+            tokio::spawn(async move {
+                if let Ok(Some(kept)) = timeout(PROBE, pool.keeps_case(&question, edns)).await {
+                    pool.learn(kept);
+                }
+                pool.positive.store(0, Relaxed);
+            });
+        }
+    }
+
+    fn learn(&self, kept: bool) {
+        self.case.store(if kept { case::KEPT } else { case::LOST }, Relaxed);
+    }
+
+    /// Whether the upstream gives a name back in the case that it was sent in; none if it gives no answer. That it does not is
+    /// believed by TCP only, if it speaks that.
+    async fn keeps_case(&self, question: &Question, edns: bool) -> Option<bool> {
+        for _ in 0..2 {
+            let told = self.exchange(question, edns, true).await.ok()?;
+            match told.verdict {
+                Verdict::Answer(answer) if told.as_sent && answer.is_positive() => return Some(true),
+                _ if told.as_sent => return None,
+                _ => {}
+            }
+        }
+        let by_tcp = tcp::ask_mixed(self.upstream, question, edns).await;
+        Some(by_tcp.is_ok_and(|(_, kept)| kept))
+    }
+
+    async fn exchange(&self, question: &Question, edns: bool, mixed: bool) -> io::Result<Told> {
         let socket = self.socket().await?;
         let (id, mut answer) = socket.wait(question);
         let _leave = Leave { socket: &socket, id };
         let mut message = wire::query(question, id, edns);
         let name_len = question.name.as_wire().len();
         if mixed {
-            let bits: [u64; 4] = std::array::from_fn(|_| rand::random());
-            wire::mix_case(&mut message, name_len, (0..256).map(|n| bits[n / 64] >> (n % 64) & 1 == 1));
+            mix_case(&mut message, name_len);
             socket.sent_as(id, &message[HEADER..HEADER + name_len]);
         }
         socket.udp.send(&message).await?;
@@ -175,7 +224,7 @@ impl Socket {
     }
 
     /// Waits for the answer to `question` under an id that nobody else waits under.
-    fn wait(&self, question: &Question) -> (u16, oneshot::Receiver<io::Result<Verdict>>) {
+    fn wait(&self, question: &Question) -> (u16, oneshot::Receiver<io::Result<Told>>) {
         self.uses.fetch_add(1, Relaxed);
         let (tell, told) = oneshot::channel();
         let name = question.name.as_wire().into();
@@ -204,28 +253,31 @@ impl Socket {
         let Some(id) = message.first_chunk().map(|id| u16::from_be_bytes(*id)) else { return false };
         let mut questions = lock(&self.questions);
         let Some(waiting) = questions.waiting.get(&id) else { return questions.settled.contains(&id) };
-        let mut verdict = answer::read(message, id, &waiting.question);
+        let verdict = answer::read(message, id, &waiting.question);
         if matches!(verdict, Verdict::Foreign) {
             return false;
         }
-        if !is_as_sent(message, &waiting.name) {
-            // All but the case is right: the upstream does not keep it, or somebody has guessed the rest. TCP tells.
-            verdict = Verdict::Foreign;
-        }
+        let as_sent = is_as_sent(message, &waiting.name);
         if let Some(waiting) = questions.waiting.remove(&id) {
             questions.settled.insert(id);
             // An error means that it has just stopped waiting.
-            let _ = waiting.tell.send(Ok(verdict));
+            let _ = waiting.tell.send(Ok(Told { verdict, as_sent }));
         }
         true
     }
 
-    fn end(&self, outcome: impl Fn() -> io::Result<Verdict>) {
+    fn end(&self, outcome: impl Fn() -> io::Result<Told>) {
         self.retire();
         for (_, waiting) in lock(&self.questions).waiting.drain() {
             let _ = waiting.tell.send(outcome());
         }
     }
+}
+
+/// Gives a question's name a case that nobody can know.
+pub(super) fn mix_case(message: &mut [u8], name_len: usize) {
+    let bits: [u64; 4] = std::array::from_fn(|_| rand::random());
+    wire::mix_case(message, name_len, (0..256).map(|n| bits[n / 64] >> (n % 64) & 1 == 1));
 }
 
 /// An error message may come without the question; an answer has its name as it was sent.
@@ -251,7 +303,7 @@ async fn read(socket: Arc<Socket>) {
             Ok(_) => {
                 foreign += 1;
                 if foreign > FOREIGN {
-                    return socket.end(|| Ok(Verdict::Foreign));
+                    return socket.end(|| Ok(Told { verdict: Verdict::Foreign, as_sent: true }));
                 }
             }
             // The upstream's port is closed, or there is no way to it.

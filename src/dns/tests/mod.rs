@@ -21,6 +21,7 @@ use crate::events::Events;
 use crate::model::{DnsMode, Network, ResolverSettings, Slot, Upstream as Server, Vm, testing};
 use crate::registry::{Binding, Registry};
 
+mod changing;
 mod choosing;
 mod forwarding;
 mod hostile;
@@ -80,6 +81,12 @@ struct Asked {
 }
 
 impl Asked {
+    /// Whether the resolver only wants to know if somebody is there, as it does when nothing has been heard for a second: no
+    /// guest's question, and not counted as one.
+    fn is_check(message: &Message) -> bool {
+        message.queries[0].name().is_root()
+    }
+
     fn name(&self) -> String {
         self.message.queries[0].name().to_lowercase().to_string()
     }
@@ -163,9 +170,13 @@ impl Upstream {
             loop {
                 let (length, to) = udp.recv_from(&mut buffer).await.unwrap();
                 let message = Message::from_vec(&buffer[..length]).unwrap();
-                senders.lock().unwrap().push((to, message.metadata.id));
-                let asked =
-                    Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, from: to, tcp: false };
+                let nth = if Asked::is_check(&message) {
+                    usize::MAX
+                } else {
+                    senders.lock().unwrap().push((to, message.metadata.id));
+                    counted.fetch_add(1, Ordering::SeqCst)
+                };
+                let asked = Asked { nth, message, from: to, tcp: false };
                 for (wait, bytes) in behaviour(&asked) {
                     let udp = udp.clone();
                     late.spawn(async move {
@@ -186,7 +197,9 @@ impl Upstream {
                     continue;
                 }
                 let message = Message::from_vec(&message).unwrap();
-                let asked = Asked { nth: counted.fetch_add(1, Ordering::SeqCst), message, from, tcp: true };
+                let check = Asked::is_check(&message);
+                let nth = if check { usize::MAX } else { counted.fetch_add(1, Ordering::SeqCst) };
+                let asked = Asked { nth, message, from, tcp: true };
                 for (wait, bytes) in behaves(&asked) {
                     tokio::time::sleep(wait).await;
                     let framed = [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();

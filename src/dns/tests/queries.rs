@@ -81,3 +81,43 @@ async fn a_record_nobody_knows_beside_the_question_changes_no_answer() {
         assert_eq!((answer[3] & 0xf, answer[5]), (rcode, 1), "{owner}");
     }
 }
+
+/// A query without a question, with a cookie of these bytes.
+fn cookie_query(cookie: &[u8]) -> Vec<u8> {
+    let mut query = b"\x12\x34\x01\0\0\0\0\0\0\0\0\x01\0\0\x29\x04\xd0\0\0\0\0\0".to_vec();
+    query.extend([cookie.len() as u8 + 4, 0, 10, 0, cookie.len() as u8]);
+    query.extend_from_slice(cookie);
+    query
+}
+
+/// RFC 7873 section 5.4.
+#[tokio::test]
+async fn who_asks_for_a_cookie_alone_gets_it_and_is_told_whether_one_is_good() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let cookie = async |bytes: &[u8]| {
+        let answer = Message::from_vec(&exchange(&server, &cookie_query(bytes)).await).unwrap();
+        assert!(answer.queries.is_empty() && answer.answers.is_empty());
+        let edns = answer.edns.as_ref().unwrap();
+        let cookie = match edns.options().as_ref().first() {
+            Some((code, EdnsOption::Unknown(_, cookie))) if u16::from(*code) == 10 => cookie.clone(),
+            other => panic!("no cookie: {other:?}"),
+        };
+        (answer.metadata.response_code, cookie)
+    };
+    let (rcode, ours) = cookie(&[7; 8]).await;
+    assert_eq!((rcode, ours.len(), &ours[..8]), (ResponseCode::NoError, 24, &[7; 8][..]));
+    assert_eq!(cookie(&ours).await, (ResponseCode::NoError, ours.clone()));
+    let mut other = ours.clone();
+    other[20] ^= 1;
+    assert_eq!(cookie(&other).await, (ResponseCode::BADCOOKIE, ours.clone()));
+    assert_eq!(cookie(&ours[..20]).await, (ResponseCode::BADCOOKIE, ours.clone()));
+    // Another client's part of it is not good for this one.
+    let mut stolen = ours;
+    stolen[..8].fill(9);
+    assert_eq!(cookie(&stolen).await.0, ResponseCode::BADCOOKIE);
+    // A question that brings a bad one is answered all the same (section 5.2.3), as nothing here depends on it.
+    let mut query = with_edns(question("gateway.vm.internal.", RecordType::A), 1232, false);
+    query.edns.as_mut().unwrap().options_mut().insert(EdnsOption::Unknown(10, other));
+    assert_eq!(addresses(&ask(&server, query).await).len(), 1);
+}

@@ -54,6 +54,58 @@ async fn records_and_aliases_of_the_operator_are_answered() {
 }
 
 #[tokio::test]
+async fn an_alias_to_an_outside_name_goes_the_way_of_that_name() {
+    let upstream = Upstream::that(|asked| match asked.name().split('.').next().unwrap() {
+        "missing" => now(asked.denied(60)),
+        "private" => {
+            let address = RData::A(A(Ipv4Addr::new(192, 168, 1, 1)));
+            now(asked.with([Record::from_rdata(name(&asked.name()), 60, address)]))
+        }
+        "failing" => now(asked.code(ResponseCode::ServFail)),
+        _ => vec![(Duration::from_millis(100), asked.a(300))],
+    })
+    .await;
+    let alias = |to: &str| record(to, "CNAME", &format!("{to}.example"));
+    let mut records: Vec<_> =
+        ["www", "missing", "private", "failing", "ads"].into_iter().map(alias).collect();
+    records.push(record("special", "CNAME", "printer.local"));
+    let rules = vec![rule(DnsAction::NxDomain, &["ads.example"])];
+    let server = resolver(ResolverSettings { records, rules, ..Default::default() }, &[&upstream]);
+    let asked = async |label: &str| {
+        let owner = format!("{label}.vm.internal.");
+        let answer = ask(&server, with_edns(question(&owner, RecordType::A), 1232, false)).await;
+        let soa = answer.authorities.iter().any(|record| record.record_type() == RecordType::SOA);
+        (answer.metadata.response_code, answer.answers.len(), soa, extended_error(&answer))
+    };
+    // Who asks at once is asked for once, by the alias or by the name; then it is held for both.
+    let (by_alias, by_name) = tokio::join!(
+        join_all((0..8).map(|_| lookup(&server, "www.vm.internal."))),
+        join_all((0..8).map(|_| lookup(&server, "www.example."))),
+    );
+    assert!(by_alias.iter().all(|answer| answer.answers.len() == 2 && addresses(answer) == [ANSWER]));
+    assert!(by_name.iter().all(|answer| addresses(answer) == [ANSWER]));
+    assert_eq!(asked("www").await, (ResponseCode::NoError, 2, false, None));
+    assert_eq!(upstream.seen(), 1);
+    // The target's denial with its SOA, and why something is withheld, each from the upstream and from the cache.
+    for _ in 0..2 {
+        assert_eq!(asked("missing").await, (ResponseCode::NXDomain, 1, true, None));
+        assert_eq!(asked("private").await, (ResponseCode::NoError, 1, false, Some(17)));
+    }
+    assert_eq!(upstream.seen(), 3);
+    assert_eq!(asked("failing").await, (ResponseCode::ServFail, 0, false, Some(23)));
+    assert_eq!(asked("failing").await, (ResponseCode::ServFail, 0, false, Some(13)));
+    // A rule and the special names hold for a target too, and nobody upstream hears of it.
+    let seen = upstream.seen();
+    assert_eq!(asked("ads").await, (ResponseCode::NXDomain, 1, true, Some(15)));
+    assert_eq!(asked("special").await, (ResponseCode::NXDomain, 1, true, None));
+    assert_eq!(upstream.seen(), seen);
+    // The TTL of what is held goes down behind an alias as well.
+    let before = lookup(&server, "www.vm.internal.").await.answers[1].ttl;
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert!(lookup(&server, "www.vm.internal.").await.answers[1].ttl < before);
+}
+
+#[tokio::test]
 async fn records_come_and_go_while_it_runs() {
     let upstream = Upstream::prompt().await;
     let server = forwarding(&[&upstream]);
@@ -129,6 +181,48 @@ async fn a_name_of_the_internet_does_not_lead_into_private_networks() {
 }
 
 #[tokio::test]
+async fn nor_by_ipv6_or_by_the_hints_of_a_service_binding() {
+    let upstream = Upstream::that(|asked| {
+        let rtype = asked.message.queries[0].query_type();
+        // Behind an `x`, as no label begins with a hyphen.
+        let label = asked.name()[1..].split(".evil").next().unwrap().to_owned();
+        let data = if rtype == RecordType::AAAA {
+            label.replace('-', ":")
+        } else {
+            // `4-10-0-0-1` is an IPv4 hint, `6-fd00--1` one of IPv6.
+            let (kind, hint) = label.split_once('-').unwrap();
+            let hint = hint.replace('-', if kind == "4" { "." } else { ":" }).replace('_', ",");
+            format!("1 . alpn=\"h2\" ipv{kind}hint=\"{hint}\"")
+        };
+        let data = RData::try_from_str(rtype, &data).unwrap();
+        now(asked.with([Record::from_rdata(name(&asked.name()), 60, data)]))
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    let withheld = async |label: &str, rtype| {
+        let query = with_edns(question(&format!("x{label}.evil.example."), rtype), 1232, false);
+        let answer = ask(&server, query).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::NoError, "{label}: {answer}");
+        assert_eq!(answer.answers.is_empty(), extended_error(&answer) == Some(17), "{label}: {answer}");
+        answer.answers.is_empty()
+    };
+    // Unique local, link-local, loopback, mapped, and for NAT64.
+    for private in ["fd00--1", "fc00-1--2", "fe80--1", "--1", "--", "--ffff-c0a8-101", "64-ff9b--a00-1"] {
+        assert!(withheld(private, RecordType::AAAA).await, "{private}");
+    }
+    for fine in ["2001-db8--1", "--ffff-c633-640a", "64-ff9b--c633-640a"] {
+        assert!(!withheld(fine, RecordType::AAAA).await, "{fine}");
+    }
+    for private in ["4-10-0-0-1", "4-198-51-100-10_192-168-0-1", "6-fd00--1", "6-2001-db8--1_fe80--1"] {
+        assert!(withheld(private, RecordType::HTTPS).await, "{private}");
+        assert!(withheld(private, RecordType::SVCB).await, "{private}");
+    }
+    for fine in ["4-198-51-100-10", "6-2001-db8--1", "4-10-100-0-7"] {
+        assert!(!withheld(fine, RecordType::HTTPS).await, "{fine}");
+    }
+}
+
+#[tokio::test]
 async fn a_rule_answers_in_its_way_and_says_so() {
     let upstream = Upstream::prompt().await;
     let settings = ResolverSettings {
@@ -156,6 +250,14 @@ async fn a_rule_answers_in_its_way_and_says_so() {
     assert_eq!(server.control().rules()[1].hits, 1);
 }
 
+/// Reads all files of a resolver's settings anew. Its upstreams stand in no settings here.
+fn read_again(server: &DnsServer) -> Result<(), crate::dns::DnsError> {
+    let control = server.control();
+    let upstreams = control.upstreams().iter().map(|upstream| upstream.server.parse().unwrap()).collect();
+    let network = Network { upstreams, ..Network::clone(&control.settings()) };
+    control.prepare(Arc::new(network), &[]).map(crate::dns::Prepared::put_in_force)
+}
+
 #[tokio::test]
 async fn a_list_is_reloaded_without_a_gap_and_one_that_is_gone_changes_nothing() {
     let upstream = Upstream::prompt().await;
@@ -168,10 +270,11 @@ async fn a_list_is_reloaded_without_a_gap_and_one_that_is_gone_changes_nothing()
         async |owner: &str| lookup(&server, owner).await.metadata.response_code == ResponseCode::NXDomain;
     assert!(denied("one.example.").await && !denied("two.example.").await);
     fs::write(&list, "one.example\nthree.example\n").unwrap();
-    server.control().reload_rules().unwrap();
+    read_again(&server).unwrap();
     assert!(denied("one.example.").await && denied("three.example.").await);
+    assert_eq!(server.control().rules()[0].hits, 3, "counted on");
     fs::remove_file(&list).unwrap();
-    let error = server.control().reload_rules().unwrap_err().to_string();
+    let error = read_again(&server).unwrap_err().to_string();
     assert!(error.contains(list.to_str().unwrap()), "{error}");
     assert!(denied("one.example.").await);
 }

@@ -2,11 +2,15 @@
 
 use super::*;
 
+use std::sync::atomic::AtomicBool;
+
 /// The names as an upstream saw them.
 type Seen = Arc<Mutex<Vec<String>>>;
 
 fn noting(seen: &Seen, asked: &Asked) {
-    seen.lock().unwrap().push(asked.message.queries[0].name().to_string());
+    if !Asked::is_check(&asked.message) {
+        seen.lock().unwrap().push(asked.message.queries[0].name().to_string());
+    }
 }
 
 /// Looks up so many names, each once: `nN.example.com.`
@@ -14,6 +18,24 @@ async fn look_up(server: &DnsServer, numbers: std::ops::Range<usize>) {
     for n in numbers {
         assert_eq!(addresses(&lookup(server, &format!("n{n}.example.com.")).await), [ANSWER], "n{n}");
     }
+}
+
+/// Looks up further names until one goes out in mixed case that was not tried out before.
+async fn until_mixed(server: &DnsServer, seen: &Seen) {
+    let mixed = async {
+        for n in 1_000.. {
+            look_up(server, n..n + 1).await;
+            let tried = seen
+                .lock()
+                .unwrap()
+                .iter()
+                .any(|name| is_mixed(name) && name.starts_with(['n', 'N']) && name.len() > 17);
+            if tried {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(30), mixed).await.expect("a name in mixed case");
 }
 
 fn is_mixed(name: &str) -> bool {
@@ -32,11 +54,13 @@ async fn names_go_out_in_mixed_case_to_an_upstream_that_keeps_it() {
     })
     .await;
     let server = forwarding(&[&upstream]);
-    // It is tried out on a name that it has just answered.
-    look_up(&server, 0..17).await;
-    assert!(!seen.lock().unwrap()[..17].iter().any(|name| is_mixed(name)));
+    // It is tried out on a name that it has just answered, and no guest waits for that.
+    look_up(&server, 0..16).await;
+    assert!(!seen.lock().unwrap()[..16].iter().any(|name| is_mixed(name)));
+    until_mixed(&server, &seen).await;
+    seen.lock().unwrap().clear();
     look_up(&server, 20..60).await;
-    let names: Vec<String> = seen.lock().unwrap().drain(..).skip(18).collect();
+    let names: Vec<String> = seen.lock().unwrap().drain(..).collect();
     assert_eq!(names.len(), 40);
     // Of eleven letters each: that a few come out in lower case by chance is no matter.
     assert!(names.iter().filter(|name| is_mixed(name)).count() > 35, "{names:?}");
@@ -66,21 +90,31 @@ async fn an_upstream_that_does_not_keep_the_case_is_not_asked_in_mixed_case() {
     .await;
     let server = forwarding(&[&upstream]);
     look_up(&server, 0..40).await;
-    let mixed = seen.lock().unwrap().iter().filter(|name| is_mixed(name)).count();
-    assert_eq!(mixed, 1, "{seen:?}");
+    let mixed = || seen.lock().unwrap().iter().filter(|name| is_mixed(name)).count();
+    // Twice by UDP and once by TCP, which only the upstream itself can answer.
+    let tried = async {
+        while mixed() < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(PATIENCE, tried).await.expect("a trial");
+    look_up(&server, 40..80).await;
+    assert_eq!(mixed(), 3, "{seen:?}");
 }
 
+/// Somebody who sees nothing but guesses id, port and name at every try: of the case only the upstream knows.
 #[tokio::test]
-async fn an_answer_in_a_guessed_case_is_not_believed() {
-    let forged = Arc::new(AtomicUsize::new(usize::MAX));
+async fn an_answer_in_a_guessed_case_is_not_believed_and_does_not_end_the_mixed_case() {
+    let (forged, seen) = (Arc::new(AtomicBool::new(false)), Seen::default());
     let upstream = Upstream::that({
-        let forged = forged.clone();
+        let (forged, seen) = (forged.clone(), seen.clone());
         move |asked| {
+            noting(&seen, asked);
             let honest = (Duration::from_millis(20), asked.a(300));
-            if asked.tcp || asked.nth < forged.load(Ordering::SeqCst) {
+            if asked.tcp || !forged.load(Ordering::SeqCst) {
                 return vec![honest];
             }
-            // Id, port and name are right; the case is as a guest would write it.
+            // The case is as a guest would write it.
             let mut lie = asked.reply();
             lie.queries = vec![Query::query(name(&asked.name()), RecordType::A)];
             let address = RData::A(A(Ipv4Addr::new(6, 6, 6, 6)));
@@ -90,9 +124,52 @@ async fn an_answer_in_a_guessed_case_is_not_believed() {
     })
     .await;
     let server = forwarding(&[&upstream]);
-    look_up(&server, 0..18).await;
-    forged.store(0, Ordering::SeqCst);
-    look_up(&server, 18..20).await;
+    look_up(&server, 0..16).await;
+    until_mixed(&server, &seen).await;
+    forged.store(true, Ordering::SeqCst);
+    look_up(&server, 20..40).await;
+    forged.store(false, Ordering::SeqCst);
+    seen.lock().unwrap().clear();
+    look_up(&server, 40..60).await;
+    let mixed = seen.lock().unwrap().iter().filter(|name| is_mixed(name)).count();
+    assert!(mixed > 17, "{seen:?}");
+}
+
+/// Datagrams that answer nothing: they cost a detour by TCP, not the mixed case.
+#[tokio::test]
+async fn a_flood_of_guesses_does_not_end_the_mixed_case() {
+    let (flooded, seen) = (Arc::new(AtomicBool::new(false)), Seen::default());
+    let upstream = Upstream::that({
+        let (flooded, seen) = (flooded.clone(), seen.clone());
+        move |asked| {
+            noting(&seen, asked);
+            let guess = |n: u8| (Duration::ZERO, vec![n; 20]);
+            let guesses = if asked.tcp || !flooded.load(Ordering::SeqCst) { 0 } else { 40 };
+            (0..guesses).map(guess).chain([(Duration::from_millis(20), asked.a(300))]).collect()
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..16).await;
+    until_mixed(&server, &seen).await;
+    flooded.store(true, Ordering::SeqCst);
+    look_up(&server, 20..30).await;
+    flooded.store(false, Ordering::SeqCst);
+    seen.lock().unwrap().clear();
+    look_up(&server, 40..60).await;
+    let mixed = seen.lock().unwrap().iter().filter(|name| is_mixed(name)).count();
+    assert!(mixed > 17, "{seen:?}");
+}
+
+/// An upstream that loses the trial's questions: no guest's answer waits for them.
+#[tokio::test]
+async fn no_answer_waits_for_a_trial() {
+    let upstream = Upstream::that(|asked| {
+        if is_mixed(&asked.message.queries[0].name().to_string()) { vec![] } else { now(asked.a(300)) }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..64).await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Signed zones: guests that validate behind us, and a network that has us validate.
 
-use super::signed::{nsd, signed};
+use super::signed::{nsd, signed, unsigned};
 use super::*;
 
 /// nsd on the lab's internet with signed.example, signed with a key made here, and broken.example, where a record was
@@ -75,4 +75,61 @@ fn a_network_that_asks_for_it_gets_validated_answers_only() {
     assert!(bogus.contains("SERVFAIL") && bogus.contains("EDE: 6"), "{bogus}");
     // Who wants to judge for itself gets the answer as it is.
     assert!(guest.dig(&["www.broken.example", "+cdflag"]).contains("198.51.100.66"));
+}
+
+/// A parent that is signed, with a child that is too, one whose data was changed, and one that is not signed, which the parent
+/// says (RFC 4035 section 5.2).
+#[test]
+fn what_is_not_there_and_what_is_not_signed_is_proven_too() {
+    let lab = Lab::new();
+    let secure = signed(&lab, "secure.parent.example", "www IN A 198.51.100.11\n");
+    let bad = signed(&lab, "bad.parent.example", "www IN A 198.51.100.12\n")
+        .broken("198.51.100.12", "198.51.100.66");
+    let open = unsigned(&lab, "open.parent.example", "www IN A 198.51.100.13\n");
+    let delegation =
+        |child: &str| format!("{child} IN NS ns.{child}.parent.example.\nns.{child} IN A {SERVER}\n");
+    let children = ["secure", "bad", "open"].map(delegation).concat();
+    let records = format!("{children}{}{}host IN A 198.51.100.10\n", secure.ds, bad.ds);
+    let parent = signed(&lab, "parent.example", &records);
+    let _nsd = nsd(&lab, &[&parent, &secure, &bad, &open]);
+    let anchor = lab.directory().join("anchor");
+    fs::write(&anchor, &parent.dnskey).unwrap();
+    let daemon = Daemon::start_with(
+        &lab,
+        &format!(
+            "[[network]]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
+             [[network.resolver.forward]]\ndomain = \"parent.example\"\nservers = [\"{SERVER}\"]\n"
+        ),
+    );
+    let guest = guest(&lab, &daemon);
+    let ask = |arguments: &[&str]| guest.dig(&[&["+adflag"], arguments].concat());
+    let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
+    let found = until("a validated answer", || {
+        let printed = ask(&["www.secure.parent.example"]);
+        if printed.contains("NOERROR") { Ok(printed) } else { Err(printed) }
+    });
+    assert!(is_secure(&found) && found.contains("198.51.100.11"), "{found}");
+
+    // No such name, and no such type: each proven, with the SOA and, for who wants them, the proofs.
+    let absent = ask(&["nothing.secure.parent.example"]);
+    assert!(absent.contains("NXDOMAIN") && is_secure(&absent) && absent.contains("SOA"), "{absent}");
+    assert!(!absent.contains("NSEC"), "{absent}");
+    let proven = ask(&["nothing.secure.parent.example", "+dnssec"]);
+    assert!(proven.contains("NXDOMAIN") && proven.contains("NSEC") && proven.contains("RRSIG"), "{proven}");
+    let nodata = ask(&["www.secure.parent.example", "AAAA"]);
+    assert!(nodata.contains("NOERROR") && is_secure(&nodata) && nodata.contains("ANSWER: 0"), "{nodata}");
+    // From the cache the same.
+    let again = ask(&["nothing.secure.parent.example"]);
+    assert!(again.contains("NXDOMAIN") && is_secure(&again), "{again}");
+
+    // Not signed, and the parent says so: answered, and not called authentic.
+    for (name, says) in
+        [("www.open.parent.example", "198.51.100.13"), ("nothing.open.parent.example", "NXDOMAIN")]
+    {
+        let insecure = ask(&[name]);
+        assert!(insecure.contains(says) && !is_secure(&insecure), "{insecure}");
+    }
+    // What should be signed and is not right is refused, with the reason.
+    let bogus = ask(&["www.bad.parent.example"]);
+    assert!(bogus.contains("SERVFAIL") && bogus.contains("EDE: 6"), "{bogus}");
 }

@@ -4,6 +4,7 @@ mod clients;
 mod dnssec;
 mod operator;
 pub(crate) mod signed;
+mod updates;
 mod upstreams;
 
 use std::fs;
@@ -64,4 +65,30 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }
     }
+}
+
+/// Each yes of the table beside other servers is a link with the names of its tests, or the figure of a benchmark.
+#[test]
+fn every_link_of_the_table_in_the_docs_leads_to_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/dns.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| ") && line.contains("](../"));
+    let mut links = 0;
+    for row in rows {
+        for link in row.split("](../").skip(1) {
+            let (path, rest) = link.split_once(' ').unwrap();
+            let names = rest.trim_start_matches('"').split('"').next().unwrap();
+            let text = fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+            for name in names.split("; ") {
+                let there = if path.starts_with("bench") {
+                    text.contains(&format!("\"{name}\""))
+                } else {
+                    text.contains(&format!("fn {name}("))
+                };
+                assert!(there, "{path} has no {name}");
+                links += 1;
+            }
+        }
+    }
+    assert!(links > 25, "{links}");
 }

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::lab::{Daemon, Lab, text};
+use crate::lab::port::PortGuest;
+use crate::lab::{Daemon, Lab, WEB_NAME, text};
 
 fn packaging(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(file)
@@ -83,6 +84,61 @@ fn metrics_come_in_both_formats_and_are_as_prometheus_wants_them() {
     assert!(port.contains("guestnet_vms"), "{port}");
     let elsewhere = lab.on_host("curl", &["-sS", "http://127.0.0.1:9477/"]);
     assert!(elsewhere.contains("/metrics"), "{elsewhere}");
+}
+
+#[test]
+fn what_guests_ask_is_counted_by_rcode_and_by_where_the_answer_came_from() {
+    let lab = Lab::new();
+    let rule = "[[network]]\n[[network.resolver.rule]]\nname = \"ads\"\nnames = [\"ads.example\"]\n";
+    let daemon = Daemon::start_with(&lab, &config(&lab, rule));
+    let guest = PortGuest::of(&lab, &daemon.json(&["vm", "create", "a"]));
+    // From an upstream and twice from the cache; a denial, likewise; of our own zone; by a rule; refused; not a query.
+    for arguments in [
+        &[WEB_NAME][..],
+        &[WEB_NAME],
+        &[WEB_NAME],
+        &["nothing.example.org"],
+        &["a.vm.internal"],
+        &["nobody.vm.internal"],
+        &["www.ads.example"],
+        &["version.bind", "CH", "TXT"],
+        &[WEB_NAME, "+opcode=NOTIFY"],
+        &[WEB_NAME, "+edns=1", "+noednsneg"],
+        &[WEB_NAME, "+norecurse"],
+    ] {
+        guest.dig(arguments);
+    }
+    let page = scrape(&lab, "*/*");
+    assert_eq!(value(&page, "guestnet_dns_queries_total{network=\"default\"}"), 11.0);
+    let outcomes = [
+        // By rcode: each query is one of these.
+        ("noerror", 4.0),
+        ("nxdomain", 3.0),
+        ("servfail", 0.0),
+        ("refused", 2.0),
+        ("formerr", 0.0),
+        ("other_rcodes", 2.0),
+        // By where it came from.
+        ("local", 2.0),
+        ("cache_hits", 2.0),
+        ("forwarded", 2.0),
+        ("asked", 2.0),
+        ("policy", 1.0),
+        ("stale", 0.0),
+        ("shed", 0.0),
+        ("limited", 0.0),
+    ];
+    for (outcome, expected) in outcomes {
+        let series = format!("guestnet_dns_outcomes_total{{network=\"default\",outcome=\"{outcome}\"}}");
+        assert_eq!(value(&page, &series), expected, "{outcome}");
+    }
+    assert_eq!(value(&page, "guestnet_dns_answer_duration_seconds_count{network=\"default\"}"), 11.0);
+    // The same of the guest alone.
+    let top = daemon.json(&["dns", "top"]);
+    let counters = &top[0]["guests"][0];
+    assert_eq!(counters["vm_id"], "a", "{top}");
+    let stats = daemon.json(&["dns", "stats"]);
+    assert_eq!(stats[0]["counters"]["noerror"], 4, "{stats}");
 }
 
 #[test]
