@@ -86,7 +86,7 @@ impl AppError {
 pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
     let config = Config::load(config_file)?;
     let (mut telemetry, spans) = Telemetry::open(&config.telemetry);
-    logging::start(spans);
+    logging::start(&config.log_filter, spans);
     let served = serve_with(&config, config_file, &mut telemetry).await;
     // What waits for the collector is sent, or not: nothing depends on it.
     let _ = tokio::task::spawn_blocking(|| telemetry.stop()).await;
@@ -338,6 +338,7 @@ async fn start(
     let admin = DnsAdmin::new(controls.clone(), store.clone());
     let resolvers = admin.clone();
     reloader.takes(DnsAdmin::live_keys(&config.networks), move |config| resolvers.prepare(config));
+    reloader.takes_networks(manager.clone(), reservations.clone());
     let lease_sources = LeaseSources { registry, leases };
     let (bind, unbind) = (Arc::<Histogram>::default(), Arc::<Histogram>::default());
     let sources = Sources {

@@ -9,7 +9,7 @@ fn main() -> anyhow::Result<ExitCode> {
         // Before there are threads, each of which would keep its own. It logs when it has read where to.
         guestnet::privileges::confine().context("giving up what the service does not need")?;
     } else {
-        guestnet::logging::start(None);
+        guestnet::logging::start("info", None);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

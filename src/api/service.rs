@@ -540,6 +540,13 @@ impl GuestNetworkService for Service {
             refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
         })?;
         let Reloaded { applied, needs_restart } = reloaded;
-        Response::ok(v1::ReloadConfigurationResponse { applied, needs_restart, ..Default::default() })
+        let why = |key: &String| (key.clone(), crate::reload::why(key).to_owned());
+        let reasons = needs_restart.iter().map(why).collect();
+        Response::ok(v1::ReloadConfigurationResponse {
+            applied,
+            needs_restart,
+            reasons,
+            ..Default::default()
+        })
     }
 }

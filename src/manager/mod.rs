@@ -203,6 +203,15 @@ impl Manager {
         networks.clone().any(|network| self.0.registry.by_address(&network.name, address).is_some())
     }
 
+    /// Takes over what of the networks may change while guests run. No call about a VM is under way meanwhile.
+    pub async fn adjust(&self, configured: &[Arc<Network>]) {
+        let _alone = self.0.quiet.write().await;
+        for network in self.admission().adjust(configured) {
+            self.0.registry.relink(&network);
+        }
+        self.0.pool.keep_ready(configured);
+    }
+
     /// Keeps slots ready in the background, until `stop`.
     pub async fn keep(&self) {
         self.0.pool.clone().keep().await;
