@@ -154,6 +154,27 @@ fn each_vm_has_series_of_its_own_where_the_operator_asked_for_them() {
     );
 }
 
+#[test]
+fn readers_that_never_finish_their_question_keep_nobody_out() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &config(&lab, ""));
+    // Many times what is served at one time: one after the other, each for its ten seconds, they would take minutes.
+    let slow: Vec<_> = (0..400)
+        .map(|_| {
+            let mut stream =
+                std::os::unix::net::UnixStream::connect(lab.directory().join("metrics.sock")).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-").unwrap();
+            stream
+        })
+        .collect();
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sS", "--max-time", "45", "http://localhost/metrics", "--unix-socket"]);
+    let page = curl.arg(lab.directory().join("metrics.sock")).output().unwrap();
+    assert!(text(&page).contains("guestnet_vms"), "{}", text(&page));
+    daemon.guestnet(&["vm", "create", "a"]);
+    drop(slow);
+}
+
 /// The names of guestnet's metrics that `text` speaks of.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
