@@ -4,11 +4,12 @@ SHELL := bash
 .ONESHELL:
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-guests test-scale images deb deps nextest bench fuzz clean
+.PHONY: help demo test test-otlp test-guests test-scale images deb deps nextest bench fuzz clean
 
 help:
 	@echo 'make demo          boot two VMs on guestnet in a lab and show what they see (KEEP=1: leave it running)'
 	echo 'make test          formatting, lints, unit and integration tests, with real guests'
+	echo 'make test-otlp     what needs the feature otlp: traces and metrics for an OpenTelemetry collector'
 	echo 'make test-guests   the tests that boot or install whole distributions'
 	echo 'make test-scale    4,000 guests on one host, 200 crashes in a storm of calls: under 15 minutes'
 	echo 'make bench         every benchmark beside its peers; BENCHES=dhcp: one of them'
@@ -32,6 +33,10 @@ test: deps nextest
 	cargo fmt --check
 	cargo clippy --all-targets --quiet -- -D warnings
 	cargo nextest run --no-fail-fast -E 'not $(GUEST_TESTS) and not test(/^scale::/)'
+
+test-otlp: deps nextest
+	@cargo clippy --features otlp --tests --quiet -- -D warnings
+	cargo nextest run --no-fail-fast --features otlp --lib --test it -E 'test(/otlp::|telemetry::/)'
 
 test-guests: deps nextest
 	@vm-images/build.sh all validators systemd-root

@@ -21,6 +21,7 @@ use crate::drift::Drift;
 use crate::events::Events;
 use crate::host::{Host, HostError};
 use crate::kernel::{For, Kernel, KernelError};
+use crate::logging;
 use crate::manager::{Manager, ManagerError, Parts};
 use crate::metadata::{MetadataError, MetadataServer};
 use crate::metrics::{self, Histogram, MetricsError, MetricsServer};
@@ -31,6 +32,7 @@ use crate::reload::Reloader;
 use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
+use crate::telemetry::Telemetry;
 use crate::walls::{Guest, Walls};
 
 /// How long systemd is asked to wait for the next part of a start: longer than a look at all slots takes.
@@ -83,10 +85,23 @@ impl AppError {
 /// Runs the daemon until SIGTERM or SIGINT. `config_file` is the file named on the command line.
 pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
     let config = Config::load(config_file)?;
+    let (mut telemetry, spans) = Telemetry::open(&config.telemetry);
+    logging::start(&config.log_filter, spans);
+    let served = serve_with(&config, config_file, &mut telemetry).await;
+    // What waits for the collector is sent, or not: nothing depends on it.
+    let _ = tokio::task::spawn_blocking(|| telemetry.stop()).await;
+    served
+}
+
+async fn serve_with(
+    config: &Config,
+    config_file: Option<&Path>,
+    telemetry: &mut Telemetry,
+) -> Result<(), AppError> {
     raise_file_limit();
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    let managed = managed(&config);
+    let managed = managed(config);
     Host::check_routes(&kernel, &managed).await?;
     Host::check_mtus(&kernel, &config.networks).await?;
     let mut bound = None;
@@ -95,9 +110,9 @@ pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
         bound = Some(entrances(&config.api)?);
         Host::check_names(&kernel, &managed).await?;
     }
-    let store = open_store(&config).await?;
+    let store = open_store(config).await?;
     let entrances = bound.map_or_else(|| entrances(&config.api), Ok)?;
-    let reloader = Reloader::new(config_file.map(Path::to_owned), &config);
+    let reloader = Reloader::new(config_file.map(Path::to_owned), config);
     let host = Host::check(kernel.clone(), store.clone(), &managed).await?;
     let host = Arc::new(Mutex::new(host));
 
@@ -108,7 +123,7 @@ pub async fn serve(config_file: Option<&Path>) -> Result<(), AppError> {
     let mut hangup = signal(SignalKind::hangup())
         .map_err(|source| AppError::Io { doing: "listening for SIGHUP", source })?;
     let mut watchdog = Watchdog::new();
-    match start(&config, kernel, store, host.clone(), entrances, &reloader).await {
+    match start(config, kernel, store, host.clone(), entrances, &reloader, telemetry).await {
         Ok(running) => {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             info!(networks = config.networks.len(), "guestnet is ready");
@@ -258,6 +273,7 @@ async fn start(
     host: Arc<Mutex<Host>>,
     entrances: Entrances,
     reloader: &Reloader,
+    telemetry: &mut Telemetry,
 ) -> Result<Running, AppError> {
     let (registry, events) = (Registry::default(), Events::default());
     let (leases, journal) = Leases::open(&config.state_directory, events.clone())?;
@@ -322,6 +338,7 @@ async fn start(
     let admin = DnsAdmin::new(controls.clone(), store.clone());
     let resolvers = admin.clone();
     reloader.takes(DnsAdmin::live_keys(&config.networks), move |config| resolvers.prepare(config));
+    reloader.takes_networks(manager.clone(), reservations.clone());
     let lease_sources = LeaseSources { registry, leases };
     let (bind, unbind) = (Arc::<Histogram>::default(), Arc::<Histogram>::default());
     let sources = Sources {
@@ -345,6 +362,7 @@ async fn start(
         unbind: sources.unbind.clone(),
         vm_labels: reloader.vm_labels(),
     };
+    telemetry.measure(measured.clone());
     let metrics = MetricsServer::start(&config.metrics, measured).await?;
     let api = ApiServer::start(entrances, manager.clone(), sources, Bounds::default())
         .await

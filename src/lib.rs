@@ -15,6 +15,7 @@ pub mod guestcfg;
 pub mod host;
 pub mod ipam;
 pub mod kernel;
+pub mod logging;
 pub mod manager;
 pub mod memory;
 pub mod metadata;
@@ -28,6 +29,7 @@ pub mod reload;
 pub mod reservations;
 pub mod stats;
 pub mod store;
+pub mod telemetry;
 pub mod walls;
 
 /// Messages, service and client generated from `proto/guestnet/v1/guestnet.proto`.

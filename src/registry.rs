@@ -134,6 +134,25 @@ impl Registry {
         tables.bind(binding);
     }
 
+    /// Gives `network` in the place of the one of its name to all that is bound or reserved there: no reader finds none.
+    pub fn relink(&self, network: &Arc<Network>) {
+        let mut tables = self.write();
+        let vms: Vec<Vm> = tables.by_vm.values().map(|binding| binding.vm.clone()).collect();
+        for vm in vms.into_iter().filter(|vm| vm.network == network.name) {
+            tables.unbind(&vm.vm_id);
+            tables.bind(Arc::new(Binding::new(vm, network.clone())));
+        }
+        let Some(names) = tables.networks.get_mut(&network.name) else { return };
+        let clients = names.by_mac.values().filter(|reserved| reserved.vm_id.is_none());
+        let clients: Vec<Arc<Reserved>> = clients.cloned().collect();
+        for client in clients {
+            names.remove(client.guest.mac);
+            let GuestNet { mac, address, ref hostname, .. } = client.guest;
+            let guest = GuestNet::of(network, mac, address, hostname.clone(), &client.options);
+            names.add(Arc::new(Reserved { network: network.clone(), guest, ..(*client).clone() }));
+        }
+    }
+
     /// Makes `binding` visible. The caller has made sure that no other VM has its MAC or address; host names may repeat.
     pub fn bind(&self, binding: Arc<Binding>) {
         self.write().bind(binding);

@@ -2,6 +2,8 @@
 //! the file as it was and as it is. Out: both lists by key. Each part of the service says which keys it takes; all of them make
 //! ready first, so a file that does not fit, or names what cannot be read, changes nothing. Comparing is pure.
 
+mod keys;
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,8 +15,13 @@ use tokio::task::spawn_blocking;
 use toml::{Table, Value};
 use tracing::{error, info};
 
+use crate::api::SocketGroup;
 use crate::config::{Config, ConfigError, Problem, SpiffeIds};
+use crate::logging;
+use crate::manager::Manager;
 use crate::model::NetworkName;
+use crate::reservations::Reservations;
+pub use keys::why;
 
 /// Puts in force what a part has made ready; it cannot fail any more. Dropped, nothing has changed.
 pub type Change = BoxFuture<'static, ()>;
@@ -68,6 +75,25 @@ impl Reloader {
             let (allowed, new) = (allowed.clone(), config.api.tls.as_ref().map(|tls| tls.allowed.clone()));
             Ok(Box::pin(async move { new.into_iter().for_each(|new| allowed.store(Arc::new(new))) }))
         });
+        reloader.takes(["log.filter"], |config| {
+            let filter = config.log_filter.clone();
+            Ok(Box::pin(async move { logging::follow(&filter) }))
+        });
+        // The sockets are those of the start, wherever the file has them.
+        let sockets = [
+            ("api.socket_group", Some(config.api.socket.clone())),
+            ("api.read_only_group", config.api.read_only_socket.clone()),
+        ];
+        reloader.takes(sockets.clone().map(|(key, _)| key), move |config| {
+            let groups = [&config.api.socket_group, &config.api.read_only_group];
+            let mut given = Vec::new();
+            for ((key, socket), group) in sockets.iter().zip(groups) {
+                let Some(socket) = socket else { continue };
+                let group = SocketGroup::find(socket, group.as_deref());
+                given.push(group.map_err(|error| Problem::new(*key, error.to_string()))?);
+            }
+            Ok(Box::pin(async move { given.iter().for_each(SocketGroup::give) }))
+        });
         let vm_labels = reloader.vm_labels();
         reloader.takes(["metrics.vm_labels"], move |config| {
             let (vm_labels, new) = (vm_labels.clone(), config.metrics.vm_labels);
@@ -86,6 +112,26 @@ impl Reloader {
     ) {
         let part = Part { keys: keys.into_iter().map(Into::into).collect(), prepare: Box::new(prepare) };
         self.0.parts.write().unwrap_or_else(PoisonError::into_inner).push(part);
+    }
+
+    /// Has guests that run, and VMs to come, get what the configuration says of their networks.
+    pub fn takes_networks(&self, manager: Manager, reservations: Reservations) {
+        let all = 0..self.0.networks.len();
+        let keys = all.flat_map(|at| keys::OF_GUESTS.map(|key| format!("network[{at}].{key}")));
+        self.takes(keys, move |config| {
+            let (manager, reservations, networks) =
+                (manager.clone(), reservations.clone(), config.networks.clone());
+            Ok(Box::pin(async move {
+                manager.adjust(&networks).await;
+                reservations.adjust(&networks).await;
+            }))
+        });
+    }
+
+    #[cfg(test)]
+    fn keys(&self) -> Vec<String> {
+        let parts = self.0.parts.read().unwrap_or_else(PoisonError::into_inner);
+        parts.iter().flat_map(|part| part.keys.clone()).collect()
     }
 
     /// Who may call over TCP.

@@ -8,6 +8,7 @@ use connectrpc::{ConnectError, ErrorCode, IdempotencyLevel, RequestContext};
 use connectrpc::{Interceptor, Next, NextStream, PayloadStream};
 
 use super::errors::refusal;
+use super::trace;
 
 /// What a caller may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,9 +43,25 @@ pub struct Caller {
     pub access: Access,
 }
 
-/// The caller of a request; the server attached it.
-pub(super) fn peer(ctx: &RequestContext) -> Option<Peer> {
-    ctx.extensions().get::<Caller>().map(|caller| caller.peer.clone())
+/// Who asked for a change, and in which trace: for the log.
+#[derive(Debug, Clone)]
+pub(super) struct Origin {
+    pub(super) caller: Option<Peer>,
+    pub(super) trace_id: Option<String>,
+}
+
+impl Origin {
+    /// The server has attached the caller to the request.
+    pub(super) fn of(ctx: &RequestContext) -> Self {
+        let caller = ctx.extensions().get::<Caller>().map(|caller| caller.peer.clone());
+        Self { caller, trace_id: trace::id(ctx) }
+    }
+
+    /// Of a change that has no line of its own.
+    pub(super) fn log(&self, verb: &'static str, what: impl fmt::Display) {
+        let caller = self.caller.as_ref().map(tracing::field::display);
+        tracing::info!(verb, %what, caller, trace_id = self.trace_id, "changed");
+    }
 }
 
 /// Lets read-only callers read.

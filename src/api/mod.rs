@@ -19,6 +19,7 @@ mod stats;
 mod status;
 mod streams;
 mod tls;
+mod trace;
 mod vms;
 pub mod wire;
 
@@ -26,8 +27,8 @@ pub use caller::{Access, Caller, Peer};
 pub use leases::LeaseSources;
 pub use reservations::{options as dhcp_options_from_wire, wire_options as dhcp_options_to_wire};
 pub use server::{ApiServer, Bounds, Entrances};
-pub(crate) use socket::SocketFile;
 pub use socket::{ApiSocket, SocketError};
+pub(crate) use socket::{SocketFile, SocketGroup};
 pub use status::Sources;
 pub use tls::TlsError;
 

@@ -28,6 +28,7 @@ use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
 use super::status::Sources;
 use super::tls::Tls;
+use super::trace::Traced;
 use crate::config::{SpiffeIds, TlsConfig};
 use crate::manager::Manager;
 use crate::proto::guestnet::v1::GUEST_NETWORK_SERVICE_SERVICE_NAME;
@@ -186,6 +187,7 @@ fn rpc(service: Service, bounds: &Bounds) -> io::Result<ConnectRpcService> {
     Ok(ConnectRpcService::new(router)
         .with_limits(limits)
         .with_deadline_policy(deadline)
+        .with_interceptor(Traced)
         .with_interceptor(Gate)
         // On one machine copying is cheaper than packing.
         .with_compression_policy(CompressionPolicy::disabled()))

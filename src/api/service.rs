@@ -10,8 +10,9 @@ use connectrpc::{
 };
 use futures_util::{StreamExt, stream};
 use tokio::sync::{Semaphore, watch};
+use tracing::{Instrument, Span};
 
-use super::caller::{Peer, peer};
+use super::caller::Origin;
 use super::errors::{code_of, refusal, status};
 use super::policy;
 use super::streams::Streams;
@@ -20,6 +21,7 @@ use super::{
 };
 use crate::manager::{Collected, CreateVm, Manager, ManagerError};
 use crate::model::VmId;
+use crate::proto::guestnet::v1::__buffa::oneof::delete_reservation_request::Key;
 use crate::proto::guestnet::v1::{self, GuestNetworkService};
 use crate::reload::Reloaded;
 use crate::walls::WallsError;
@@ -45,9 +47,10 @@ impl Service {
         Self { manager, sources, changes, streams: Streams::new(stop) }
     }
 
-    async fn create(&self, create: CreateVm, peer: Option<Peer>) -> Result<v1::VmNetwork, ConnectError> {
+    async fn create(&self, create: CreateVm, origin: Origin) -> Result<v1::VmNetwork, ConnectError> {
         let (manager, vm_id) = (self.manager.clone(), create.vm_id.clone());
-        let binding = self.change("create", vm_id, peer, async move { manager.create(create).await }).await?;
+        let binding =
+            self.change("create", vm_id, origin, async move { manager.create(create).await }).await?;
         Ok(wire::vm_network(&binding))
     }
 
@@ -63,7 +66,7 @@ impl Service {
         &self,
         verb: &'static str,
         vm_id: VmId,
-        peer: Option<Peer>,
+        origin: Origin,
         work: impl Future<Output = Result<T, ManagerError>> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let permit = self.changes.clone().acquire_owned().await;
@@ -72,7 +75,9 @@ impl Service {
             "delete" => Some(self.sources.unbind.clone()),
             _ => None,
         };
-        let task = tokio::spawn(async move {
+        let span = Span::current();
+        span.record("guestnet.vm_id", vm_id.as_str());
+        let work = async move {
             let _permit = permit;
             let begun = Instant::now();
             let done = work.await;
@@ -80,15 +85,16 @@ impl Service {
                 taken.observe(begun.elapsed());
             }
             let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let caller = peer.map(tracing::field::display);
+            let (caller, trace_id) = (origin.caller.map(tracing::field::display), origin.trace_id);
             match &done {
-                Ok(_) => tracing::info!(verb, %vm_id, caller, took_us, "VM network changed"),
+                Ok(_) => tracing::info!(verb, %vm_id, caller, trace_id, took_us, "VM network changed"),
                 Err(error) => {
                     let code = code_of(error);
                     if matches!(code, ErrorCode::Internal) {
                         tracing::error!(
                             verb,
                             caller,
+                            trace_id,
                             took_us,
                             "VM network not changed: the cause is logged at debug"
                         );
@@ -97,8 +103,8 @@ impl Service {
                 }
             }
             done
-        });
-        match task.await {
+        };
+        match tokio::spawn(work.instrument(span)).await {
             Ok(done) => done.map_err(status),
             Err(error) => {
                 tracing::error!(verb, %error, "a change did not run to its end");
@@ -112,11 +118,14 @@ impl Service {
         work: impl Future<Output = Result<T, WallsError>> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let permit = self.changes.clone().acquire_owned().await;
-        let task = tokio::spawn(async move {
+        let work = async move {
             let _permit = permit;
             work.await
-        });
-        task.await.unwrap_or(Err(WallsError::Stopping)).map_err(policy::failed)
+        };
+        tokio::spawn(work.in_current_span())
+            .await
+            .unwrap_or(Err(WallsError::Stopping))
+            .map_err(policy::failed)
     }
 }
 
@@ -128,7 +137,7 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::CreateVmNetworkRequest>,
     ) -> ServiceResult<v1::CreateVmNetworkResponse> {
-        let vm_network = self.create(wire::create_vm(&request)?, peer(&ctx)).await?;
+        let vm_network = self.create(wire::create_vm(&request)?, Origin::of(&ctx)).await?;
         Response::ok(v1::CreateVmNetworkResponse { vm_network: vm_network.into(), ..Default::default() })
     }
 
@@ -141,10 +150,10 @@ impl GuestNetworkService for Service {
         let asked: Vec<_> =
             request.requests.iter().map(|one| (one.vm_id.to_owned(), wire::create_vm(one))).collect();
         let each = asked.into_iter().map(|(vm_id, create)| {
-            let peer = peer(&ctx);
+            let origin = Origin::of(&ctx);
             async move {
                 let made = match create {
-                    Ok(create) => self.create(create, peer).await,
+                    Ok(create) => self.create(create, origin).await,
                     Err(error) => Err(error.into()),
                 };
                 vms::batch_result(&vm_id, made)
@@ -161,8 +170,9 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::UpdateVmNetworkResponse> {
         let update = wire::update_vm(&request)?;
         let (manager, vm_id) = (self.manager.clone(), update.vm_id.clone());
-        let binding =
-            self.change("update", vm_id, peer(&ctx), async move { manager.update(update).await }).await?;
+        let binding = self
+            .change("update", vm_id, Origin::of(&ctx), async move { manager.update(update).await })
+            .await?;
         let vm_network = wire::vm_network(&binding);
         Response::ok(v1::UpdateVmNetworkResponse { vm_network: vm_network.into(), ..Default::default() })
     }
@@ -194,7 +204,7 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<v1::DeleteVmNetworkResponse> {
         let vm_id = wire::vm_id(request.vm_id)?;
         let (manager, gone) = (self.manager.clone(), vm_id.clone());
-        self.change("delete", vm_id, peer(&ctx), async move { manager.delete(&gone).await }).await?;
+        self.change("delete", vm_id, Origin::of(&ctx), async move { manager.delete(&gone).await }).await?;
         Response::ok(v1::DeleteVmNetworkResponse::default())
     }
 
@@ -224,10 +234,14 @@ impl GuestNetworkService for Service {
 
     async fn add_reservations(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::AddReservationsRequest>,
     ) -> ServiceResult<v1::AddReservationsResponse> {
-        Response::ok(reservations::add(&self.sources.reservations, request.to_owned_message()).await?)
+        let (request, origin) = (request.to_owned_message(), Origin::of(&ctx));
+        let count = request.reservations.len();
+        let added = reservations::add(&self.sources.reservations, request).await?;
+        origin.log("add reservations", count);
+        Response::ok(added)
     }
 
     async fn list_reservations(
@@ -240,10 +254,17 @@ impl GuestNetworkService for Service {
 
     async fn delete_reservation(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteReservationRequest>,
     ) -> ServiceResult<v1::DeleteReservationResponse> {
-        Response::ok(reservations::delete(&self.sources.reservations, request.to_owned_message()).await?)
+        let request = request.to_owned_message();
+        let key = match &request.key {
+            Some(Key::MacAddress(key) | Key::IpAddress(key)) => key.clone(),
+            None => String::new(),
+        };
+        let deleted = reservations::delete(&self.sources.reservations, request).await?;
+        Origin::of(&ctx).log("delete reservation", key);
+        Response::ok(deleted)
     }
 
     async fn list_networks(
@@ -289,7 +310,7 @@ impl GuestNetworkService for Service {
         let (vm_id, content) = (wire::vm_id(request.vm_id)?, request.user_data.map(<[u8]>::to_vec));
         let (manager, of) = (self.manager.clone(), vm_id.clone());
         let set = async move { manager.set_user_data(of, content).await };
-        self.change("set user-data", vm_id, peer(&ctx), set).await?;
+        self.change("set user-data", vm_id, Origin::of(&ctx), set).await?;
         Response::ok(v1::SetUserDataResponse::default())
     }
 
@@ -311,18 +332,26 @@ impl GuestNetworkService for Service {
 
     async fn set_dns_record(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::SetDnsRecordRequest>,
     ) -> ServiceResult<v1::SetDnsRecordResponse> {
-        Response::ok(dns::set_record(&self.sources.dns, &self.manager, request.to_owned_message()).await?)
+        let request = request.to_owned_message();
+        let name = request.name.clone();
+        let set = dns::set_record(&self.sources.dns, &self.manager, request).await?;
+        Origin::of(&ctx).log("set DNS record", name);
+        Response::ok(set)
     }
 
     async fn delete_dns_record(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteDnsRecordRequest>,
     ) -> ServiceResult<v1::DeleteDnsRecordResponse> {
-        Response::ok(dns::delete_record(&self.sources.dns, &self.manager, request.to_owned_message()).await?)
+        let request = request.to_owned_message();
+        let name = request.name.clone();
+        let deleted = dns::delete_record(&self.sources.dns, &self.manager, request).await?;
+        Origin::of(&ctx).log("delete DNS record", name);
+        Response::ok(deleted)
     }
 
     async fn list_dns_records(
@@ -335,18 +364,21 @@ impl GuestNetworkService for Service {
 
     async fn flush_dns_cache(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::FlushDnsCacheRequest>,
     ) -> ServiceResult<v1::FlushDnsCacheResponse> {
-        Response::ok(dns::flush(&self.sources.dns, request.network_id, request.name)?)
+        let flushed = dns::flush(&self.sources.dns, request.network_id, request.name)?;
+        Origin::of(&ctx).log("flush DNS cache", request.network_id.unwrap_or_default());
+        Response::ok(flushed)
     }
 
     async fn reload_dns(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ReloadDnsRequest>,
     ) -> ServiceResult<v1::ReloadDnsResponse> {
         self.sources.dns.reload().await?;
+        Origin::of(&ctx).log("reload DNS", "rules and hosts files are read again");
         Response::ok(v1::ReloadDnsResponse::default())
     }
 
@@ -376,12 +408,17 @@ impl GuestNetworkService for Service {
     }
     async fn apply_network_policy(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::ApplyNetworkPolicyRequest>,
     ) -> ServiceResult<v1::ApplyNetworkPolicyResponse> {
         let (spec, dry_run) = (policy::spec(request.policy.as_option())?, request.dry_run);
         let walls = self.manager.walls().clone();
+        // One of the two is set.
+        let scope = format!("{}{}", spec.vm_id, spec.workspace_id);
         let applied = self.finished(async move { walls.apply(spec, dry_run).await }).await?;
+        if !dry_run {
+            Origin::of(&ctx).log("apply policy", scope);
+        }
         Response::ok(policy::applied(applied))
     }
 
@@ -408,12 +445,14 @@ impl GuestNetworkService for Service {
 
     async fn delete_network_policy(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteNetworkPolicyRequest>,
     ) -> ServiceResult<v1::DeleteNetworkPolicyResponse> {
         let scope = policy::scope(request.vm_id, request.workspace_id)?;
         let walls = self.manager.walls().clone();
-        self.finished(async move { walls.delete_policy(&scope).await }).await?;
+        let of = scope.clone();
+        self.finished(async move { walls.delete_policy(&of).await }).await?;
+        Origin::of(&ctx).log("delete policy", scope);
         Response::ok(v1::DeleteNetworkPolicyResponse::default())
     }
 
@@ -427,12 +466,13 @@ impl GuestNetworkService for Service {
 
     async fn add_port_forward(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::AddPortForwardRequest>,
     ) -> ServiceResult<v1::AddPortForwardResponse> {
         let forward = policy::forward(request.forward.as_option())?;
         let walls = self.manager.walls().clone();
         let added = self.finished(async move { walls.add_forward(forward).await }).await?;
+        Origin::of(&ctx).log("add forward", format_args!("{}: {}", added.vm_id, added.host_port));
         let forward = policy::port_forward(&added);
         Response::ok(v1::AddPortForwardResponse { forward: forward.into(), ..Default::default() })
     }
@@ -452,12 +492,13 @@ impl GuestNetworkService for Service {
 
     async fn delete_port_forward(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeletePortForwardRequest>,
     ) -> ServiceResult<v1::DeletePortForwardResponse> {
         let (protocol, at, port) = policy::named(&request)?;
         let walls = self.manager.walls().clone();
         self.finished(async move { walls.remove_forward(protocol, &at, port).await }).await?;
+        Origin::of(&ctx).log("delete forward", port);
         Response::ok(v1::DeletePortForwardResponse::default())
     }
 
@@ -475,8 +516,7 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::CollectGarbageRequest>,
     ) -> ServiceResult<v1::CollectGarbageResponse> {
-        let caller = peer(&ctx).map(tracing::field::display);
-        tracing::info!(caller, apply = request.apply, "asked for what is left over");
+        Origin::of(&ctx).log("collect garbage", if request.apply { "to remove it" } else { "to see it" });
         let collected = self.manager.collect(request.apply).await.map_err(status)?;
         let leftover = |of: Collected| v1::Leftover {
             kind: of.leftover.kind().to_owned(),
@@ -494,12 +534,18 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ReloadConfigurationRequest>,
     ) -> ServiceResult<v1::ReloadConfigurationResponse> {
-        let caller = peer(&ctx).map(tracing::field::display);
-        tracing::info!(caller, "asked to read the configuration again");
+        Origin::of(&ctx).log("reload", "the configuration is read again");
         let reloaded = self.sources.reloader.reload().await.map_err(|error| {
             refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
         })?;
         let Reloaded { applied, needs_restart } = reloaded;
-        Response::ok(v1::ReloadConfigurationResponse { applied, needs_restart, ..Default::default() })
+        let why = |key: &String| (key.clone(), crate::reload::why(key).to_owned());
+        let reasons = needs_restart.iter().map(why).collect();
+        Response::ok(v1::ReloadConfigurationResponse {
+            applied,
+            needs_restart,
+            reasons,
+            ..Default::default()
+        })
     }
 }

@@ -70,6 +70,30 @@ impl ApiSocket {
     }
 }
 
+/// A group that a socket is to be given to while it is in use: who is connected stays.
+#[derive(Debug)]
+pub(crate) struct SocketGroup {
+    path: PathBuf,
+    group: u32,
+}
+
+impl SocketGroup {
+    /// The daemon's own where no group is named.
+    pub(crate) fn find(path: &Path, group: Option<&str>) -> Result<Self, SocketError> {
+        let group = match group {
+            Some(name) => group_id(path, name)?,
+            None => nix::unistd::getegid().as_raw(),
+        };
+        Ok(Self { path: path.to_owned(), group })
+    }
+
+    pub(crate) fn give(&self) {
+        if let Err(error) = std::os::unix::fs::lchown(&self.path, None, Some(self.group)) {
+            tracing::error!(socket = %self.path.display(), %error, "the socket could not be given to its group");
+        }
+    }
+}
+
 fn group_id(path: &Path, name: &str) -> Result<u32, SocketError> {
     let no_group = || SocketError::Group { path: path.to_owned(), group: name.to_owned() };
     let found = nix::unistd::Group::from_name(name).map_err(|errno| SocketError::Io {

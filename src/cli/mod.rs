@@ -267,4 +267,6 @@ async fn delete(client: &Client, vm_ids: &[VmId]) -> Result<(), CliError> {
 }
 
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod tests;

@@ -7,12 +7,19 @@ use crate::proto::guestnet::v1;
 
 pub(super) fn print(format: Format, reloaded: &v1::ReloadConfigurationResponse) -> String {
     if format == Format::Json {
-        return pretty(&json!({"applied": reloaded.applied, "needs_restart": reloaded.needs_restart}));
+        let v1::ReloadConfigurationResponse { applied, needs_restart, reasons, .. } = reloaded;
+        return pretty(&json!({"applied": applied, "needs_restart": needs_restart, "reasons": reasons}));
     }
-    let keys = |label: &str, keys: &[String]| -> String {
-        if keys.is_empty() { String::new() } else { format!("{label}: {}\n", keys.join(", ")) }
-    };
-    let out = keys("in force now", &reloaded.applied)
-        + &keys("after systemctl restart guestnet", &reloaded.needs_restart);
+    let mut out = String::new();
+    if !reloaded.applied.is_empty() {
+        out = format!("in force now: {}\n", reloaded.applied.join(", "));
+    }
+    if !reloaded.needs_restart.is_empty() {
+        out += "after systemctl restart guestnet:\n";
+    }
+    for key in &reloaded.needs_restart {
+        let why = reloaded.reasons.get(key).map(String::as_str).unwrap_or_default();
+        out += &format!("  {key}: {why}\n");
+    }
     if out.is_empty() { "nothing has changed\n".into() } else { out }
 }

@@ -8,6 +8,7 @@ mod reservation;
 mod resolver;
 mod section;
 mod service;
+mod telemetry;
 mod walls;
 
 use std::io;
@@ -15,11 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::{Table, Value};
+use tracing_subscriber::EnvFilter;
 
 use crate::model::{Network, Reservation};
 pub use section::Problem;
 use section::Section;
 pub use service::{ApiConfig, MetricsConfig, SpiffeIds, TlsConfig};
+pub use telemetry::{Collector, TelemetryConfig};
 
 /// A checked configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +33,9 @@ pub struct Config {
     text: String,
     pub api: ApiConfig,
     pub metrics: MetricsConfig,
+    pub telemetry: TelemetryConfig,
+    /// What is logged: a filter of tracing-subscriber.
+    pub log_filter: String,
     /// Absolute.
     pub state_directory: PathBuf,
     /// At least one; the first is the default network.
@@ -104,6 +110,10 @@ impl Config {
 
         let api = service::api(&mut file, &mut problems);
         let metrics = service::metrics(&mut file, &mut problems);
+        let telemetry = telemetry::read(&mut file, &mut problems);
+        let mut log = Section::of(&mut file, "log", &mut problems);
+        let log_filter = log.take("filter", "info", log_filter);
+        log.finish();
         let mut state = Section::of(&mut file, "state", &mut problems);
         let state_directory = state.take("directory", "/var/lib/guestnet", absolute_path);
         state.finish();
@@ -120,18 +130,30 @@ impl Config {
         let clashes = network::clashes(&read);
         problems.extend(clashes.into_iter().map(|(key, message)| Problem::new(key, message)));
         problems.extend(env::refusal(&env));
-        let known = "unknown key; known here: [api], [metrics], [state], [[network]]";
+        let known = "unknown key; known here: [api], [metrics], [telemetry], [log], [state], [[network]]";
         problems.extend(file.into_iter().map(|(key, _)| Problem::new(key, known)));
 
-        match (api, metrics, state_directory) {
-            (Some(api), Some(metrics), Some(state_directory)) if problems.is_empty() => {
+        match (api, metrics, telemetry, log_filter, state_directory) {
+            (Some(api), Some(metrics), Some(telemetry), Some(log_filter), Some(state_directory))
+                if problems.is_empty() =>
+            {
                 let (mut networks, mut reservations) = (Vec::new(), Vec::new());
                 for read in read {
                     networks.push(Arc::new(read.network));
                     reservations.extend(read.reservations);
                 }
                 let text = String::new();
-                Ok(Self { file: whole, text, api, metrics, state_directory, networks, reservations })
+                Ok(Self {
+                    file: whole,
+                    text,
+                    api,
+                    metrics,
+                    telemetry,
+                    log_filter,
+                    state_directory,
+                    networks,
+                    reservations,
+                })
             }
             _ => Err(Problems(problems)),
         }
@@ -165,6 +187,13 @@ fn network_tables(file: &mut Table, problems: &mut Vec<Problem>) -> Vec<Table> {
 /// A variable of this process. A value that is not UTF-8 cannot fit any key; lossy, it is refused by the key's own check.
 fn environment(variable: &str) -> Option<String> {
     std::env::var_os(variable).map(|value| value.to_string_lossy().into_owned())
+}
+
+fn log_filter(value: &Value) -> Result<String, String> {
+    let expected = "what to log, like \"info\", or \"info,guestnet::dns=debug\"";
+    let text = value.as_str().filter(|text| !text.is_empty()).ok_or(expected)?;
+    let filter: Result<EnvFilter, _> = text.parse();
+    filter.map(|_| text.to_owned()).map_err(|error| format!("{expected}: {error}"))
 }
 
 fn absolute_path(value: &Value) -> Result<PathBuf, String> {

@@ -101,7 +101,7 @@ pub(super) fn metrics(file: &mut Table, problems: &mut Vec<Problem>) -> Option<M
 }
 
 /// An empty string is nothing; anything else is for `parse`.
-fn unless_empty<T>(
+pub(super) fn unless_empty<T>(
     parse: impl FnOnce(&Value) -> Result<T, String>,
 ) -> impl FnOnce(&Value) -> Result<Option<T>, String> {
     move |value| match value.as_str() {

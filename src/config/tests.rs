@@ -48,7 +48,9 @@ fn the_example_file_shows_every_key_with_its_default() {
         page.contains(example),
         "docs/configuration.md is not current: put config/guestnet.toml into its fence"
     );
-    let listed = refused("[api]\nx = 1\n[metrics]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1");
+    let listed = refused(
+        "[api]\nx = 1\n[metrics]\nx = 1\n[telemetry]\nx = 1\n[log]\nx = 1\n[state]\nx = 1\n[[network]]\nx = 1",
+    );
     for known in listed.lines().flat_map(|line| line.split_once("known here: ").unwrap().1.split(", ")) {
         let shown =
             [format!("\n{known} = "), format!("\n[network.{known}]")].iter().any(|key| example.contains(key));
@@ -178,6 +180,12 @@ fn what_does_not_fit_is_refused_with_its_key_its_value_and_what_fits() {
             "[api]\nread_only_socket = \"/run/guestnet/guestnet.sock\"".into(),
             &["api.read_only_socket: it is the socket"],
         ),
+        (
+            "[telemetry]\nendpoint = \"http://192.0.2.7:4318\"".into(),
+            &["telemetry.endpoint: \"http://192.0.2.7:4318\"", "on this host"],
+        ),
+        ("[log]\nfilter = \"guestnet=loud\"".into(), &["log.filter: \"guestnet=loud\"", "what to log"]),
+        ("[telemetry]\nmetrics_interval_seconds = 0".into(), &["metrics_interval_seconds", "1 to 3600"]),
         ("[metrics]\nlisten = \"0.0.0.0:9477\"".into(), &["metrics.listen: \"0.0.0.0:9477\"", "loopback"]),
         ("[state]\ndirectory = 7".into(), &["state.directory: 7 is not an absolute path"]),
         ("[network]\nname = \"a\"".into(), &["network: ", "is not a [[network]] table"]),

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::{CreateVm, ManagerError, NetworkStatus};
 use crate::ipam::{Ipam, IpamError, QUARANTINE};
-use crate::model::{Hostname, Mac, Network, NetworkName, Plumbing, Slot, Vm, VmId};
+use crate::model::{Hostname, Mac, Network, NetworkName, Plumbing, RateLimit, Slot, Vm, VmId};
 
 /// What is given out, over all networks of the host.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ impl Admitted {
 #[derive(Debug)]
 struct Pool {
     network: Arc<Network>,
+    /// Of VMs to come that ask for none. Slots that wait have the network's own, as it was at the start.
+    default_limit: Option<RateLimit>,
     addresses: Ipam,
     holders: HashMap<Ipv4Addr, VmId>,
 }
@@ -48,10 +50,26 @@ impl Admission {
     pub(super) fn new(networks: &[Arc<Network>]) -> Self {
         let pools = networks.iter().map(|network| Pool {
             network: network.clone(),
+            default_limit: network.rate_limit,
             addresses: Ipam::new(network.subnet, network.gateway, &network.reserved, QUARANTINE),
             holders: HashMap::new(),
         });
         Self { networks: pools.collect(), macs: HashMap::new() }
+    }
+
+    /// Takes over what may change while guests run; the networks of which their guests are told something else from now on.
+    pub(super) fn adjust(&mut self, configured: &[Arc<Network>]) -> Vec<Arc<Network>> {
+        let mut changed = Vec::new();
+        for pool in &mut self.networks {
+            let Some(new) = configured.iter().find(|new| new.name == pool.network.name) else { continue };
+            pool.default_limit = new.rate_limit;
+            let adjusted = pool.network.with_live(new);
+            if adjusted != *pool.network {
+                pool.network = Arc::new(adjusted);
+                changed.push(pool.network.clone());
+            }
+        }
+        changed
     }
 
     pub(super) fn network(&self, name: &NetworkName) -> Result<Arc<Network>, ManagerError> {
@@ -76,7 +94,7 @@ impl Admission {
         if pool.network.plumbing == Plumbing::External {
             return Err(ManagerError::External { network: pool.network.name.clone() });
         }
-        let rate_limit = request.rate_limit.over(pool.network.rate_limit);
+        let rate_limit = request.rate_limit.over(pool.default_limit);
         let rate_limit = rate_limit.map_err(|burst| ManagerError::BurstWithoutRate { burst: burst.kib() })?;
         if let Some(mac) = request.mac
             && let Some(by) = self.macs.get(&mac)
@@ -144,7 +162,10 @@ impl Admission {
 
     pub(super) fn status(&self) -> Vec<NetworkStatus> {
         let status = |pool: &Pool| NetworkStatus {
-            network: pool.network.clone(),
+            network: match pool.default_limit == pool.network.rate_limit {
+                true => pool.network.clone(),
+                false => Arc::new(Network { rate_limit: pool.default_limit, ..(*pool.network).clone() }),
+            },
             vm_count: u32::try_from(pool.holders.len()).unwrap_or(u32::MAX),
             free_addresses: pool.addresses.free_count(),
         };

@@ -3,7 +3,7 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::error;
+use tracing::{Instrument, error, info_span};
 
 use super::admission::Admission;
 use super::error::failed;
@@ -24,7 +24,8 @@ impl Inner {
         }
         let admitted = self.admission().admit(request, Instant::now(), microseconds_now())?;
         let network = self.admission().network(admitted.network())?;
-        let place = match self.pool.take(&network, admitted.multi_queue()).await {
+        let take = self.pool.take(&network, admitted.multi_queue());
+        let place = match take.instrument(info_span!("slot.take")).await {
             Ok(place) => place,
             Err(error) => {
                 let vm = admitted.on(Slot(0));
@@ -51,7 +52,8 @@ impl Inner {
                 return Err(error);
             }
         };
-        if let Err(mut errors) = self.bind(&vm, &place, &network).await {
+        let bind = self.bind(&vm, &place, &network).instrument(info_span!("kernel.bind"));
+        if let Err(mut errors) = bind.await {
             if let Err(error) = self.store.remove(vm.vm_id.clone()).await {
                 errors.push(error.to_string());
             }
@@ -70,7 +72,7 @@ impl Inner {
     async fn remember(&self, vm: &Vm) -> Result<Account, ManagerError> {
         let account = self.stats.open_account(&vm.slot.host_device());
         let account = account.map_err(|error| failed(vm, &[error.to_string()]))?;
-        self.store.insert(vm.clone(), account.clone()).await?;
+        self.store.insert(vm.clone(), account.clone()).instrument(info_span!("store.commit")).await?;
         Ok(account)
     }
 
@@ -131,7 +133,7 @@ impl Inner {
         let tap = self.end_of(&binding.vm).await?;
         // No more leases and names from here on.
         self.registry.unbind(vm_id);
-        if let Err(error) = self.unbind(&binding).await {
+        if let Err(error) = self.unbind(&binding).instrument(info_span!("kernel.unbind")).await {
             self.registry.bind(binding);
             return Err(error);
         }

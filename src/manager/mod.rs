@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::{error, info, warn};
+use tracing::{Instrument, error, info, warn};
 
 use crate::bridges::Bridges;
 use crate::dhcp::Leases;
@@ -203,6 +203,15 @@ impl Manager {
         networks.clone().any(|network| self.0.registry.by_address(&network.name, address).is_some())
     }
 
+    /// Takes over what of the networks may change while guests run. No call about a VM is under way meanwhile.
+    pub async fn adjust(&self, configured: &[Arc<Network>]) {
+        let _alone = self.0.quiet.write().await;
+        for network in self.admission().adjust(configured) {
+            self.0.registry.relink(&network);
+        }
+        self.0.pool.keep_ready(configured);
+    }
+
     /// Keeps slots ready in the background, until `stop`.
     pub async fn keep(&self) {
         self.0.pool.clone().keep().await;
@@ -241,19 +250,19 @@ impl Manager {
     /// The VM's network, made if it has none. Goes on to its end when the caller does not wait for it.
     pub async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
         let inner = self.0.clone();
-        join(tokio::spawn(async move { inner.create(request).await }).await)
+        join(tokio::spawn(async move { inner.create(request).await }.in_current_span()).await)
     }
 
     /// Changes what can change while the VM runs.
     pub async fn update(&self, request: UpdateVm) -> Result<Arc<Binding>, ManagerError> {
         let inner = self.0.clone();
-        join(tokio::spawn(async move { inner.update(request).await }).await)
+        join(tokio::spawn(async move { inner.update(request).await }.in_current_span()).await)
     }
 
     /// Removes the VM's network; a VM that has none is fine.
     pub async fn delete(&self, vm_id: &VmId) -> Result<(), ManagerError> {
         let (inner, vm_id) = (self.0.clone(), vm_id.clone());
-        join(tokio::spawn(async move { inner.delete(&vm_id).await }).await)
+        join(tokio::spawn(async move { inner.delete(&vm_id).await }.in_current_span()).await)
     }
 
     /// Policies and port forwards.

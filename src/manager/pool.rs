@@ -183,6 +183,12 @@ impl Pool {
         self.state().stock.free_of(slot)
     }
 
+    /// More or fewer slots are kept ready from now on.
+    pub(super) fn keep_ready(&self, configured: &[Arc<Network>]) {
+        self.state().stock.keep_ready(configured);
+        self.0.work.notify_one();
+    }
+
     /// The slots that are ready.
     pub(super) fn free(&self) -> BTreeSet<Slot> {
         self.state().stock.free()

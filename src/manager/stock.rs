@@ -222,6 +222,17 @@ impl<W> Stock<W> {
         })
     }
 
+    /// So many are kept ready from now on, of the networks that are in `configured`.
+    pub(super) fn keep_ready(&mut self, configured: &[Arc<Network>]) {
+        for shelf in &mut self.shelves {
+            let Some(new) = configured.iter().find(|new| new.name == shelf.network.name) else { continue };
+            if new.pool_size != shelf.network.pool_size {
+                shelf.network = Arc::new(Network { pool_size: new.pool_size, ..(*shelf.network).clone() });
+                shelf.given_up = false;
+            }
+        }
+    }
+
     /// Building failed: the one who waits longest is told; if nobody does, no more are built until somebody needs one.
     pub(super) fn building_failed(&mut self, network: &NetworkName) -> Option<W> {
         let shelf = self.shelf(network)?;

@@ -41,7 +41,7 @@ impl Histogram {
 
     #[allow(clippy::cast_precision_loss, reason = "seconds for people: 53 bits of nanoseconds are 104 days")]
     pub fn snapshot(&self) -> Latency {
-        let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> =
             bounds.zip(&self.buckets).map(|(bound, count)| (bound, count.load(Relaxed))).collect();
         Latency {

@@ -67,6 +67,12 @@ type Counts = Family<Labels, prometheus_client::metrics::counter::Counter>;
 type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
 
 impl Source {
+    /// The page as OpenMetrics has it.
+    #[cfg(feature = "otlp")]
+    pub(crate) async fn page_of_all(&self) -> Result<String, fmt::Error> {
+        self.page(Format::OpenMetrics).await
+    }
+
     pub(super) async fn page(&self, format: Format) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("guestnet");
         self.service(&mut registry);
@@ -207,7 +213,7 @@ impl Source {
 fn latency(counted: &Latencies) -> Latency {
     let bound = |at: usize| (1u64 << at) as f64 / 1e6;
     let last = counted.0.len() - 1;
-    let bucket = |(at, count): (usize, &u64)| (if at == last { f64::MAX } else { bound(at) }, *count);
+    let bucket = |(at, count): (usize, &u64)| (if at == last { f64::INFINITY } else { bound(at) }, *count);
     Latency {
         buckets: counted.0.iter().enumerate().map(bucket).collect(),
         count: counted.0.iter().sum(),

@@ -117,6 +117,16 @@ pub struct Network {
 }
 
 impl Network {
+    /// This network with what may change of it under guests as `configured` has it: what they are told by DHCP.
+    pub fn with_live(&self, configured: &Self) -> Self {
+        Self {
+            lease_seconds: configured.lease_seconds,
+            relays: configured.relays.clone(),
+            dhcp_options: configured.dhcp_options.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Whether the configuration keeps `address` from guests.
     pub fn is_reserved(&self, address: Ipv4Addr) -> bool {
         self.reserved.iter().any(|range| range.contains(&address))

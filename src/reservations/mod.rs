@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
@@ -66,7 +67,7 @@ pub struct Reservations(Arc<Inner>);
 
 struct Inner {
     /// In the order of the configuration.
-    networks: Vec<Arc<Network>>,
+    networks: ArcSwap<Vec<Arc<Network>>>,
     configured: HashSet<(NetworkName, Mac)>,
     store: Arc<Store>,
     registry: Registry,
@@ -115,7 +116,23 @@ impl Reservations {
         }
         registry.reserve(live);
         let configured = configured.iter().map(|r| (r.network.clone(), r.mac)).collect();
+        let networks = ArcSwap::from_pointee(networks);
         Ok(Self(Arc::new(Inner { networks, configured, store, registry, leases, pools: Mutex::new(pools) })))
+    }
+
+    /// Takes over what of the networks may change while clients hold leases.
+    pub async fn adjust(&self, configured: &[Arc<Network>]) {
+        let _alone = self.0.pools.lock().await;
+        let mut networks = self.0.networks.load().to_vec();
+        for network in &mut networks {
+            let Some(new) = configured.iter().find(|new| new.name == network.name) else { continue };
+            let adjusted = network.with_live(new);
+            if adjusted != **network {
+                *network = Arc::new(adjusted);
+                self.0.registry.relink(network);
+            }
+        }
+        self.0.networks.store(Arc::new(networks));
     }
 
     /// Reserves all of `asked` or nothing. What is reserved so already stays as it is.
@@ -141,8 +158,8 @@ impl Reservations {
     /// What is reserved, by network and address.
     pub fn list(&self, network: Option<&NetworkName>) -> Result<Vec<Arc<Reserved>>, ReservationError> {
         let networks = match network {
-            Some(name) => std::slice::from_ref(self.0.network(Some(name))?),
-            None => &self.0.networks[..],
+            Some(name) => vec![self.0.network(Some(name))?],
+            None => self.0.networks.load().to_vec(),
         };
         Ok(networks.iter().flat_map(|network| self.0.registry.reserved(&network.name)).collect())
     }
@@ -185,7 +202,7 @@ impl Reservations {
             let free = pools.get(&network.name).map(Ipam::free_count).unwrap_or_default();
             (network.name.clone(), self.0.registry.reserved(&network.name).len(), free)
         };
-        self.0.networks.iter().map(fill).collect()
+        self.0.networks.load().iter().map(fill).collect()
     }
 }
 
@@ -196,11 +213,12 @@ enum Admitted {
 }
 
 impl Inner {
-    fn network(&self, name: Option<&NetworkName>) -> Result<&Arc<Network>, ReservationError> {
-        let first = self.networks.first().ok_or(ReservationError::NoExternal)?;
-        let Some(name) = name else { return Ok(first) };
-        self.networks.iter().find(|network| network.name == *name).ok_or_else(|| {
-            let known: Vec<&str> = self.networks.iter().map(|network| network.name.as_str()).collect();
+    fn network(&self, name: Option<&NetworkName>) -> Result<Arc<Network>, ReservationError> {
+        let networks = self.networks.load();
+        let first = networks.first().ok_or(ReservationError::NoExternal)?;
+        let Some(name) = name else { return Ok(first.clone()) };
+        networks.iter().find(|network| network.name == *name).cloned().ok_or_else(|| {
+            let known: Vec<&str> = networks.iter().map(|network| network.name.as_str()).collect();
             ReservationError::UnknownNetwork(name.clone(), known.join(", "))
         })
     }
@@ -215,7 +233,7 @@ impl Inner {
         let mut admitted = Vec::with_capacity(asked.len());
         let mut macs = HashSet::with_capacity(asked.len());
         for asked in asked {
-            let network = self.network(asked.network.as_ref())?.clone();
+            let network = self.network(asked.network.as_ref())?;
             if !macs.insert((network.name.clone(), asked.mac)) {
                 return Err(ReservationError::Twice { mac: asked.mac });
             }

@@ -425,11 +425,12 @@ fn the_api_renders_what_the_command_line_does() {
     assert_eq!(call(r#"{"vmId":"nobody","target":"json"}"#)["code"], "not_found");
 }
 
-/// The commands of a section of the README, as a reader pastes them: its indented lines.
+/// The commands of a section of the README, as a reader pastes them: the lines of its `sh` blocks.
 fn commands_of_the_readme(section: &str) -> Vec<String> {
     let readme = include_str!("../../README.md");
     let section = readme.split("\n## ").find(|part| part.starts_with(section)).expect("the section");
-    section.lines().filter_map(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
+    let blocks = section.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    blocks.flat_map(str::lines).map(str::to_owned).collect()
 }
 
 /// Runs them in the folder `here`; each with what it printed.

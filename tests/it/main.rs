@@ -21,6 +21,7 @@ mod crash;
 mod demo;
 mod dhcp;
 mod dns;
+mod docs;
 mod drift;
 mod faults;
 mod first_guest;

@@ -12,28 +12,52 @@ keep=3 # finished builds of a target, so that branches can alternate
 # A recipe sets: provides (path below $images), packages (to install), fetched (to download only), inputs (files of
 # this repository besides the recipe), and build DIR, which makes DIR/$provides.
 build_target() (
-  target=$1 start=$(date +%s%N)
+  target=$1 start=$(date +%s%N) own_pid=$BASHPID ticking='' new=''
   provides='' packages=() fetched=() inputs=()
   # shellcheck source=/dev/null
   . "$here/recipes/$target.sh"
   mkdir -p "$images/.built"
   exec {lock}>"$images/.built/$target.lock"
+  trap 'step_over; rm -rf "${new:-}"' EXIT
+  step 'waiting for whoever builds it'
   flock "$lock"
+  step 'looking for packages'
   install_missing "${packages[@]}"
   name=$target-$(key)
   took=cached
   if [ ! -e "$images/.built/$name" ]; then
     rm -rf "$images/.built/.new-$target".*
     new=$(mktemp -d "$images/.built/.new-$target.XXXXXX")
-    trap 'rm -rf "$new"' EXIT
     chmod 755 "$new"
+    step building
     build "$new" {lock}>&-
     mv -T "$new" "$images/.built/$name"
     took=$(seconds_since "$start")
   fi
+  step_over
   publish "$name"
   echo "$target  $images/$provides  $(size "$images/$provides")  $took"
 )
+
+# step WHAT: on a terminal what is being done, with the seconds so far; nothing elsewhere
+step() {
+  step_over
+  [ -t 2 ] || return 0
+  # It ends with this shell, however that ends, and holds no lock of it.
+  (while kill -0 "$own_pid" 2>/dev/null; do
+    printf '\r\033[K%s: %s, %s' "$target" "$1" "$(seconds_since "$start")" >&2
+    sleep 1
+  done) {lock}>&- &
+  ticking=$!
+}
+
+step_over() {
+  [ -n "${ticking:-}" ] || return 0
+  kill "$ticking" 2>/dev/null || true
+  wait "$ticking" 2>/dev/null || true
+  ticking=''
+  printf '\r\033[K' >&2
+}
 
 # key: a digest of all that the result depends on
 key() {

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::lab::{Daemon, Lab, succeed};
+use crate::lab::{Daemon, Lab, succeed, text};
 
-fn project(path: &str) -> PathBuf {
+pub(super) fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// The clients' tools, in the build's folder, where they stay for the next run.
-fn tools() -> PathBuf {
+pub(super) fn tools() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
     succeed(Command::new(project("tests/foreign/install")).arg(&folder));
     folder
@@ -72,10 +72,49 @@ fn grpcio_speaks_grpc_with_the_service() {
     assert_eq!(succeed(&mut python), "ok\n");
 }
 
+/// buf on proto files in `folder`; whether it has nothing to say, and what it says.
+fn buf(folder: &Path, arguments: &[&str]) -> (bool, String) {
+    let mut buf = Command::new(tools().join("node_modules/.bin/buf"));
+    let output = buf.current_dir(folder).args(arguments).output().unwrap();
+    (output.status.success(), text(&output))
+}
+
+const BREAKING: [&str; 3] = ["breaking", "--against", "released.binpb"];
+
 #[test]
 fn the_proto_files_keep_bufs_rules_and_break_no_client_of_the_last_release() {
-    let buf = tools().join("node_modules/.bin/buf");
-    let buf = |arguments: &[&str]| succeed(Command::new(&buf).current_dir(project("proto")).args(arguments));
-    buf(&["lint"]);
-    buf(&["breaking", "--against", "released.binpb"]);
+    for arguments in [&["lint"] as &[_], &BREAKING] {
+        let (fits, said) = buf(&project("proto"), arguments);
+        assert!(fits, "{arguments:?}: {said}");
+    }
+}
+
+/// So that the test above can fail, and knows all of the API.
+#[test]
+fn a_field_that_changes_its_type_or_a_name_against_the_rules_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    succeed(Command::new("cp").arg("-rT").arg(project("proto")).arg(folder.path()));
+    let change = |file: &str, from: &str, to: &str| {
+        let path = folder.path().join("guestnet/v1").join(file);
+        let before = fs::read_to_string(&path).unwrap();
+        let after = before.replacen(from, to, 1);
+        assert_ne!(before, after, "{from} is not in {file}");
+        fs::write(path, after).unwrap();
+        before
+    };
+    for (file, from, to) in [
+        ("vm_network.proto", "string ip_address = ", "bytes ip_address = "),
+        ("policy.proto", "bool dry_run = 2", "bool dry_run = 3"),
+        ("dns.proto", "string value = 4", "string content = 4"),
+        ("reservation.proto", "rpc AddReservations", "rpc AddReservation"),
+    ] {
+        let file = if from.starts_with("rpc") { "guestnet.proto" } else { file };
+        let before = change(file, from, to);
+        let (fits, said) = buf(folder.path(), &BREAKING);
+        assert!(!fits && said.contains(file), "{from}: {said}");
+        fs::write(folder.path().join("guestnet/v1").join(file), before).unwrap();
+    }
+    change("vm_network.proto", "string ip_address = ", "string ipAddress = ");
+    let (fits, said) = buf(folder.path(), &["lint"]);
+    assert!(!fits && said.contains("ip_address"), "{said}");
 }

@@ -57,6 +57,13 @@ fn metrics_come_in_both_formats_and_are_as_prometheus_wants_them() {
     assert_eq!(value(body, "guestnet_unbind_duration_seconds_count"), 1.0);
     assert_eq!(value(body, "guestnet_events_total{kind=\"bound\"}"), 2.0);
     assert!(value(body, "guestnet_bind_duration_seconds_sum") > 0.0);
+    // Without a last bucket that holds all, histogram_quantile() has no answer.
+    for name in ["bind", "unbind", "dhcp_answer"] {
+        let series = |end: &str| value(body, &format!("guestnet_{name}_duration_seconds{end}"));
+        assert_eq!(series("_bucket{le=\"+Inf\"}"), series("_count"), "{name}");
+    }
+    let dns = |end: &str| value(body, &format!("guestnet_dns_answer_duration_seconds{end}"));
+    assert_eq!(dns("_bucket{network=\"default\",le=\"+Inf\"}"), dns("_count{network=\"default\"}"), "{body}");
     assert!(!body.contains("vm_id"), "series of VMs are for who asks for them:\n{body}");
 
     let mut check = promtool()
@@ -145,6 +152,27 @@ fn each_vm_has_series_of_its_own_where_the_operator_asked_for_them() {
         0.0,
         "{page}"
     );
+}
+
+#[test]
+fn readers_that_never_finish_their_question_keep_nobody_out() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, &config(&lab, ""));
+    // Many times what is served at one time: one after the other, each for its ten seconds, they would take minutes.
+    let slow: Vec<_> = (0..400)
+        .map(|_| {
+            let mut stream =
+                std::os::unix::net::UnixStream::connect(lab.directory().join("metrics.sock")).unwrap();
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-").unwrap();
+            stream
+        })
+        .collect();
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sS", "--max-time", "45", "http://localhost/metrics", "--unix-socket"]);
+    let page = curl.arg(lab.directory().join("metrics.sock")).output().unwrap();
+    assert!(text(&page).contains("guestnet_vms"), "{}", text(&page));
+    daemon.guestnet(&["vm", "create", "a"]);
+    drop(slow);
 }
 
 /// The names of guestnet's metrics that `text` speaks of.

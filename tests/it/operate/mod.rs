@@ -5,4 +5,5 @@ mod api;
 mod doctor;
 mod foreign;
 mod metrics;
+mod otlp;
 mod service;

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::lab::daemon::{Paths, serve_command};
-use crate::lab::{Daemon, Lab, succeed, text};
+use crate::lab::{Daemon, Lab, TapGuest, succeed, text};
 
 #[test]
 fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_does_not_fit_changes_nothing() {
@@ -29,12 +29,14 @@ fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_do
     let reloaded = daemon.json(&["reload"]);
     assert_eq!(reloaded["applied"], serde_json::json!(["metrics.vm_labels"]));
     assert_eq!(reloaded["needs_restart"], serde_json::json!(["network[0].mtu"]));
+    let why = reloaded["reasons"]["network[0].mtu"].as_str().unwrap();
+    assert!(daemon.guestnet(&["reload"]).contains(&format!("network[0].mtu: {why}")), "{reloaded}");
     assert_eq!(daemon.json(&["reload"])["applied"], serde_json::json!([]), "it is in force already");
 
     fs::write(&path, "[[network]]\nmtu = 1").unwrap();
     let refused = daemon.client(&["reload"]);
     assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
-    assert!(text(&refused).contains("network[0].mtu: 1 is not an MTU"), "{}", text(&refused));
+    assert!(text(&refused).contains("line 2: network[0].mtu: 1 is not an MTU"), "{}", text(&refused));
     kill(Pid::from_raw(daemon.pid() as i32), Signal::SIGHUP).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while daemon.log().matches("the old one stays in force").count() < 2 {
@@ -42,6 +44,130 @@ fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_do
         std::thread::sleep(Duration::from_millis(20));
     }
     daemon.guestnet(&["vm", "create", "a"]);
+}
+
+/// What busybox' DHCP client says of its lease.
+fn lease(guest: &TapGuest) -> String {
+    let mut client = guest.namespace.command("busybox");
+    let said = client.args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s", "/bin/true"]).output().unwrap();
+    assert!(said.status.success(), "{}", text(&said));
+    text(&said)
+}
+
+fn wait_until(what: &str, is_it: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_it() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn a_reload_changes_what_guests_that_run_are_told_and_what_new_vms_get() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let path = Paths::of(&lab).config;
+    let before = fs::read_to_string(&path).unwrap();
+    let old = daemon.json(&["vm", "create", "old"]);
+    let guest = TapGuest::attach(&lab, &old);
+    assert!(lease(&guest).contains("lease time 43200"), "{}", lease(&guest));
+    let slots =
+        || lab.on_host("sh", &["-c", "ls /run/netns | grep -c ^guestnet-"]).trim().parse::<u32>().unwrap();
+
+    let network = "pool_size = 16\nlease_seconds = 600\nrate_limit_mbps = 50\n\
+                   dhcp_options = { ntp_servers = [\"10.100.0.1\"] }";
+    let changed =
+        before.replace("pool_size = 8", network).replace("[api]", "[api]\nsocket_group = \"daemon\"");
+    fs::write(&path, changed).unwrap();
+    let reloaded = daemon.json(&["reload"]);
+    let applied = [
+        "api.socket_group",
+        "network[0].dhcp_options",
+        "network[0].lease_seconds",
+        "network[0].pool_size",
+        "network[0].rate_limit_mbps",
+    ];
+    let said: Vec<&str> =
+        reloaded["applied"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+    let mut tables: Vec<&str> = said.iter().map(|key| key.trim_end_matches(".ntp_servers")).collect();
+    tables.sort_unstable();
+    assert_eq!(
+        (tables, &reloaded["needs_restart"]),
+        (applied.to_vec(), &serde_json::json!([])),
+        "{reloaded}"
+    );
+
+    assert!(lease(&guest).contains("lease time 600"), "{}", lease(&guest));
+    assert!(daemon.guestnet(&["gen", "networkd", "old"]).contains("NTP=10.100.0.1"));
+    let limit = |vm: &str| {
+        let vm = daemon.json(&["vm", "show", vm]);
+        let device = vm["host_device"].as_str().unwrap();
+        (vm["rate_limit_mbps"].clone(), lab.on_host("tc", &["qdisc", "show", "dev", device]))
+    };
+    for (vm, rate) in [("new", 50), ("old", 100)] {
+        if vm == "new" {
+            daemon.guestnet(&["vm", "create", vm]);
+        }
+        let (said, queue) = limit(vm);
+        assert_eq!(said, rate);
+        assert!(queue.contains(&format!("rate {rate}Mbit")), "{vm}: {queue}");
+    }
+    // A slot that it leaves, with the limit of a slot that waits, gives the next one the new limit too.
+    daemon.guestnet(&["vm", "delete", "new"]);
+    daemon.guestnet(&["vm", "create", "newer"]);
+    assert!(limit("newer").1.contains("rate 50Mbit"), "{:?}", limit("newer"));
+    wait_until("more slots are kept", || slots() >= 16);
+    let group = || lab.on_host("stat", &["-c", "%g %a", daemon.socket().to_str().unwrap()]);
+    // Debian's base-passwd: daemon is 1.
+    assert_eq!(group(), "1 660\n");
+
+    // One part that cannot be: none of it is.
+    let refused = before.replace("pool_size = 8", "pool_size = 8\nlease_seconds = 700");
+    fs::write(&path, refused.replace("[api]", "[api]\nsocket_group = \"no-such-group\"")).unwrap();
+    let refused = daemon.client(&["reload"]);
+    assert!(!refused.status.success() && text(&refused).contains("no-such-group"), "{}", text(&refused));
+    assert!(lease(&guest).contains("lease time 600"), "{}", lease(&guest));
+    fs::write(&path, &before).unwrap();
+    daemon.guestnet(&["reload"]);
+    assert!(lease(&guest).contains("lease time 43200"), "{}", lease(&guest));
+    assert_eq!(group(), "0 660\n");
+}
+
+#[test]
+fn a_reload_changes_what_is_logged() {
+    let lab = Lab::new();
+    let (notify_path, log) = (lab.directory().join("notify"), lab.directory().join("log"));
+    let notify = UnixDatagram::bind(&notify_path).unwrap();
+    notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut daemon = serve_command(&lab, "")
+        .env("NOTIFY_SOCKET", &notify_path)
+        .env_remove("GUESTNET_LOG")
+        .stderr(fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    while !said.contains("READY=1") {
+        let mut buffer = [0; 256];
+        let length = notify.recv(&mut buffer).expect("it gets ready");
+        said += &String::from_utf8_lossy(&buffer[..length]);
+    }
+    let client = |arguments: &[&str]| {
+        let mut command = lab.host_command(crate::lab::guestnet_binary());
+        command.args(arguments).env("GUESTNET_SOCKET", Paths::of(&lab).socket).output().unwrap()
+    };
+    let debugged = || fs::read_to_string(&log).unwrap().matches("VM network not changed").count();
+    let refused = || assert!(!client(&["vm", "create", "a", "--ip", "10.100.0.1"]).status.success());
+    refused();
+    assert_eq!(debugged(), 0, "that is for debug");
+    let config = Paths::of(&lab).config;
+    let before = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{before}[log]\nfilter = \"guestnet::api=debug\"\n")).unwrap();
+    let reloaded = client(&["reload"]);
+    assert!(text(&reloaded).contains("log.filter"), "{}", text(&reloaded));
+    refused();
+    assert_eq!(debugged(), 1, "{}", fs::read_to_string(&log).unwrap());
+    kill(Pid::from_raw(daemon.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(daemon.wait().unwrap().success());
 }
 
 #[test]
