@@ -21,7 +21,7 @@ use tracing::{Instrument, error, info, warn};
 use crate::bridges::Bridges;
 use crate::dhcp::Leases;
 use crate::events::Events;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LookInto};
 use crate::model::{
     DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, RateLimit, RateRequest,
     Slot, TapRequest, VmId, WorkspaceId,
@@ -137,11 +137,14 @@ impl Manager {
             warn!(error, "what is no VM's could not be removed");
         }
         // A run that was cut off may not have come to it.
-        let freed: HashSet<Ipv4Addr> = self.0.store.freed()?.iter().map(|freed| freed.address).collect();
-        if !freed.is_empty()
-            && let Err(error) = self.0.kernel.forget_connections(freed).await
+        let freed: Vec<_> =
+            self.0.store.freed()?.into_iter().map(|freed| (freed.network, freed.address)).collect();
+        let addresses: HashSet<Ipv4Addr> = freed.iter().map(|(_, address)| *address).collect();
+        if !addresses.is_empty()
+            && let Err(error) = self.0.kernel.forget_connections(addresses).await
         {
-            warn!(%error, "connections of former guests stay until they time out");
+            warn!(%error, "connections of former guests are not forgotten yet: their addresses wait");
+            self.0.pool.forget_later(freed);
         }
         let placed: Vec<Arc<Binding>> = bindings.iter().map(|(binding, _)| binding.clone()).collect();
         self.0.close_accounts(&placed, &observed).await;
@@ -166,9 +169,10 @@ impl Manager {
         self.0.adopted.load(Relaxed)
     }
 
-    /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits.
-    pub async fn repair(&self) -> Result<Repaired, ManagerError> {
-        self.0.repair().await
+    /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits. Slots that
+    /// have their ports are looked into as said.
+    pub async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
+        self.0.repair(into).await
     }
 
     /// What is ours by record and belongs to nobody; taken away if `apply`. Calls go on, but for a moment if there is any.

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use connectrpc::Protocol;
 use guestnet::proto::guestnet::v1::{CreateVmNetworkRequest, DeleteVmNetworkRequest};
 
-use crate::crash::{assert_consistent, storm};
+use crate::crash::assert_consistent;
 use crate::lab::api::client_of;
 use crate::lab::{Daemon, Lab, TapGuest, WEB, WEB_NAME};
 use crate::slots::{slots, within};
+use crate::storm::storm;
 
 const GUESTS: usize = 4_000;
 const CALLERS: usize = 16;
@@ -131,4 +132,14 @@ fn assert_consistent_at_scale(lab: &Lab, daemon: &Daemon<'_>) {
 #[test]
 fn killed_two_hundred_times_in_a_storm_it_leaks_nothing() {
     storm(200);
+}
+
+#[test]
+fn killed_at_any_operation_of_a_call_it_comes_back_to_what_it_has_answered() {
+    crate::kills::at_any_operation();
+}
+
+#[test]
+fn killed_at_any_operation_of_a_start_or_an_uninstall_it_is_done_by_the_next() {
+    crate::kills::at_any_operation_of_a_start_and_an_uninstall();
 }
