@@ -83,10 +83,7 @@ const KEYS: [(&str, Effect); 61] = [
     ("network.resolver.query_log", Live(RESOLVER)),
     ("network.resolver.queries_per_second", Live(RESOLVER)),
     ("network.resolver.zones", Live(RESOLVER)),
-    (
-        "network.resolver.hosts_file",
-        Restart("another path is opened at the start; guestnet dns reload reads the file again"),
-    ),
+    ("network.resolver.hosts_file", Live(RESOLVER)),
     ("network.resolver.record", Live(RESOLVER)),
     ("network.resolver.forward", Live(RESOLVER)),
     ("network.resolver.rule", Live(RESOLVER)),
