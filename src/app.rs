@@ -305,6 +305,7 @@ async fn start(
         registry.clone(),
         leases.clone(),
     )?;
+    leases.forget_unreserved(&registry);
     // Before anything is made: what is changed from then on is noticed.
     let watch = kernel.watch(walls.port())?;
     host.lock().await.raise().await?;

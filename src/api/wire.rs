@@ -177,6 +177,7 @@ pub fn network(status: &NetworkStatus, dns: &DnsAdmin) -> v1::Network {
         mtu: u32::from(network.mtu),
         vm_count: status.vm_count,
         free_addresses: status.free_addresses,
+        plumbing: network.plumbing.as_str().to_owned(),
         ..Default::default()
     }
 }

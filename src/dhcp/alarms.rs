@@ -12,7 +12,7 @@ use super::arp;
 use crate::events::{EventKind, Events};
 use crate::model::{Mac, NetworkName, VmId};
 
-/// Alarms that wait to be told; more are counted only.
+/// Alarms that wait to be told. More than their bounds let through in the time that it takes to tell of them.
 const QUEUE: usize = 64;
 
 /// What a server saw.
@@ -104,24 +104,23 @@ pub(super) struct Bound {
     second: SystemTime,
     told: u32,
     untold: u64,
+    per_second: u32,
 }
 
 const SUBJECTS: usize = 256;
-const PER_SECOND: u32 = 4;
 const QUIET: Duration = Duration::from_secs(60);
 
-impl Default for Bound {
-    fn default() -> Self {
+impl Bound {
+    pub(super) fn new(per_second: u32) -> Self {
         Self {
             recent: vec![(0, SystemTime::UNIX_EPOCH); SUBJECTS].into(),
             second: SystemTime::UNIX_EPOCH,
             told: 0,
             untold: 0,
+            per_second,
         }
     }
-}
 
-impl Bound {
     /// Whether to tell of `subject` now; then with how many went untold before.
     pub(super) fn allows(&mut self, subject: u64, now: SystemTime) -> Option<u64> {
         let within = |since: SystemTime, time| now.duration_since(since).is_ok_and(|ago| ago < time);
@@ -131,7 +130,7 @@ impl Bound {
         // Fibonacci hashing: neighbours get places apart.
         let place = (subject.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize % SUBJECTS;
         let recent = &mut self.recent[place];
-        if (recent.0 == subject && within(recent.1, QUIET)) || self.told >= PER_SECOND {
+        if (recent.0 == subject && within(recent.1, QUIET)) || self.told >= self.per_second {
             self.untold += 1;
             return None;
         }
@@ -153,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_subject_is_told_once_a_minute_and_a_flood_of_subjects_a_few_times_a_second() {
-        let mut bound = Bound::default();
+        let mut bound = Bound::new(4);
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         assert_eq!(bound.allows(7, start), Some(0));
         assert_eq!(bound.allows(7, start + Duration::from_secs(59)), None);

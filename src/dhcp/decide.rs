@@ -38,9 +38,7 @@ pub enum Outcome {
 }
 
 pub fn decide(request: &Request<'_>, reserved: &Reserved, record: &Record, now: SystemTime) -> Outcome {
-    if let Some(relay) = &request.relay
-        && !reserved.network.serves_relay(relay.giaddr)
-    {
+    if request.unserved_relay(&reserved.network).is_some() {
         return Outcome::Silent(Silence::Relayed);
     }
     if !is_for_us(request, reserved) {

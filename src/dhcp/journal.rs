@@ -28,6 +28,8 @@ const LONGEST_GATHER: Duration = Duration::from_secs(1);
 /// The log is written anew when it is this much longer than what it says.
 const SLACK: usize = 4;
 const LEAST_LINES: usize = 10_000;
+/// How often the events tell of one guest's leases at most.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Events of one group; the rest is one event with their number.
 const MOST_EVENTS: usize = 256;
 
@@ -159,7 +161,12 @@ fn gather(leases: &Leases, events: &Events, text: &mut String) -> Vec<Arc<Reserv
             let bound = matches!(entry.record.standing, Standing::Bound(_));
             let Some(reserved) = entry.reserved().cloned() else { continue };
             if bound && !std::mem::replace(&mut entry.announced, true) {
-                given.push(reserved.clone());
+                // A guest that gives its lease back and takes it again, over and over, is told of now and then.
+                let told = entry.told.and_then(|told| now.duration_since(told).ok());
+                if told.is_none_or(|ago| ago >= TOLD_EVERY) {
+                    entry.told = Some(now);
+                    given.push(reserved.clone());
+                }
             } else if !bound && entry.record.standing != Standing::Offered {
                 entry.announced = false;
             }
@@ -237,7 +244,9 @@ pub(super) type LogKey = (NetworkName, Mac);
 
 #[cfg(test)]
 mod tests {
-    use super::super::fixture::{ADDRESS, GATEWAY, Lab, broadcast, discover, network, selecting};
+    use dhcproto::v4::{DhcpOption, MessageType};
+
+    use super::super::fixture::{ADDRESS, GATEWAY, Lab, broadcast, discover, message, network, selecting};
     use super::super::{L4Checksum, Request};
     use super::*;
     use crate::model::LeaseState;
@@ -278,6 +287,48 @@ mod tests {
         drop(journal);
         let (leases, _journal) = Leases::open(directory.path(), Events::default()).unwrap();
         assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now).state, LeaseState::Reserved);
+    }
+
+    #[test]
+    fn a_lease_of_a_reservation_that_is_gone_does_not_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let (lab, registry) = (Lab::new(), Registry::default());
+        let reserved = Arc::new(lab.reserved.clone().unwrap());
+        registry.reserve([reserved.clone()]);
+        let (leases, journal) = Leases::open(directory.path(), Events::default()).unwrap();
+        exchange(&leases, &registry, &lab, &selecting(ADDRESS, GATEWAY));
+        drop(journal);
+        // A crash came before the log had heard of the deletion.
+        let state = |leases: &Leases| leases.view(&reserved.network.name, &reserved.guest, lab.now).state;
+        for (registry, state_then) in
+            [(&registry, LeaseState::Bound), (&Registry::default(), LeaseState::Reserved)]
+        {
+            let (leases, journal) = Leases::open(directory.path(), Events::default()).unwrap();
+            leases.forget_unreserved(registry);
+            assert_eq!(state(&leases), state_then);
+            drop(journal);
+        }
+        let (leases, _journal) = Leases::open(directory.path(), Events::default()).unwrap();
+        assert_eq!(state(&leases), LeaseState::Reserved, "nor by the log");
+    }
+
+    #[test]
+    fn a_guest_that_takes_its_lease_over_and_over_is_told_of_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (lab, registry, events) = (Lab::new(), Registry::default(), Events::default());
+        let mut watcher = events.watch();
+        registry.reserve([Arc::new(lab.reserved.clone().unwrap())]);
+        let (leases, journal) = Leases::open(directory.path(), events.clone()).unwrap();
+        let mut groups = leases.watch();
+        let mut gives_back = message(MessageType::Release, &[DhcpOption::ServerIdentifier(GATEWAY)]);
+        gives_back.set_ciaddr(ADDRESS);
+        for message in [selecting(ADDRESS, GATEWAY), gives_back].iter().cycle().take(10) {
+            exchange(&leases, &registry, &lab, message);
+            groups.blocking_recv().unwrap();
+        }
+        drop(journal);
+        assert_eq!(watcher.try_recv().unwrap().kind, EventKind::LeaseGiven);
+        assert!(watcher.try_recv().is_err());
     }
 
     #[test]

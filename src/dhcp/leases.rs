@@ -91,6 +91,22 @@ impl Leases {
         }
     }
 
+    /// Forgets whoever has no reservation any more: a crash may come between a deletion and its line in the log.
+    pub fn forget_unreserved(&self, registry: &Registry) {
+        for (network, book) in self.books() {
+            let mut page = book.open();
+            let Page { entries, gone, .. } = &mut *page;
+            entries.retain(|mac, _| {
+                let stays = registry.by_mac(&network, *mac).is_some();
+                if !stays {
+                    gone.push(*mac);
+                }
+                stays
+            });
+        }
+        self.wake.wake();
+    }
+
     /// The groups of changes from now on.
     pub fn watch(&self) -> broadcast::Receiver<LeaseChanges> {
         self.changes.subscribe()
@@ -139,8 +155,10 @@ pub(super) struct Page {
 pub(super) struct Entry {
     pub(super) record: Record,
     pub(super) in_changed: bool,
-    /// Whether the event of this lease has been sent.
+    /// Whether the event of this lease has been sent, or need not be.
     pub(super) announced: bool,
+    /// When the last one was.
+    pub(super) told: Option<SystemTime>,
     share: Share,
     /// What it is answered from, encoded; made again when the reservation is another one. None of an entry that was read
     /// back and has not been heard of since.
@@ -175,16 +193,21 @@ impl Book {
 }
 
 impl Page {
-    /// Runs one exchange; the outcome, and what to answer from if the MAC has a reservation. It is looked up in here, while
-    /// nobody can `forget` it, which is what makes `forget` final.
+    /// Runs one exchange; the outcome, and what to answer from, if the MAC has a reservation. It is looked up in here, while
+    /// nobody can `forget` it: an answer that leaves before the page is closed leaves before `forget` returns.
     pub(super) fn exchange(
         &mut self,
         registry: &Registry,
         network: &NetworkName,
         request: &Request<'_>,
         now: SystemTime,
-    ) -> Option<(Outcome, Arc<Reserved>, &Told)> {
+    ) -> Option<(Outcome, Arc<Reserved>, Option<&Told>)> {
         let reserved = registry.by_mac(network, request.mac)?;
+        if let Some(relay) = request.unserved_relay(&reserved.network) {
+            // Whoever sent it, its client has not been heard of.
+            self.bad_frame(registry, network, relay.link, Silence::Relayed, now);
+            return Some((Outcome::Silent(Silence::Relayed), reserved, None));
+        }
         let entry = self.entries.entry(request.mac).or_default();
         if !entry.known.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &reserved)) {
             entry.known = Some((reserved.clone(), Told::new(&reserved)));
@@ -199,7 +222,7 @@ impl Page {
         if changed && !std::mem::replace(&mut entry.in_changed, true) {
             self.changed.push(request.mac);
         }
-        let (_, told) = entry.known.as_ref()?;
+        let told = entry.known.as_ref().map(|(_, told)| told);
         Some((outcome, reserved, told))
     }
 
@@ -263,6 +286,28 @@ mod tests {
         leases.forget(name, guest_mac());
         assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), None);
         assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now), LeaseView::default());
+    }
+
+    #[test]
+    fn who_names_a_neighbour_through_a_relay_agent_that_is_not_served_takes_nothing_of_it() {
+        let (leases, lab, registry) = (Leases::default(), Lab::new(), Registry::default());
+        let reserved = Arc::new(lab.reserved.clone().unwrap());
+        registry.reserve([reserved.clone()]);
+        let class = dhcproto::v4::DhcpOption::ClassIdentifier(b"somebody else".to_vec());
+        let mut relayed = discover(&[class]);
+        relayed.set_giaddr([203, 0, 113, 9]).set_hops(1);
+        let mut frame = broadcast(&relayed);
+        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+        let request = Request::parse(&frame, L4Checksum::Complete).unwrap();
+        let (network, book) = (network().name, leases.book(&network().name));
+        for _ in 0..5_000 {
+            let exchanged =
+                book.open().exchange(&registry, &network, &request, lab.now).map(|(outcome, ..)| outcome);
+            assert_eq!(exchanged, Some(Outcome::Silent(Silence::Relayed)));
+        }
+        let unheard = leases.view(&network, &reserved.guest, lab.now);
+        assert_eq!(unheard, LeaseView::default());
+        assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), Some(Outcome::Reply(Answer::Offer)));
     }
 
     #[test]

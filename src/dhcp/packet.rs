@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::datagram::{ethernet, mac, udp};
 use super::options::Options;
 use super::{CLIENT_PORT, L4Checksum, SERVER_PORT};
-use crate::model::Mac;
+use crate::model::{Mac, Network};
 
 /// Why a frame gets no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,11 @@ const ETHERNET: u8 = 1;
 const MOST_HOPS: u8 = 16;
 
 impl<'a> Request<'a> {
+    /// The relay agent that it came through, where `network` serves no such agent.
+    pub(super) fn unserved_relay(&self, network: &Network) -> Option<&Relay<'a>> {
+        self.relay.as_ref().filter(|relay| !network.serves_relay(relay.giaddr))
+    }
+
     pub fn parse(frame: &'a [u8], l4: L4Checksum) -> Result<Self, Silence> {
         let (link, packet) = ethernet(frame)?;
         let datagram = udp(packet, l4)?;

@@ -65,8 +65,9 @@ fn destination(request: &Request<'_>, address: Ipv4Addr, answer: Answer) -> ([u8
         Answer::Nak => to_all,
         // It uses the address that it named.
         Answer::Ack | Answer::Inform if has_address => to_client(request.ciaddr),
-        Answer::Inform => to_all,
         _ if request.broadcast => to_all,
+        // It has an address and did not say which.
+        Answer::Inform => (request.mac.octets(), Ipv4Addr::BROADCAST, CLIENT_PORT),
         _ => to_client(address),
     }
 }
@@ -173,9 +174,9 @@ mod tests {
         let ack = Lab::new().answer(&renews);
         assert_eq!((ack.link, ack.address), (guest_mac().octets(), ADDRESS));
 
-        // It has none that it names: to all, as it cannot be reached otherwise.
+        // It has one that it does not name.
         let ack = Lab::new().answer(&message(MessageType::Inform, &[]));
-        assert_eq!((ack.link, ack.address), ([0xff; 6], Ipv4Addr::BROADCAST));
+        assert_eq!((ack.link, ack.address), (guest_mac().octets(), Ipv4Addr::BROADCAST));
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Dhcp {
             registry: self.registry.clone(),
             book,
             counters: self.counters.clone(),
-            watch: Watch { alarms: self.alarms.clone(), unknown: Bound::default(), others: Bound::default() },
+            watch: Watch::new(self.alarms.clone()),
         };
         let run = move || {
             let _port = port;
@@ -127,7 +127,19 @@ struct Shell {
 struct Watch {
     alarms: Alarms,
     unknown: Bound,
-    others: Bound,
+    /// Other servers that were heard.
+    servers: Bound,
+    /// Clients that name another server, each of which can say what it likes.
+    choices: Bound,
+    disputes: Bound,
+}
+
+impl Watch {
+    fn new(alarms: Alarms) -> Self {
+        let often = || Bound::new(4);
+        // Each of them takes the thread that tells of alarms a third of a second.
+        Self { alarms, unknown: often(), servers: often(), choices: often(), disputes: Bound::new(2) }
+    }
 }
 
 impl Shell {
@@ -158,8 +170,9 @@ impl Shell {
                 self.counters.received.fetch_add(1, Relaxed);
                 self.exchange(&mut page, &frame, now, &mut replies);
             }
-            book.close(page);
+            // Before whoever deletes a reservation can go on: no answer comes after that.
             let lost = replies.frames().len() - socket.send(replies.frames());
+            book.close(page);
             self.counters.send_failed.fetch_add(lost as u64, Relaxed);
             self.counters.answer_time.observe_many(begun.elapsed(), replies.frames().len() as u64);
         }
@@ -183,7 +196,7 @@ impl Shell {
         };
         self.counters.count(outcome);
         trace!(network = %self.network.name, mac = %request.mac, kind = ?request.kind, ?outcome, "exchange");
-        if let Outcome::Reply(answer) = outcome {
+        if let (Outcome::Reply(answer), Some(told)) = (outcome, told) {
             write_reply(replies.next(), &request, &reserved, told, answer, self.link.mac);
         } else {
             self.look_at(&request, &reserved, outcome, now);
@@ -195,7 +208,10 @@ impl Shell {
         if let Some(seen) = server_message(frame, l4) {
             self.counters.rogue_server.fetch_add(1, Relaxed);
             let text = || format!("{} with the MAC {} answers as a DHCP server", seen.address, seen.link);
-            return self.rogue(subject(seen.link), text, now);
+            if let Some(also) = self.watch.servers.allows(subject(seen.link), now) {
+                self.rogue(text(), also);
+            }
+            return;
         }
         trace!(network = %self.network.name, ?silence, "dropped a frame");
         self.counters.silent(silence);
@@ -225,10 +241,10 @@ impl Shell {
             (Outcome::Silent(Silence::ForeignAddress), Kind::Release) => {
                 ("released an address that is not its own,", request.ciaddr)
             }
-            _ => return self.look_at_choice(request, now),
+            (Outcome::Silent(Silence::NotOurs), _) => return self.look_at_choice(request, now),
+            _ => return,
         };
-        let own = matches!(outcome, Outcome::Declined { .. });
-        if !own && self.watch.others.allows(subject(request.mac), now).is_none() {
+        if self.watch.disputes.allows(subject(request.mac), now).is_none() {
             return;
         }
         self.watch.alarms.raise(Alarm::Address {
@@ -246,16 +262,15 @@ impl Shell {
         let other = request.server_id.filter(|server| *server != self.network.gateway);
         if let (Kind::Request, Some(server)) = (request.kind, other) {
             self.counters.rogue_server.fetch_add(1, Relaxed);
-            let text = || format!("{} took an offer of the DHCP server {server}", request.mac);
-            self.rogue(u64::from(u32::from(server)), text, now);
+            if let Some(also) = self.watch.choices.allows(subject(request.mac), now) {
+                self.rogue(format!("{} took an offer of the DHCP server {server}", request.mac), also);
+            }
         }
     }
 
-    fn rogue(&mut self, subject: u64, seen: impl FnOnce() -> String, now: SystemTime) {
-        if let Some(also) = self.watch.others.allows(subject, now) {
-            let network = self.network.name.clone();
-            self.watch.alarms.raise(Alarm::Rogue { network, seen: seen(), also });
-        }
+    fn rogue(&self, seen: String, also: u64) {
+        let network = self.network.name.clone();
+        self.watch.alarms.raise(Alarm::Rogue { network, seen, also });
     }
 }
 

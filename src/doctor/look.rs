@@ -12,7 +12,7 @@ use super::probe;
 use crate::config::Config;
 use crate::kernel::Kernel;
 use crate::kernel::nft::Nft;
-use crate::model::{DnsMode, Upstream};
+use crate::model::{DnsMode, Plumbing, Upstream};
 use crate::proto::guestnet::v1;
 
 /// What the service says, if it answers.
@@ -32,7 +32,7 @@ pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> 
             gateway: network.gateway.to_string(),
             subnet: network.subnet.to_string(),
             mtu: network.mtu.into(),
-            managed: true,
+            managed: network.plumbing == Plumbing::Managed,
             upstreams: network.upstreams.iter().map(|upstream| (upstream.clone(), false)).collect(),
             resolver: (network.dns == DnsMode::On).then_some(false),
             ..Default::default()
@@ -47,8 +47,7 @@ pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> 
             gateway: network.gateway.clone(),
             subnet: network.vm_subnet.clone(),
             mtu: network.mtu,
-            managed: Path::new("/sys/class/net").join(&network.bridge_name).join("bridge").exists()
-                || !Path::new("/sys/class/net").join(&network.bridge_name).exists(),
+            managed: network.plumbing != Plumbing::External.as_str(),
             upstreams: network
                 .dns_servers
                 .iter()
@@ -102,7 +101,8 @@ async fn look_at_network(kernel: Option<&Kernel>, network: NetworkFacts) -> Netw
     let bridge = network.bridge.clone();
     let sys = Path::new("/sys/class/net").join(&bridge);
     let gateway: Option<Ipv4Addr> = network.gateway.parse().ok();
-    let overlap = match (kernel, network.subnet.parse()) {
+    // On plumbing of somebody else the route to its guests is somebody else's too.
+    let overlap = match (kernel.filter(|_| network.managed), network.subnet.parse()) {
         (Some(kernel), Ok(subnet)) => kernel.overlapping_route(subnet).await.ok().flatten(),
         _ => None,
     };

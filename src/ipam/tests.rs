@@ -139,7 +139,10 @@ fn a_call_looks_at_no_more_however_full_the_subnet_is() {
                 assert_eq!(addresses.allocate_next(now), Ok(address(turn * 7)));
             });
         }
-        assert!(most <= 3, "a call looked at {most} ranges or addresses (every {step}., freed: {freed})");
+        assert!(
+            most <= 3,
+            "a call looked at {most} ranges or addresses (one in {step} taken by name, freed: {freed})"
+        );
     }
 }
 

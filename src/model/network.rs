@@ -57,6 +57,16 @@ pub enum Plumbing {
     External,
 }
 
+impl Plumbing {
+    /// As the configuration and the API call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Managed => "managed",
+            Self::External => "external",
+        }
+    }
+}
+
 /// Which relay agents' requests are served, by their giaddr.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Relays {

@@ -114,7 +114,7 @@ fn assert_bindings(lab: &Lab, daemon: &Daemon<'_>, vms: &[Value]) {
     };
     let gateways: Vec<Ipv4Addr> = networks(lab).iter().map(|network| network.gateway).collect();
     // What a guest is allowed at a time is kept for a minute after it.
-    let passing = ["new_rate", "dns_rate", "live", "dhcp_rate", "arp_rate", "icmp_rate"];
+    let passing = ["new_rate", "dns_rate", "live", "dhcp_rate", "arp_rate"];
     for (place, element) in &elements {
         if !place.contains(" guestnet ") || passing.iter().any(|set| place.ends_with(set)) {
             continue;

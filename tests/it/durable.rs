@@ -56,7 +56,7 @@ fn a_create_and_a_delete_are_on_the_disk_before_they_are_answered() {
         let answered = lines.iter().position(|line| answers(line)).unwrap();
         let mut open = HashSet::new();
         let wrote = |line: &&str| line.contains("pwrite64(") && line.contains("guestnet.db-wal");
-        let written = lines.iter().position(|line| wrote(&line)).expect("nothing was written to the log");
+        let written = lines.iter().position(wrote).expect("nothing was written to the log");
         let synced = lines.iter().position(|line| is_sync_of_the_log(line, &mut open));
         let synced = synced.unwrap_or_else(|| panic!("{rpc}: never synced\n{}", lines.join("\n")));
         assert!(written < synced && synced < answered, "{rpc}:\n{}", lines.join("\n"));

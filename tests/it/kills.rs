@@ -167,7 +167,7 @@ fn killed_while_it_changes_a_limit_a_tap_or_an_address_it_is_what_is_written_dow
             end.split(" rate ").nth(1).unwrap().split("Mbit").next().unwrap().parse::<u64>().unwrap()
         })
     };
-    // Sixteen to a limit of eighteen and back: each is another one than is written down before.
+    // Each time another one than is written down.
     let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "16"]);
     for (when, step) in before_and_after(&["rate"]) {
         let asked = if when == "before" { "17" } else { "18" };

@@ -120,9 +120,12 @@ fn frames_that_lie_get_no_answer_and_are_counted_by_reason() {
     // The server stands, and has answered none of these: the first answer is to this one.
     let name = [b"a\x00\n\x1b[2J\xff\"; rm".as_slice(), &[b'x'; 200]].concat();
     let wish = [&[53, 1, 1, 12, name.len() as u8][..], &name, &[60, 3, b'\n', 0x1b, b'"']].concat();
-    sniffer.send(&frame(me, &with(&wish)));
+    let mut asks = with(&wish);
+    asks[4..8].copy_from_slice(&[9; 4]);
+    sniffer.send(&frame(me, &asks));
     let offer = sniffer.wait("an OFFER", LIMIT, |seen| seen.mac != ME && seen.mac != "02:00:00:00:00:09");
     assert_eq!((offer.kind(), offer.to_mac.as_str()), (Some(MessageType::Offer), ME));
+    assert_eq!(offer.message.xid(), 0x0909_0909);
     let lease = daemon.json(&["lease", "show", ME]);
     let shown = [&lease["wished_hostname"], &lease["vendor_class"]].map(|text| text.as_str().unwrap());
     assert!(shown.iter().all(|text| text.bytes().all(|byte| matches!(byte, b' '..=b'~'))), "{shown:?}");

@@ -1,9 +1,11 @@
 //! `guestnet doctor`: each thing that can be broken in a lab is broken, found, named and mended by the command that it says.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::crash::Faults;
 use crate::lab::tap_guest::open_tap;
@@ -127,8 +129,18 @@ fn what_only_the_operator_can_mend_is_named_too() {
     let (_, wrong) = examine(&daemon, &[]);
     let checks: Vec<&str> = wrong.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
     assert!(checks.contains(&"uplink") && checks.contains(&"upstreams"), "{checks:?}");
-    let _other_dhcp_server = lab.host.run(|| std::net::UdpSocket::bind("0.0.0.0:67"));
-    drop(daemon);
+    // As dnsmasq does for a network of libvirt.
+    let other = lab.host.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        socket.bind_device(Some(b"lo")).unwrap();
+        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 67)).into()).unwrap();
+        socket
+    });
+    let (_, wrong) = examine(&daemon, &[]);
+    let dhcp = wrong.iter().find(|finding| finding["check"] == "dhcp").unwrap_or_else(|| panic!("{wrong:?}"));
+    assert_eq!(dhcp["verdict"], "warning");
+    assert!(dhcp["seen"].as_str().unwrap().contains("0.0.0.0:67"), "{dhcp}");
+    drop((other, daemon));
 
     let dead = lab
         .host_command(crate::lab::guestnet_binary())
