@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
@@ -11,6 +11,8 @@ use serde_json::Value;
 use crate::lab::daemon::Paths;
 use crate::lab::{Daemon, Lab, TapGuest, WEB, guestnet_binary};
 use crate::slots::{eventually, slots};
+
+pub(crate) use crate::consistent::{assert_consistent, walled};
 
 /// Steps of a create on a slot that is ready, of one that is built for it, and of a delete.
 pub(crate) const BIND: [&str; 6] = ["walls", "rate", "name", "neighbour", "route", "forwarding"];
@@ -63,8 +65,12 @@ impl<'lab> Faults<'lab> {
 
     /// At so manieth operation from now on.
     pub(crate) fn fail_at(&self, number: usize) {
+        self.at(number, "fail");
+    }
+
+    fn at(&self, number: usize, how: &str) {
         static FAULTS: AtomicUsize = AtomicUsize::new(0);
-        self.write_down(&format!("at {number} fail {}", FAULTS.fetch_add(1, Relaxed)));
+        self.write_down(&format!("at {number} {how} {}", FAULTS.fetch_add(1, Relaxed)));
     }
 
     fn write_down(&self, fault: &str) {
@@ -82,59 +88,6 @@ impl<'lab> Faults<'lab> {
     pub(crate) fn happened(&self) -> bool {
         !self.file().exists()
     }
-}
-
-/// What is in the kernel for VMs is what the service has, and each slot is whole or not at all.
-pub(crate) fn assert_consistent(lab: &Lab, daemon: &Daemon<'_>) {
-    let vms = daemon.json(&["vm", "list"]);
-    let vms = vms.as_array().unwrap();
-    let mut wanted: Vec<&str> = vms.iter().map(|vm| vm["ip_address"].as_str().unwrap()).collect();
-    wanted.sort();
-    let sorted = |text: String, field: usize| {
-        let mut found: Vec<String> = text
-            .lines()
-            .filter_map(|line| line.split_whitespace().nth(field))
-            .map(ToOwned::to_owned)
-            .collect();
-        found.sort();
-        found
-    };
-    assert_eq!(
-        sorted(lab.on_host("ip", &["-4", "route", "show", "proto", "103", "type", "unicast"]), 0),
-        wanted
-    );
-    assert_eq!(sorted(lab.on_host("ip", &["-4", "neigh", "show", "nud", "permanent"]), 0), wanted);
-    let mut macs: Vec<&str> = vms.iter().map(|vm| vm["mac_address"].as_str().unwrap()).collect();
-    macs.sort();
-    let entries = lab.on_host("bridge", &["fdb", "show"]);
-    let entries: Vec<&str> = entries.lines().filter(|l| l.contains("static") && l.contains(" gv")).collect();
-    assert_eq!(sorted(entries.join("\n"), 0), macs);
-    let mut names: Vec<&str> = vms.iter().map(|vm| vm["namespace"].as_str().unwrap()).collect();
-    names.sort();
-    let listed = || sorted(lab.on_host("ip", &["netns", "list"]), 0);
-    assert_eq!(listed().into_iter().filter(|name| name.starts_with("vm-")).collect::<Vec<_>>(), names);
-    assert_eq!(walled(lab), wanted);
-    // Slots are built and taken away in the background.
-    eventually("as many namespaces as ports of slots", || {
-        listed().iter().filter(|name| name.starts_with("guestnet-")).count() == slots(lab)
-    });
-    // No address is anybody's who is not there.
-    let networks = daemon.json(&["network", "list"]);
-    let counted = networks.as_array().unwrap().iter().map(|network| network["vm_count"].as_u64().unwrap());
-    assert_eq!(counted.sum::<u64>(), vms.len() as u64, "{networks}");
-    for vm in vms {
-        assert_eq!(&daemon.json(&["vm", "show", vm["vm_id"].as_str().unwrap()]), vm);
-    }
-}
-
-/// The addresses that guests' ports may speak under, in order.
-pub(crate) fn walled(lab: &Lab) -> Vec<String> {
-    let bindings = lab.on_host("nft", &["-nn", "list", "set", "bridge", "guestnet", "bindings"]);
-    let addresses = bindings.split(['{', '}', ',', '\n']).filter(|element| element.contains("\"gv"));
-    let mut found: Vec<String> =
-        addresses.map(|element| element.rsplit(" . ").next().unwrap().trim().to_owned()).collect();
-    found.sort();
-    found
 }
 
 /// A live guest that pings the internet all the while.
@@ -230,50 +183,4 @@ fn killed_while_it_wipes_a_slot_it_gives_it_to_nobody_unwiped() {
         let queues = lab.on_host("tc", &["qdisc", "show"]);
         assert!(queues.contains("rate 100Mbit") && !queues.contains("rate 7Mbit"), "{queues}");
     }
-}
-
-/// Kills the daemon `times` while callers create and delete.
-pub(crate) fn storm(times: usize) {
-    let lab = Lab::new();
-    let pool = "[[network]]\npool_size = 4\n";
-    let daemon = Daemon::start_with(&lab, pool);
-    let live = daemon.json(&["vm", "create", "live"]);
-    let train = Train::start(&lab, &live);
-    let mut running = Some(daemon);
-    for round in 0..times {
-        let daemon = running.take().unwrap();
-        let socket = Paths::of(&lab).socket;
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            for caller in 0..4 {
-                let (lab, socket, stop) = (&lab, &socket, &stop);
-                scope.spawn(move || {
-                    let mut turn = caller;
-                    while !stop.load(Relaxed) {
-                        let id = format!("vm{}", turn % 6);
-                        let verb = if (turn / 6 + caller) % 2 == 0 { "create" } else { "delete" };
-                        let mut client = lab.host_command(guestnet_binary());
-                        client.args(["vm", verb, &id]).env("GUESTNET_SOCKET", socket);
-                        // It may find nobody there.
-                        let _ = client.output();
-                        turn += 1;
-                    }
-                });
-            }
-            // Another moment of the storm each time.
-            std::thread::sleep(std::time::Duration::from_millis(40 + (round as u64 * 37) % 160));
-            daemon.crash();
-            stop.store(true, Relaxed);
-        });
-        let daemon = Daemon::start_with(&lab, pool);
-        assert_eq!(daemon.json(&["vm", "show", "live"]), live);
-        assert_consistent(&lab, &daemon);
-        running = Some(daemon);
-    }
-    train.arrive();
-}
-
-#[test]
-fn killed_in_a_storm_of_calls_it_leaks_nothing() {
-    storm(8);
 }

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use connectrpc::Protocol;
 use guestnet::proto::guestnet::v1::{CreateVmNetworkRequest, DeleteVmNetworkRequest};
 
-use crate::crash::{assert_consistent, storm};
+use crate::crash::assert_consistent;
 use crate::lab::api::client_of;
 use crate::lab::{Daemon, Lab, TapGuest, WEB, WEB_NAME};
 use crate::slots::{slots, within};
+use crate::storm::storm;
 
 const GUESTS: usize = 4_000;
 const CALLERS: usize = 16;

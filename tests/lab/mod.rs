@@ -21,6 +21,7 @@ pub mod namespace;
 pub mod port;
 pub mod scenario;
 pub mod sniffer;
+pub mod state;
 pub mod system;
 pub mod tap_guest;
 pub mod validators;
@@ -92,40 +93,6 @@ impl Lab {
 
     pub fn in_inet(&self, program: &str, arguments: &[&str]) -> String {
         succeed(self.inet.command(program).args(arguments))
-    }
-
-    /// What of the host's network an operator sees, but for slots that wait for a VM: to compare before and after.
-    pub fn host_state(&self) -> String {
-        // A slot is a VM's by the VM's name, a link to it.
-        let taken =
-            self.on_host("find", &["/run", "-path", "/run/netns/*", "-type", "l", "-printf", "%l\\n"]);
-        let taken: Vec<&str> = taken.lines().filter_map(|name| name.strip_prefix("guestnet-")).collect();
-        let waits = |name: &str| {
-            let slot = name.strip_prefix("gv").or(name.strip_prefix("guestnet-"));
-            slot.is_some_and(|slot| slot.parse::<u32>().is_ok() && !taken.contains(&slot))
-        };
-        let links = self.on_host("ip", &["-o", "link", "show"]);
-        // A device's index and its peer's are not what an operator compares.
-        let name = |line: &'_ str| Some(line.split(": ").nth(1)?.split('@').next()?.to_owned());
-        let mut links: Vec<String> = links.lines().filter_map(name).collect();
-        links.retain(|name| !waits(name));
-        links.sort();
-        let namespaces = self.on_host("ip", &["netns", "list"]);
-        let mut namespaces: Vec<&str> =
-            namespaces.lines().filter_map(|line| line.split(' ').next()).collect();
-        namespaces.retain(|name| !waits(name));
-        namespaces.sort();
-        format!(
-            "links: {}\naddresses: {}\nroutes: {}\nnetns: {}\nfilter: {}\nnat: {}\nip_forward: {}",
-            links.join(" "),
-            self.on_host("ip", &["-o", "-4", "addr", "show"]),
-            // Whether a link has its carrier yet is the kernel's timing.
-            self.on_host("ip", &["-4", "route", "show", "table", "all"]).replace(" linkdown", ""),
-            namespaces.join(" "),
-            self.on_host("iptables", &["-t", "filter", "-S"]),
-            self.on_host("iptables", &["-t", "nat", "-S"]),
-            self.on_host("cat", &["/proc/sys/net/ipv4/ip_forward"]),
-        )
     }
 }
 
