@@ -68,6 +68,11 @@ impl<'lab> Faults<'lab> {
         self.at(number, "fail");
     }
 
+    /// The same; the process ends there, as by kill -9.
+    pub(crate) fn kill_at(&self, number: usize) {
+        self.at(number, "kill");
+    }
+
     fn at(&self, number: usize, how: &str) {
         static FAULTS: AtomicUsize = AtomicUsize::new(0);
         self.write_down(&format!("at {number} {how} {}", FAULTS.fetch_add(1, Relaxed)));

@@ -27,6 +27,7 @@ mod faults;
 mod first_guest;
 mod garbage;
 mod guest_config;
+mod kills;
 mod limits;
 mod metadata;
 mod needs_kernel;

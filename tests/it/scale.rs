@@ -133,3 +133,13 @@ fn assert_consistent_at_scale(lab: &Lab, daemon: &Daemon<'_>) {
 fn killed_two_hundred_times_in_a_storm_it_leaks_nothing() {
     storm(200);
 }
+
+#[test]
+fn killed_at_any_operation_of_a_call_it_comes_back_to_what_it_has_answered() {
+    crate::kills::at_any_operation();
+}
+
+#[test]
+fn killed_at_any_operation_of_a_start_or_an_uninstall_it_is_done_by_the_next() {
+    crate::kills::at_any_operation_of_a_start_and_an_uninstall();
+}

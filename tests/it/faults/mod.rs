@@ -3,6 +3,8 @@
 mod host;
 mod vms;
 
+pub(crate) use host::plant;
+
 use std::collections::BTreeSet;
 use std::process::Output;
 
@@ -10,16 +12,16 @@ use crate::crash::{BIND, BUILD, Faults, UNBIND, assert_consistent};
 use crate::lab::{Daemon, Lab, text};
 
 /// Steps of a first start.
-const START: [&str; 8] =
+pub(crate) const START: [&str; 8] =
     ["sysctl", "bridge", "unreachable", "all-walls", "connected", "rules", "metadata-rule", "dns-rules"];
 /// Of one more bridge for a network with guests on the others.
-const SHARD: [&str; 5] = ["bridge", "bridge-walls", "rules", "metadata-rule", "dns-rules"];
+pub(crate) const SHARD: [&str; 5] = ["bridge", "bridge-walls", "rules", "metadata-rule", "dns-rules"];
 /// Of a slot that its VM has left.
-const LEFT: [&str; 3] = ["forget-connections", "wipe", "clear"];
+pub(crate) const LEFT: [&str; 3] = ["forget-connections", "wipe", "clear"];
 /// Of policies and port forwards.
-const WALLS: [&str; 3] = ["policy", "forward", "end-connections"];
+pub(crate) const WALLS: [&str; 3] = ["policy", "forward", "end-connections"];
 /// Of a repair, by what somebody does to a VM's port, its bridge or the host's rules.
-const REPAIR: [(&[&str], &[&str]); 5] = [
+pub(crate) const REPAIR: [(&[&str], &[&str]); 5] = [
     (
         &["ip", "link", "set", "gv0", "nomaster"],
         &["unplug", "redirect", "rate", "port", "name", "neighbour", "route", "forwarding"],
@@ -30,10 +32,10 @@ const REPAIR: [(&[&str], &[&str]); 5] = [
     (&["iptables", "-F"], &["rules"]),
 ];
 /// Of taking all away that was ever made.
-const UNINSTALL: [&str; 6] =
+pub(crate) const UNINSTALL: [&str; 6] =
     ["clear", "undo-rules", "undo-unreachable", "undo-bridge", "sysctl", "undo-all-walls"];
 /// Of taking away what belongs to nobody.
-const COLLECT: [&str; 7] = [
+pub(crate) const COLLECT: [&str; 7] = [
     "undo-forwarding",
     "undo-any-route",
     "undo-neighbour",
@@ -53,7 +55,7 @@ fn every_step_that_there_is_has_a_test_here() {
     assert_eq!(walked, guestnet::kernel::STEPS.into_iter().collect::<BTreeSet<&str>>());
 }
 
-fn before_and_after<'a>(steps: &'a [&'a str]) -> impl Iterator<Item = (&'static str, &'a str)> {
+pub(crate) fn before_and_after<'a>(steps: &'a [&'a str]) -> impl Iterator<Item = (&'static str, &'a str)> {
     steps.iter().flat_map(|step| [("before", *step), ("after", *step)])
 }
 
