@@ -137,11 +137,14 @@ impl Manager {
             warn!(error, "what is no VM's could not be removed");
         }
         // A run that was cut off may not have come to it.
-        let freed: HashSet<Ipv4Addr> = self.0.store.freed()?.iter().map(|freed| freed.address).collect();
-        if !freed.is_empty()
-            && let Err(error) = self.0.kernel.forget_connections(freed).await
+        let freed: Vec<_> =
+            self.0.store.freed()?.into_iter().map(|freed| (freed.network, freed.address)).collect();
+        let addresses: HashSet<Ipv4Addr> = freed.iter().map(|(_, address)| *address).collect();
+        if !addresses.is_empty()
+            && let Err(error) = self.0.kernel.forget_connections(addresses).await
         {
-            warn!(%error, "connections of former guests stay until they time out");
+            warn!(%error, "connections of former guests are not forgotten yet: their addresses wait");
+            self.0.pool.forget_later(freed);
         }
         let placed: Vec<Arc<Binding>> = bindings.iter().map(|(binding, _)| binding.clone()).collect();
         self.0.close_accounts(&placed, &observed).await;

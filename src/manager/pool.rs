@@ -47,6 +47,10 @@ struct State {
     left: Vec<Left>,
     /// Addresses that something of the kernel's may still know their last guest by.
     unclean: HashSet<(NetworkName, Ipv4Addr)>,
+    /// Those that VMs had before this start, whose connections the kernel would not forget yet.
+    remembered: Vec<(NetworkName, Ipv4Addr)>,
+    /// When it is asked again.
+    forget_at: Instant,
     /// Calls that wait until an address is clean.
     awaiting_clean: usize,
     /// Calls under way, and when the last one ended.
@@ -125,6 +129,8 @@ impl Pool {
             stock: Stock::new(&networks),
             left: Vec::new(),
             unclean: HashSet::new(),
+            remembered: Vec::new(),
+            forget_at: Instant::now(),
             awaiting_clean: 0,
             calls: 0,
             last_call: Instant::now(),
@@ -248,6 +254,16 @@ impl Pool {
         self.0.work.notify_one();
     }
 
+    /// Addresses whose last guests' connections could not be forgotten at a start: nobody gets one before they are.
+    pub(super) fn forget_later(&self, addresses: Vec<(NetworkName, Ipv4Addr)>) {
+        let mut state = self.state();
+        state.unclean.extend(addresses.iter().cloned());
+        state.remembered = addresses;
+        state.forget_at = Instant::now() + FORGET_AGAIN;
+        drop(state);
+        self.0.work.notify_one();
+    }
+
     /// Waits until nothing knows the last guest by this address any more. An error when that will not be.
     pub(super) async fn cleaned(&self, vm: &Vm) -> Result<(), ManagerError> {
         let key = (vm.network.clone(), vm.address);
@@ -365,7 +381,11 @@ impl Pool {
             }
             if !self.0.do_next().await {
                 self.0.done.notify_waiters();
-                work.await;
+                let again = Some(self.state()).filter(|state| !state.remembered.is_empty());
+                match again.map(|state| state.forget_at) {
+                    Some(at) => _ = tokio::time::timeout_at(at.into(), work).await,
+                    None => work.await,
+                }
             }
             self.0.done.notify_waiters();
         }
@@ -419,6 +439,7 @@ impl Inner {
 
     /// One thing that is needed; false when nothing is.
     async fn do_next(&self) -> bool {
+        self.forget_again().await;
         let left: Vec<Left> = {
             let mut state = self.state();
             let count = state.left.len().min(WIPED_AT_ONCE);
@@ -438,6 +459,30 @@ impl Inner {
             None => return false,
         }
         true
+    }
+
+    /// Asks the kernel once more, when it is time, to forget what it would not at the start. Everything else goes on meanwhile.
+    async fn forget_again(&self) {
+        let due: HashSet<Ipv4Addr> = {
+            let state = self.state();
+            let due = state.remembered.iter().filter(|_| state.forget_at <= Instant::now());
+            due.map(|(_, address)| *address).collect()
+        };
+        if due.is_empty() {
+            return;
+        }
+        let forgotten = self.kernel.forget_connections(due).await;
+        let mut state = self.state();
+        match forgotten {
+            Ok(_) => {
+                let clean = std::mem::take(&mut state.remembered);
+                clean.iter().for_each(|key| _ = state.unclean.remove(key));
+            }
+            Err(error) => {
+                warn!(%error, "former guests' connections are not forgotten yet: their addresses wait");
+                state.forget_at = Instant::now() + FORGET_AGAIN;
+            }
+        }
     }
 
     /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.

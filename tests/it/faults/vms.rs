@@ -129,6 +129,38 @@ fn a_slot_that_cannot_be_wiped_or_cleared_is_given_to_nobody() {
     left(2, &[clear], |lab| eventually("two wait beside the VM's", || slots(lab) == 3));
 }
 
+/// A run that was cut off before it came to it, and a kernel that refuses at the next start, and goes on to.
+#[test]
+fn an_address_whose_connections_cannot_be_forgotten_at_a_start_is_nobodys_until_they_are() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 4\n");
+    let daemon = faults.start();
+    let vm = daemon.json(&["vm", "create", "former", "--ip", "10.100.0.9"]);
+    TapGuest::attach(&lab, &vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    let tracked = || lab.on_host("conntrack", &["-L", "-s", "10.100.0.9"]);
+    faults.inject("before", "forget-connections", "refuse");
+    daemon.guestnet(&["vm", "delete", "former"]);
+    daemon.crash();
+    assert!(tracked().contains("10.100.0.9"), "nothing was to be forgotten");
+    let daemon = faults.start();
+    let begun = daemon.log().len();
+    // Others are served, from slots that are built meanwhile too; who asks for this one waits.
+    let mut heir = daemon.client_command(&["vm", "create", "heir", "--ip", "10.100.0.9"]).spawn().unwrap();
+    for n in 0..6 {
+        daemon.guestnet(&["vm", "create", &format!("other{n}")]);
+    }
+    eventually("it is tried again and again", || {
+        daemon.log()[begun..].matches("former guests' connections are not forgotten yet").count() >= 3
+    });
+    assert!(heir.try_wait().unwrap().is_none() && tracked().contains("10.100.0.9"), "{}", daemon.log());
+    assert!(faults.disarm());
+    assert!(heir.wait().unwrap().success());
+    assert_eq!(tracked(), "", "the heir has its predecessor's connections");
+    let heir = daemon.json(&["vm", "show", "heir"]);
+    TapGuest::attach(&lab, &heir).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    assert_consistent(&lab, &daemon);
+}
+
 fn failing_create(lab: &Lab, faults: &Faults<'_>, daemon: &Daemon<'_>, when: &str, step: &str) {
     let before = lab.host_state();
     faults.inject(when, step, "fail");
