@@ -178,3 +178,111 @@ fn migrate(connection: &mut Connection) -> rusqlite::Result<()> {
 fn read_pragma(connection: &Connection, name: &str) -> rusqlite::Result<i64> {
     connection.pragma_query_value(None, name, |row| row.get(0))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{RateLimit, TapOptions, Vm};
+    use crate::store::Store;
+    use crate::store::tests::vm;
+
+    #[test]
+    fn the_connection_that_writes_has_each_commit_on_the_disk_when_it_returns() {
+        let directory = tempfile::tempdir().unwrap();
+        let (connection, file) = open(directory.path()).unwrap();
+        let mode: String = connection.pragma_query_value(None, "journal_mode", |row| row.get(0)).unwrap();
+        // 2 is FULL (sqlite.org, PRAGMA synchronous): in WAL mode the log is synced after each transaction.
+        assert_eq!((mode.as_str(), read_pragma(&connection, "synchronous").unwrap()), ("wal", 2));
+        let reader = open_reader(&file).unwrap();
+        assert!(reader.execute("DELETE FROM vm", []).is_err(), "it is for reading");
+    }
+
+    /// A database as the guestnet of that schema left it, with VMs and what else it could hold.
+    fn as_version(version: usize, directory: &Path) -> Vec<Vm> {
+        let file = file_in(directory);
+        let connection = Connection::open(&file).unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection.pragma_update(None, "journal_mode", "WAL").unwrap();
+        for step in &MIGRATIONS[..version] {
+            connection.execute_batch(step).unwrap();
+        }
+        connection.pragma_update(None, "user_version", version as i64).unwrap();
+        let vms: Vec<Vm> = (0..20)
+            .map(|n| {
+                let vm = vm(n);
+                let rate_limit = vm.rate_limit.map(|limit| RateLimit { burst: None, ..limit });
+                Vm { rate_limit, tap: TapOptions::default(), dhcp_options: Default::default(), ..vm }
+            })
+            .collect();
+        for vm in &vms {
+            let first = "INSERT INTO vm (vm_id, network, workspace, slot, mac, address, hostname, rate_limit_mbps, \
+                         created_at_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+            let values = rusqlite::params![
+                vm.vm_id.as_str(),
+                vm.network.as_str(),
+                vm.workspace.as_ref().map(|workspace| workspace.as_str()),
+                vm.slot.0,
+                vm.mac.to_string(),
+                vm.address.to_string(),
+                vm.hostname.as_str(),
+                vm.rate_limit.map(|limit| limit.rate.mbps()),
+                vm.created_at_us,
+            ];
+            connection.execute(first, values).unwrap();
+        }
+        connection
+            .execute_batch(
+                "INSERT INTO freed VALUES ('default', '10.100.9.9', 5); UPDATE meta SET value = 21 WHERE key = 'generation';
+                 INSERT INTO sysctl VALUES ('ipv4/ip_forward', '0'); INSERT INTO link VALUES (7, 'br-vms', 'bridge', 'default');",
+            )
+            .unwrap();
+        let has = |table: &str| {
+            let query = "SELECT count(*) FROM sqlite_schema WHERE name = ?1";
+            connection.query_row(query, [table], |row| row.get::<_, i64>(0)).unwrap() > 0
+        };
+        if has("user_data") {
+            connection.execute_batch("INSERT INTO user_data VALUES ('vm_3', x'2321')").unwrap();
+        }
+        if has("port_forward") {
+            connection
+                .execute_batch("INSERT INTO port_forward VALUES ('tcp', '', '', 8085, 'vm_3', 80)")
+                .unwrap();
+        }
+        vms
+    }
+
+    #[test]
+    fn a_database_of_any_version_before_is_brought_up_to_date_with_all_that_it_holds() {
+        for version in 1..=MIGRATIONS.len() {
+            let directory = tempfile::tempdir().unwrap();
+            let vms = as_version(version, directory.path());
+            // Brought up to date once; the second start finds it so.
+            for _ in 0..2 {
+                let store = Store::open(directory.path()).unwrap();
+                assert_eq!(store.load().unwrap(), vms, "version {version}");
+                assert_eq!(store.freed().unwrap()[0].address.to_string(), "10.100.9.9");
+                assert_eq!((store.links().unwrap().len(), store.sysctls().unwrap().len()), (1, 1));
+                let user_data = store.user_data(&vms[3].vm_id).unwrap();
+                assert_eq!(user_data.is_some(), version >= 3, "version {version}");
+                assert_eq!(store.forwards().unwrap().len(), usize::from(version >= 6), "version {version}");
+                store.index_range().unwrap();
+            }
+            let connection = connect(&file_in(directory.path())).unwrap();
+            assert_eq!(read_pragma(&connection, "user_version").unwrap(), MIGRATIONS.len() as i64);
+        }
+    }
+
+    #[test]
+    fn an_upgrade_that_is_cut_off_leaves_the_version_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let vms = as_version(1, directory.path());
+        // Its last step cannot be done: somebody has a table in the way.
+        let connection = Connection::open(file_in(directory.path())).unwrap();
+        connection.execute_batch("CREATE TABLE dns_record (x)").unwrap();
+        assert!(Store::open(directory.path()).is_err());
+        assert_eq!(read_pragma(&connection, "user_version").unwrap(), 1, "some of it was done");
+        connection.execute_batch("DROP TABLE dns_record").unwrap();
+        drop(connection);
+        assert_eq!(Store::open(directory.path()).unwrap().load().unwrap(), vms);
+    }
+}
