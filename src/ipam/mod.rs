@@ -3,7 +3,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
@@ -27,13 +27,22 @@ pub struct Ipam {
     /// Sorted, apart from each other, without network and broadcast address.
     usable: Vec<RangeInclusive<u32>>,
     usable_count: u64,
-    /// What no `allocate_next` has come to yet, in its order. May hold addresses that `allocate` has taken out of turn.
-    untouched: VecDeque<RangeInclusive<u32>>,
+    /// What has never been given out: ranges, first to last, by their turns. There are no more of them than of addresses that
+    /// were taken out of turn.
+    untouched: BTreeMap<Turn, Turn>,
+    /// Turns are counted from here.
+    gateway: u32,
     used: HashMap<u32, Use>,
     /// Oldest first. Put back unused (no time) comes before all.
     freed: BTreeMap<FreedKey, u32>,
     next_freed: u64,
+    /// Ranges and freed addresses that calls have looked at.
+    #[cfg(test)]
+    looks: u64,
 }
+
+/// How far an address is after the gateway, round the whole of the address space: the order in which they are given out.
+type Turn = u32;
 
 /// When it was freed, and which of those freed at that time.
 type FreedKey = (Option<Instant>, u64);
@@ -84,18 +93,23 @@ impl Ipam {
         excluded.push(gateway..=gateway);
         let usable = without(hosts(subnet), excluded);
         let usable_count = usable.iter().map(count).sum();
-        // The sequence starts right after the gateway and goes round.
-        let mut untouched = VecDeque::from(usable.clone());
-        untouched.rotate_left(usable.partition_point(|range| *range.start() < gateway));
+        // No range has the gateway in it, so none begins before it and ends after.
+        let turns = |range: &RangeInclusive<u32>| {
+            (range.start().wrapping_sub(gateway), range.end().wrapping_sub(gateway))
+        };
+        let untouched = usable.iter().map(turns).collect();
         Self {
             subnet,
             quarantine,
             usable,
             usable_count,
             untouched,
+            gateway,
             used: HashMap::new(),
             freed: BTreeMap::new(),
             next_freed: 0,
+            #[cfg(test)]
+            looks: 0,
         }
     }
 
@@ -122,6 +136,7 @@ impl Ipam {
         match self.used.entry(u32::from(address)) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Use::Taken);
+                self.touch(u32::from(address).wrapping_sub(self.gateway));
                 Ok(())
             }
             Entry::Occupied(mut occupied) => match *occupied.get() {
@@ -165,20 +180,33 @@ impl Ipam {
     }
 
     fn take_untouched(&mut self) -> Option<u32> {
-        loop {
-            let range = self.untouched.front_mut()?;
-            match range.next() {
-                // Taken out of turn, by `allocate`. Each address is passed over once at most.
-                Some(address) if self.used.contains_key(&address) => {}
-                Some(address) => return Some(address),
-                None => {
-                    self.untouched.pop_front();
-                }
-            }
+        let (&first, _) = self.untouched.first_key_value()?;
+        self.touch(first);
+        Some(first.wrapping_add(self.gateway))
+    }
+
+    /// Takes an address that has never been given out from those.
+    fn touch(&mut self, turn: Turn) {
+        self.looked();
+        let Some((&first, &last)) = self.untouched.range(..=turn).next_back() else { return };
+        self.untouched.remove(&first);
+        if first < turn {
+            self.untouched.insert(first, turn - 1);
+        }
+        if turn < last {
+            self.untouched.insert(turn + 1, last);
+        }
+    }
+
+    fn looked(&mut self) {
+        #[cfg(test)]
+        {
+            self.looks += 1;
         }
     }
 
     fn take_ripe(&mut self, now: Instant) -> Option<u32> {
+        self.looked();
         let oldest = self.freed.first_entry()?;
         if let (Some(freed_at), _) = *oldest.key()
             && now.saturating_duration_since(freed_at) < self.quarantine

@@ -100,6 +100,65 @@ fn a_slash_8_is_as_cheap_as_a_slash_24() {
     assert_eq!(addresses.used.len(), 100_001);
 }
 
+/// Whatever was taken, in turn or by name, and freed before: a call looks at one range of what was never given out, and at the one
+/// address that was freed longest ago.
+#[test]
+fn a_call_looks_at_no_more_however_full_the_subnet_is() {
+    const ALL: u32 = (1 << 14) - 3;
+    let mut now = Instant::now();
+    let address = |turn: u32| Ipv4Addr::from(u32::from(ip("10.0.0.2")) + turn);
+    for (step, freed) in [(1, false), (2, false), (2, true), (3, true), (ALL, false)] {
+        let mut addresses = ipam("10.0.0.0/18", "10.0.0.1");
+        let mut most = 0;
+        let mut looked = |addresses: &mut Ipam, call: &mut dyn FnMut(&mut Ipam)| {
+            let before = addresses.looks;
+            call(addresses);
+            most = most.max(addresses.looks - before);
+        };
+        // By name: all of them, or with gaps; some of them are freed again.
+        for turn in (0..ALL).step_by(step as usize).filter(|turn| *turn + 1 < ALL) {
+            looked(&mut addresses, &mut |addresses| addresses.allocate(address(turn)).unwrap());
+            if freed && turn % 5 == 0 {
+                looked(&mut addresses, &mut |addresses| _ = addresses.free(address(turn), now));
+            }
+        }
+        // Then one after the other until there is none, and on.
+        now += QUARANTINE;
+        let left = addresses.free_count();
+        for number in 0..left + 10 {
+            looked(&mut addresses, &mut |addresses| {
+                assert_eq!(addresses.allocate_next(now).is_ok(), number < left, "{number} of {left}");
+            });
+        }
+        assert_eq!((addresses.free_count(), addresses.untouched.len()), (0, 0));
+        // Full, one comes and one goes.
+        for turn in 0..1_000 {
+            looked(&mut addresses, &mut |addresses| assert!(addresses.free(address(turn * 7), now)));
+            now += QUARANTINE;
+            looked(&mut addresses, &mut |addresses| {
+                assert_eq!(addresses.allocate_next(now), Ok(address(turn * 7)));
+            });
+        }
+        assert!(
+            most <= 3,
+            "a call looked at {most} ranges or addresses (one in {step} taken by name, freed: {freed})"
+        );
+    }
+}
+
+#[test]
+fn a_slash_8_takes_memory_for_what_was_given_out_alone() {
+    let now = Instant::now();
+    let mut addresses = ipam("10.0.0.0/8", "10.0.0.1");
+    assert_eq!(addresses.untouched.len(), 1);
+    // Far apart, so that each splits a range.
+    for n in 1..=10_000_u32 {
+        addresses.allocate(Ipv4Addr::from((10 << 24) + n * 1_000)).unwrap();
+    }
+    assert_eq!((addresses.used.len(), addresses.untouched.len()), (10_000, 10_001));
+    assert_eq!(next(&mut addresses, now), "10.0.0.2");
+}
+
 #[test]
 fn churn_in_a_large_subnet_does_not_grow_without_end() {
     let mut now = Instant::now();
@@ -122,9 +181,14 @@ struct Model {
 }
 
 impl Model {
-    fn new(subnet: Subnet, gateway: Ipv4Addr, reserved: &[RangeInclusive<Ipv4Addr>]) -> Self {
-        let all: Vec<Ipv4Addr> =
-            (u32::from(subnet.network())..=u32::from(subnet.broadcast())).map(Into::into).collect();
+    /// Of `subnet` what is in `windows`, which are in order: the rest is reserved.
+    fn new(
+        subnet: Subnet,
+        gateway: Ipv4Addr,
+        windows: &[RangeInclusive<u32>],
+        reserved: &[RangeInclusive<Ipv4Addr>],
+    ) -> Self {
+        let all: Vec<Ipv4Addr> = windows.iter().cloned().flatten().map(Into::into).collect();
         let order = all.iter().filter(|a| **a > gateway).chain(all.iter().filter(|a| **a < gateway));
         let fits = |a: &&Ipv4Addr| subnet.has_host(**a) && !reserved.iter().any(|range| range.contains(*a));
         let order = order.filter(fits).copied().collect();
@@ -178,21 +242,46 @@ fn calls() -> impl Strategy<Value = Vec<Call>> {
     proptest::collection::vec(call, 0..200)
 }
 
+/// Up to 70 addresses at the start of the subnet, in its midst and at its end, network and broadcast address among them.
+fn windows(subnet: Subnet, midst: f64) -> Vec<RangeInclusive<u32>> {
+    let (first, last) = (u32::from(subnet.network()), u32::from(subnet.broadcast()));
+    if last - first < 256 {
+        return vec![first..=last];
+    }
+    let midst = first + 24 + (f64::from(last - first - 72) * midst) as u32;
+    vec![first..=first + 23, midst..=midst + 23, last - 21..=last]
+}
+
 proptest! {
     #[test]
     fn it_does_what_the_naive_model_does(
-        prefix in 26..=30_u8,
-        gateway in 1..63_u32,
+        prefix in 8..=30_u8,
+        place in any::<u32>(),
+        midst in 0.0..1.0_f64,
+        gateway in any::<prop::sample::Index>(),
         holes in proptest::collection::vec((0..70_u32, 0..6_u32), 0..3),
         calls in calls(),
     ) {
-        let network = u32::from(Ipv4Addr::new(10, 0, 0, 64));
-        let at = |offset: u32| Ipv4Addr::from(network - 2 + offset);
-        let subnet: Subnet = format!("10.0.0.64/{prefix}").parse().unwrap();
-        let gateway = Ipv4Addr::from(network + 1 + gateway % ((1 << (32 - prefix)) - 2));
-        let reserved: Vec<_> = holes.iter().map(|(from, len)| at(*from)..=at(from + len)).collect();
+        // Somewhere in 10.0.0.0/8.
+        let network = (10 << 24) | (place & 0x00ff_ffff & (u32::MAX << (32 - prefix)));
+        let subnet: Subnet = format!("{}/{prefix}", Ipv4Addr::from(network)).parse().unwrap();
+        let windows = windows(subnet, midst);
+        let known: Vec<u32> = windows.iter().cloned().flatten().collect();
+        // The last ones are outside.
+        let at = |n: u32| {
+            let beyond = |n: usize| u32::from(subnet.broadcast()).wrapping_add((n - known.len() + 1) as u32);
+            Ipv4Addr::from(known.get(n as usize).copied().unwrap_or_else(|| beyond(n as usize)))
+        };
+        let hosts: Vec<Ipv4Addr> =
+            known.iter().map(|n| Ipv4Addr::from(*n)).filter(|address| subnet.has_host(*address)).collect();
+        let gateway = *gateway.get(&hosts);
+        let mut reserved: Vec<_> = holes.iter().map(|(from, len)| at(*from)..=Ipv4Addr::from(u32::from(at(*from)).saturating_add(*len))).collect();
+        // What is between the windows.
+        reserved.extend(windows.windows(2).map(|pair| {
+            Ipv4Addr::from(*pair[0].end() + 1)..=Ipv4Addr::from(pair[1].start().wrapping_sub(1))
+        }));
         let mut ipam = Ipam::new(subnet, gateway, &reserved, QUARANTINE);
-        let mut model = Model::new(subnet, gateway, &reserved);
+        let mut model = Model::new(subnet, gateway, &windows, &reserved);
         let mut now = Instant::now() + Duration::from_secs(1000);
         for call in calls {
             match call {
