@@ -23,6 +23,7 @@ mod demo;
 mod dhcp;
 mod dns;
 mod drift;
+mod durable;
 mod faults;
 mod first_guest;
 mod garbage;
