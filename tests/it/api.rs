@@ -380,6 +380,7 @@ async fn callers_at_the_same_time_get_one_network_for_one_vm_and_one_vm_for_one_
         assert!(message.contains("10.100.9.9") && message.contains(winner), "{message}");
     }
     assert_eq!(namespaces(&lab), ["same", winner]);
+    crate::consistent::assert_consistent(&lab, &daemon);
 }
 
 #[tokio::test(flavor = "multi_thread")]

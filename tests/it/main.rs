@@ -28,6 +28,7 @@ mod faults;
 mod first_guest;
 mod garbage;
 mod guest_config;
+mod in_use;
 mod kills;
 mod limits;
 mod metadata;
