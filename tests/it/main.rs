@@ -16,6 +16,7 @@ mod lab;
 mod api;
 mod bad_input;
 mod bad_state;
+mod batch;
 mod booted;
 mod consistent;
 mod crash;
