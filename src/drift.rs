@@ -13,8 +13,8 @@ use tracing::{debug, info, warn};
 use crate::bridges::Bridges;
 use crate::events::{EventKind, Events};
 use crate::host::Host;
-use crate::kernel::Watch;
 use crate::kernel::nft::Nft;
+use crate::kernel::{LookInto, Watch};
 use crate::manager::Manager;
 use crate::memory;
 use crate::model::{NetworkName, VmId};
@@ -120,7 +120,11 @@ impl Drift {
             }
         }
         if at.guests || any_bridge {
-            failed.guests = !self.repair_guests().await;
+            let into = if at.every_tap { LookInto::Every } else { LookInto::These(at.taps.clone()) };
+            failed.guests = !self.repair_guests(into).await;
+            if failed.guests {
+                (failed.taps, failed.every_tap) = (at.taps.clone(), at.every_tap);
+            }
             memory::give_back();
         }
         failed
@@ -133,8 +137,8 @@ impl Drift {
         [BRIDGE, INET].into_iter().all(|table| owned(table).is_ok_and(|owner| owner == Some(port)))
     }
 
-    async fn repair_guests(&self) -> bool {
-        let repaired = match self.manager.repair().await {
+    async fn repair_guests(&self, into: LookInto) -> bool {
+        let repaired = match self.manager.repair(into).await {
             Ok(repaired) => repaired,
             Err(error) => return !self.not_mended(error),
         };

@@ -6,8 +6,9 @@ use std::io;
 use nix::sys::prctl;
 
 /// capabilities(7): CHOWN, DAC_OVERRIDE, FOWNER for sockets and TAPs of others; NET_BIND_SERVICE for ports 53 and 67; NET_ADMIN
-/// for links, routes, rules; NET_RAW for DHCP's packet sockets; SYS_ADMIN for namespaces and their mounts.
-const NEEDED: [u32; 7] = [0, 1, 3, 10, 12, 13, 21];
+/// for links, routes, rules; NET_BROADCAST to hear of TAPs inside slots; NET_RAW for DHCP's packet sockets; SYS_ADMIN for namespaces
+/// and their mounts.
+const NEEDED: [u32; 8] = [0, 1, 3, 10, 11, 12, 13, 21];
 
 /// _LINUX_CAPABILITY_VERSION_3.
 const VERSION: u32 = 0x2008_0522;

@@ -8,6 +8,7 @@ mod error;
 mod fault;
 mod firewall;
 mod lane;
+mod legacy;
 mod links;
 mod metadata;
 mod netns;
@@ -66,6 +67,13 @@ pub enum Limit {
     /// It is the one that the slot's last guest had.
     Stands(Option<RateLimit>),
     Set(Option<RateLimit>),
+}
+
+/// Which slots to look into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LookInto {
+    These(BTreeSet<Slot>),
+    Every,
 }
 
 /// Whether a caller waits for it.
@@ -186,9 +194,20 @@ impl Kernel {
         self.calls.run(move |hands| observe::observe(hands, indexes, Look::Everywhere)).await?
     }
 
-    /// The same while calls go on, without a look into slots that have their ports.
-    pub async fn observe_beside_calls(&self, indexes: IndexRange) -> Result<Observed, KernelError> {
-        self.background.run(move |hands| observe::observe(hands, indexes, Look::WherePortsAreGone)).await?
+    /// The same while calls go on: with a look into slots that have lost their ports, and into these, or into every slot.
+    pub async fn observe_beside_calls(
+        &self,
+        indexes: IndexRange,
+        into: LookInto,
+    ) -> Result<Observed, KernelError> {
+        let look = move |hands: &mut lane::Hands| {
+            let look = match &into {
+                LookInto::These(slots) => Look::WherePortsAreGoneAnd(slots),
+                LookInto::Every => Look::Everywhere,
+            };
+            observe::observe(hands, indexes, look)
+        };
+        self.background.run(look).await?
     }
 
     /// All that bears a mark of ours, while calls go on: with a look into every slot, or into these.

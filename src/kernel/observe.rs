@@ -17,8 +17,8 @@ use crate::plan::{Anchor, Observed, ObservedPort};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look<'a> {
     Everywhere,
-    /// A port that is there has its other end inside.
-    WherePortsAreGone,
+    /// A port that is there has its other end inside; and into these.
+    WherePortsAreGoneAnd(&'a BTreeSet<Slot>),
     /// Of the others nothing is to be known.
     Into(&'a BTreeSet<Slot>),
 }
@@ -27,7 +27,7 @@ impl Look<'_> {
     fn is_into(self, slot: Slot, has_port: bool) -> bool {
         match self {
             Self::Everywhere => true,
-            Self::WherePortsAreGone => !has_port,
+            Self::WherePortsAreGoneAnd(slots) => !has_port || slots.contains(&slot),
             Self::Into(slots) => slots.contains(&slot),
         }
     }
@@ -100,9 +100,14 @@ pub(super) fn marked(hands: &mut Hands, indexes: IndexRange) -> Result<Marked, K
     })
 }
 
-/// What `lo` in a slot's namespace is marked with.
+/// What `lo` and the TAP in a slot's namespace are marked with.
 pub(super) fn mark(port: u32) -> String {
     format!("guestnet {port}")
+}
+
+/// The port of a slot that something is marked with.
+pub(super) fn port_of_mark(mark: &str) -> Option<u32> {
+    mark.strip_prefix("guestnet ")?.parse().ok()
 }
 
 /// What there is of a slot in the namespace that has its name; `None` when it is somebody else's.

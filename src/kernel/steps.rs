@@ -127,11 +127,13 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             links::bridge(&mut hands.rtnl, shard, *gateway, *subnet, *mtu)
         }
         Step::Namespace { slot, port } => netns::create(hands, *slot, &mark(*port)),
-        Step::Tap { slot, mtu, multi_queue } => {
+        Step::Tap { slot, port, mtu, multi_queue } => {
             let namespace = netns::existing(*slot)?;
             let make = || {
                 tap::create(Vm::TAP, TAP_INDEX, *multi_queue)?;
-                Rtnl::open()?.all(&[links::up(TAP_INDEX, Some(*mtu))])
+                // Of one that goes alone the kernel tells by this mark.
+                let marked = links::alias(TAP_INDEX, &mark(*port));
+                Rtnl::open()?.all(&[marked, links::up(TAP_INDEX, Some(*mtu))])
             };
             hands.inside(&namespace, make).doing(|| format!("making {step}"))
         }

@@ -1,35 +1,45 @@
 //! What others change in the kernel's network, as the kernel tells it: a multicast socket for links, addresses, routes,
-//! neighbours and queues, one for nf_tables. What we did ourselves is left out by a filter in the kernel.
+//! neighbours and queues, one for TAPs inside slots, one for nf_tables. What we did ourselves is left out by a filter in the kernel.
+//! Of iptables-legacy it tells nothing: where that is in use, its tables are glanced at.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{SockFilter, SockRef};
 use tokio::io::unix::AsyncFd;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::error::{Doing, KernelError};
+use super::legacy::{self, Glance};
+use super::observe::port_of_mark;
 use super::raw::{BUFFER, Messages, attribute};
-use super::tc;
+use super::{TAP_INDEX, tc};
 use crate::model::Mac;
 use crate::plan::drift::{Change, Rules, RulesFamily};
 
 const NETLINK_NETFILTER: isize = 12;
+const RTNLGRP_LINK: u32 = 1;
 /// RTNLGRP_LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE (linux/rtnetlink.h).
-const ROUTE_GROUPS: [u32; 5] = [1, 3, 4, 5, 7];
+const ROUTE_GROUPS: [u32; 5] = [RTNLGRP_LINK, 3, 4, 5, 7];
 /// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
 const NFTABLES_GROUP: u32 = 7;
 /// A bridge that goes with all its ports is some thousand messages.
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// Datagrams of one look: what waits behind them is for the next.
 const AT_ONCE: usize = 1_024;
+/// From one glance at iptables-legacy to the next: two system calls, where it is in use.
+const GLANCE: Duration = Duration::from_millis(500);
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const AF_INET: u8 = libc::AF_INET as u8;
 // linux/if_link.h, IFLA_BRPORT_*
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
+const IFLA_IFALIAS: u16 = 20;
 /// LEARNING, UNICAST_FLOOD, MCAST_FLOOD, ISOLATED, LOCKED, as `links::port` sets them.
 const CLOSED: [(u16, u8); 5] = [(8, 0), (9, 0), (27, 0), (33, 1), (39, 1)];
 // linux/neighbour.h
@@ -44,17 +54,26 @@ const TC_H_ROOT: u32 = u32::MAX;
 pub struct Watch {
     route: AsyncFd<Socket>,
     rules: AsyncFd<Socket>,
+    /// Hears of every namespace that a veth leads to, which are the slots' own and other containers'.
+    taps: AsyncFd<Socket>,
+    glances: Interval,
+    legacy: BTreeMap<&'static str, Glance>,
 }
 
 impl Watch {
     /// In the calling thread's network namespace. `own_route` and `own_rules` are the ports of the sockets by which we change
     /// things. Needs a tokio runtime.
     pub(super) fn open(own_route: &[u32], own_rules: u32) -> Result<Self, KernelError> {
-        let open = |protocol, groups: &[u32], own: &[u32]| -> io::Result<AsyncFd<Socket>> {
+        let open = |protocol,
+                    groups: &[u32],
+                    filter: &[SockFilter],
+                    everywhere: bool|
+         -> io::Result<AsyncFd<Socket>> {
             let mut socket = Socket::new(protocol)?;
             socket.set_non_blocking(true)?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-            SockRef::from(&socket).attach_filter(&by_others(own))?;
+            SockRef::from(&socket).attach_filter(filter)?;
+            socket.set_listen_all_namespaces(everywhere)?;
             socket.bind(&SocketAddr::new(0, 0))?;
             for group in groups {
                 socket.add_membership(*group)?;
@@ -63,20 +82,52 @@ impl Watch {
             unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
         };
         let doing = || "watching what others change in the kernel".to_owned();
+        let mut glances = tokio::time::interval(GLANCE);
+        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
-            route: open(NETLINK_ROUTE, &ROUTE_GROUPS, own_route).doing(doing)?,
-            rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &[own_rules]).doing(doing)?,
+            route: open(NETLINK_ROUTE, &ROUTE_GROUPS, &by_others(own_route), false).doing(doing)?,
+            rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &by_others(&[own_rules]), false)
+                .doing(doing)?,
+            taps: open(NETLINK_ROUTE, &[RTNLGRP_LINK], &taps_that_go(), true).doing(doing)?,
+            glances,
+            legacy: legacy::tables().doing(doing)?,
         })
     }
 
-    /// Waits for changes; at least one look's worth, perhaps of none that is known here.
+    /// Waits for changes that are known here; at least one look's worth.
     pub async fn next(&mut self) -> Vec<Change> {
         let mut changes = Vec::new();
-        tokio::select! {
-            ready = self.route.readable() => drain(ready, &mut changes, of_route),
-            ready = self.rules.readable() => drain(ready, &mut changes, of_rules),
+        while changes.is_empty() {
+            self.more(&mut changes).await;
         }
         changes
+    }
+
+    async fn more(&mut self, changes: &mut Vec<Change>) {
+        tokio::select! {
+            ready = self.route.readable() => drain(ready, changes, of_route),
+            ready = self.rules.readable() => drain(ready, changes, of_rules),
+            ready = self.taps.readable() => drain(ready, changes, of_taps),
+            _ = self.glances.tick() => self.glance(changes),
+        }
+    }
+
+    fn glance(&mut self, changes: &mut Vec<Change>) {
+        // What cannot be read now is at the next glance.
+        let Ok(now) = legacy::tables() else { return };
+        for table in ["filter", "nat"] {
+            if now.get(table) != self.legacy.get(table) {
+                let (family, table) = (RulesFamily::Ipv4, table.to_owned());
+                changes.push(Change::Rules(Rules {
+                    family,
+                    table,
+                    chain: None,
+                    forward_drops: None,
+                    gone: false,
+                }));
+            }
+        }
+        self.legacy = now;
     }
 }
 
@@ -96,6 +147,30 @@ fn by_others(own: &[u32]) -> Vec<SockFilter> {
     filter.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
     filter.push(SockFilter::new(RETURN, 0, 0, 0));
     filter
+}
+
+/// Lets through the deletion of a device that has the index of a slot's TAP: nlmsg_type, at 4, and ifi_index, at 20.
+fn taps_that_go() -> Vec<SockFilter> {
+    const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    vec![
+        SockFilter::new(LOAD_HALF, 0, 0, 4),
+        SockFilter::new(JUMP_EQUAL, 0, 3, u32::from(libc::RTM_DELLINK.to_be())),
+        SockFilter::new(LOAD_WORD, 0, 0, 20),
+        SockFilter::new(JUMP_EQUAL, 0, 1, TAP_INDEX.to_be()),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+/// A message of the links of any namespace: of a TAP with our mark.
+fn of_taps(kind: u16, body: &[u8]) -> Option<Change> {
+    // struct ifinfomsg, 16 bytes.
+    let alias = attribute(body.get(16..)?, IFLA_IFALIAS).filter(|_| kind == libc::RTM_DELLINK)?;
+    let alias = std::str::from_utf8(alias.strip_suffix(b"\0").unwrap_or(alias)).ok()?;
+    Some(Change::TapGone { port: port_of_mark(alias)? })
 }
 
 type Ready<'a> = io::Result<tokio::io::unix::AsyncFdReadyGuard<'a, Socket>>;

@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::bridges::Bridges;
 use crate::dhcp::Leases;
 use crate::events::Events;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, LookInto};
 use crate::model::{
     DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, RateLimit, RateRequest,
     Slot, TapRequest, VmId, WorkspaceId,
@@ -169,9 +169,10 @@ impl Manager {
         self.0.adopted.load(Relaxed)
     }
 
-    /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits.
-    pub async fn repair(&self) -> Result<Repaired, ManagerError> {
-        self.0.repair().await
+    /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits. Slots that
+    /// have their ports are looked into as said.
+    pub async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
+        self.0.repair(into).await
     }
 
     /// What is ours by record and belongs to nobody; taken away if `apply`. Calls go on, but for a moment if there is any.

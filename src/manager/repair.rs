@@ -7,7 +7,7 @@ use tracing::{debug, warn};
 
 use super::error::failed;
 use super::{Inner, ManagerError};
-use crate::kernel::For;
+use crate::kernel::{For, LookInto};
 use crate::model::Place;
 use crate::plan::{self, Mend, Observed, Step};
 use crate::registry::Binding;
@@ -23,10 +23,10 @@ pub struct Repaired {
 }
 
 impl Inner {
-    pub(super) async fn repair(&self) -> Result<Repaired, ManagerError> {
+    pub(super) async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
         let indexes = self.store.index_range()?;
         let ready = self.pool.free();
-        let observed = self.observe_beside_calls(indexes).await?;
+        let observed = self.observe_beside_calls(indexes, into.clone()).await?;
         let mut repaired =
             Repaired { slots: self.pool.take_out_broken(&ready, &observed).await, ..Repaired::default() };
         let broken: Vec<_> =
@@ -40,7 +40,7 @@ impl Inner {
         for binding in &broken {
             turns.push(self.turn(&binding.vm.vm_id).await);
         }
-        let observed = self.observe_beside_calls(indexes).await?;
+        let observed = self.observe_beside_calls(indexes, into).await?;
         self.close_accounts(&broken, &observed).await;
         for binding in broken {
             let still = self.registry.by_vm(&binding.vm.vm_id).filter(|now| Arc::ptr_eq(now, &binding));
@@ -62,8 +62,9 @@ impl Inner {
     async fn observe_beside_calls(
         &self,
         indexes: crate::model::IndexRange,
+        into: LookInto,
     ) -> Result<Observed, ManagerError> {
-        let observed = self.kernel.observe_beside_calls(indexes).await;
+        let observed = self.kernel.observe_beside_calls(indexes, into).await;
         observed.map_err(|error| ManagerError::Host(error.to_string()))
     }
 

@@ -29,6 +29,8 @@ pub enum Change {
     Limit { index: u32, limit: Option<ObservedLimit> },
     /// Rules of nf_tables.
     Rules(Rules),
+    /// The TAP of a slot is gone, whose port has this index.
+    TapGone { port: u32 },
     /// There were more changes than the kernel kept for us.
     Lost,
 }
@@ -73,6 +75,10 @@ pub struct Suspicion {
     pub bridges: bool,
     /// At every guest's port, route, neighbour and forwarding entry.
     pub guests: bool,
+    /// Into these slots, though their ports are there.
+    pub taps: BTreeSet<Slot>,
+    /// Into every slot.
+    pub every_tap: bool,
     /// At the host-wide rules of iptables.
     pub rules: bool,
     /// At our tables of nf_tables: somebody else has changed them.
@@ -93,12 +99,15 @@ impl Suspicion {
     }
 
     pub fn everything() -> Self {
-        Self { bridges: true, guests: true, rules: true, walls: false, walls_unseen: true }
+        let (walls, taps) = (false, BTreeSet::new());
+        Self { bridges: true, guests: true, taps, every_tap: true, rules: true, walls, walls_unseen: true }
     }
 
     pub fn join(&mut self, other: &Self) {
         self.bridges |= other.bridges;
         self.guests |= other.guests;
+        self.taps.extend(&other.taps);
+        self.every_tap |= other.every_tap;
         self.rules |= other.rules;
         self.walls |= other.walls;
         self.walls_unseen |= other.walls_unseen;
@@ -109,6 +118,8 @@ impl Suspicion {
         Self {
             bridges: self.bridges && !other.bridges,
             guests: self.guests && !other.guests,
+            taps: if other.every_tap { BTreeSet::new() } else { &self.taps - &other.taps },
+            every_tap: self.every_tap && !other.every_tap,
             rules: self.rules && !other.rules,
             walls: self.walls && !other.walls,
             walls_unseen: self.walls_unseen && !(other.walls_unseen || other.walls),
@@ -142,6 +153,11 @@ impl Suspicion {
             Change::Limit { index, limit } => {
                 let wanted = (ours.slot)(*index).and_then(|(slot, _)| (ours.limit)(slot));
                 self.guests |= wanted.is_some_and(|wanted| !is_limited(*limit, wanted));
+            }
+            Change::TapGone { port } => {
+                let slot = (ours.slot)(*port).map(|(slot, _)| slot);
+                self.guests |= slot.is_some();
+                self.taps.extend(slot);
             }
             Change::Rules(rules) => self.note_rules(rules),
             Change::Lost => self.join(&Self::everything()),
@@ -300,6 +316,7 @@ mod tests {
     #[test]
     fn what_is_ours_and_was_changed_is_looked_at() {
         let guests = Suspicion { guests: true, ..Suspicion::default() };
+        let tap = Suspicion { taps: [Slot(0)].into(), ..guests.clone() };
         let bridges = Suspicion { bridges: true, ..Suspicion::default() };
         let of_rules = Suspicion { rules: true, ..Suspicion::default() };
         let walls = Suspicion { walls: true, ..Suspicion::default() };
@@ -317,6 +334,7 @@ mod tests {
             (Change::Route { destination: guest, prefix_len: 32 }, &guests),
             (Change::Neighbour { index: BRIDGE, address: guest }, &guests),
             (Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:02".parse().unwrap() }, &guests),
+            (Change::TapGone { port: PORT }, &tap),
             (Change::Queue { index: PORT }, &guests),
             (Change::Limit { index: PORT, limit: None }, &guests),
             (Change::Limit { index: PORT, limit: Some(another_limit()) }, &guests),

@@ -32,8 +32,8 @@ pub enum Step {
     /// netns `guestnet-<slot>`, made first and removed last: the anchor for finding what was left behind. Marked as ours with
     /// the index of its port.
     Namespace { slot: Slot, port: u32 },
-    /// `tap0`, persistent, with virtio-net headers, up.
-    Tap { slot: Slot, mtu: u16, multi_queue: bool },
+    /// `tap0`, persistent, with virtio-net headers, up; marked with the index of the slot's port.
+    Tap { slot: Slot, port: u32, mtu: u16, multi_queue: bool },
     /// Who may open it, and with which headers. Goes with the slot: no other VM gets one that was somebody's.
     TapOptions { slot: Slot, tap: TapOptions },
     /// `gv<slot>` on the host, down, and its peer `in0` in the netns.

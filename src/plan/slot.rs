@@ -6,7 +6,7 @@ use crate::model::{Network, Place};
 /// A slot of `network`, from its netns to its port.
 pub fn build_slot(place: &Place, network: &Network, multi_queue: bool) -> Vec<Step> {
     let (slot, port, mtu) = (place.slot, place.port, network.mtu);
-    [Step::Namespace { slot, port }, Step::Tap { slot, mtu, multi_queue }]
+    [Step::Namespace { slot, port }, Step::Tap { slot, port, mtu, multi_queue }]
         .into_iter()
         .chain(wire_slot(place, network))
         .collect()

@@ -229,6 +229,33 @@ fn a_bridge_that_is_down_or_has_lost_its_address_is_brought_back() {
 }
 
 #[test]
+fn a_tap_that_was_deleted_alone_is_heard_of_and_made_again() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let events = mended(&lab, &daemon, &["ip", "-n", "vm-vm1", "link", "del", "tap0"], "made again");
+    assert!(events.iter().any(|event| event["vm_id"] == "vm1"), "{events:?}");
+    drop(guest);
+    // Restarted, for its VMM has lost the device.
+    let guest = TapGuest::attach(&lab, &vm);
+    online(&guest, &vm);
+    // One that waits for a VM is not given to any.
+    let ready = lab.on_host("sh", &["-c", "ls /run/netns | grep guestnet- | grep -v guestnet-0 | head -1"]);
+    mended(&lab, &daemon, &["ip", "-n", ready.trim(), "link", "del", "tap0"], "kept ready were broken");
+    crate::crash::assert_consistent(&lab, &daemon);
+    for n in 0..8 {
+        let other = daemon.json(&["vm", "create", &format!("other{n}")]);
+        online(&TapGuest::attach(&lab, &other), &other);
+    }
+    // A VM that goes takes its slot's TAP with it in the end: that is no drift.
+    let before = quiet(&daemon);
+    let ids: Vec<String> = (0..8).map(|n| format!("other{n}")).collect();
+    daemon.guestnet(&[&["vm", "delete"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat());
+    let waiting = || crate::slots::slots(&lab) <= 1 + 8 + 2;
+    eventually("what is too many is gone", waiting);
+    assert_eq!(quiet(&daemon), before, "our own changes are no drift\n{}", daemon.log());
+}
+
+#[test]
 fn a_flushed_firewall_comes_back_and_the_walls_were_never_gone() {
     let lab = Lab::new();
     let (daemon, vm, guest) = scene(&lab);
@@ -255,6 +282,26 @@ fn a_flushed_firewall_comes_back_and_the_walls_were_never_gone() {
     online(&guest, &vm);
     let refused = lab.host_command("nft").args(["delete", "table", "inet", "guestnet"]).output().unwrap();
     assert!(!refused.status.success(), "the walls are the service's alone");
+}
+
+/// On a host whose iptables is the one of before nf_tables: the kernel tells nobody of its changes.
+#[test]
+fn a_flushed_iptables_legacy_comes_back_too() {
+    let lab = Lab::new();
+    lab.on_host("mount", &["--bind", "/usr/sbin/xtables-legacy-multi", "/usr/sbin/xtables-nft-multi"]);
+    assert!(lab.on_host("iptables", &["--version"]).contains("legacy"));
+    let (daemon, vm, guest) = scene(&lab);
+    for broken in [
+        &["iptables", "-F"][..],
+        &["iptables", "-t", "nat", "-F"],
+        &["iptables", "-D", "FORWARD", "-m", "comment", "--comment", "guestnet", "-j", "GUESTNET-FORWARD"],
+    ] {
+        mended(&lab, &daemon, broken, "of iptables were gone");
+        online(&guest, &vm);
+    }
+    let before = quiet(&daemon);
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(looks(&daemon), before, "nothing was changed: what is looked for?\n{}", daemon.log());
 }
 
 #[test]

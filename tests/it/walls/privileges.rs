@@ -2,8 +2,8 @@
 
 use crate::lab::{Daemon, Lab};
 
-/// CHOWN, DAC_OVERRIDE, FOWNER, NET_BIND_SERVICE, NET_ADMIN, NET_RAW, SYS_ADMIN: no SYS_MODULE, SYS_PTRACE, SETUID …
-const NEEDED: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 12 | 1 << 13 | 1 << 21;
+/// CHOWN, DAC_OVERRIDE, FOWNER, NET_BIND_SERVICE, NET_BROADCAST, NET_ADMIN, NET_RAW, SYS_ADMIN: no SYS_MODULE, SYS_PTRACE, SETUID …
+const NEEDED: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 21;
 
 /// Of every task of a process: what of these sets it has beyond `NEEDED`, and whether it may get more by what it runs.
 fn beyond(pid: u32) -> Vec<(u64, bool)> {
@@ -49,6 +49,7 @@ fn what_the_service_does_needs_each_capability_that_it_keeps_for_it() {
         "CAP_DAC_OVERRIDE" => 1,
         "CAP_FOWNER" => 3,
         "CAP_NET_BIND_SERVICE" => 10,
+        "CAP_NET_BROADCAST" => 11,
         "CAP_NET_ADMIN" => 12,
         "CAP_NET_RAW" => 13,
         "CAP_SYS_ADMIN" => 21,
