@@ -12,6 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{SockFilter, SockRef};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Interval, MissedTickBehavior};
+use tracing::warn;
 
 use super::error::{Doing, KernelError};
 use super::legacy::{self, Glance};
@@ -55,7 +56,7 @@ pub struct Watch {
     route: AsyncFd<Socket>,
     rules: AsyncFd<Socket>,
     /// Hears of every namespace that a veth leads to, which are the slots' own and other containers'.
-    taps: AsyncFd<Socket>,
+    taps: Option<AsyncFd<Socket>>,
     glances: Interval,
     legacy: BTreeMap<&'static str, Glance>,
 }
@@ -73,7 +74,9 @@ impl Watch {
             socket.set_non_blocking(true)?;
             setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
             SockRef::from(&socket).attach_filter(filter)?;
-            socket.set_listen_all_namespaces(everywhere)?;
+            if everywhere {
+                socket.set_listen_all_namespaces(true)?;
+            }
             socket.bind(&SocketAddr::new(0, 0))?;
             for group in groups {
                 socket.add_membership(*group)?;
@@ -82,13 +85,23 @@ impl Watch {
             unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
         };
         let doing = || "watching what others change in the kernel".to_owned();
+        let taps = match open(NETLINK_ROUTE, &[RTNLGRP_LINK], &taps_that_go(), true) {
+            // Bounded to less than it asks for, as in a container: nothing else depends on it.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                warn!(
+                    "without CAP_NET_BROADCAST a TAP that somebody deletes alone is noticed at the next start only"
+                );
+                None
+            }
+            opened => Some(opened.doing(doing)?),
+        };
         let mut glances = tokio::time::interval(GLANCE);
         glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             route: open(NETLINK_ROUTE, &ROUTE_GROUPS, &by_others(own_route), false).doing(doing)?,
             rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &by_others(&[own_rules]), false)
                 .doing(doing)?,
-            taps: open(NETLINK_ROUTE, &[RTNLGRP_LINK], &taps_that_go(), true).doing(doing)?,
+            taps,
             glances,
             legacy: legacy::tables().doing(doing)?,
         })
@@ -107,7 +120,7 @@ impl Watch {
         tokio::select! {
             ready = self.route.readable() => drain(ready, changes, of_route),
             ready = self.rules.readable() => drain(ready, changes, of_rules),
-            ready = self.taps.readable() => drain(ready, changes, of_taps),
+            ready = readable(self.taps.as_ref()) => drain(ready, changes, of_taps),
             _ = self.glances.tick() => self.glance(changes),
         }
     }
@@ -171,6 +184,14 @@ fn of_taps(kind: u16, body: &[u8]) -> Option<Change> {
     let alias = attribute(body.get(16..)?, IFLA_IFALIAS).filter(|_| kind == libc::RTM_DELLINK)?;
     let alias = std::str::from_utf8(alias.strip_suffix(b"\0").unwrap_or(alias)).ok()?;
     Some(Change::TapGone { port: port_of_mark(alias)? })
+}
+
+/// Never of none.
+async fn readable(socket: Option<&AsyncFd<Socket>>) -> Ready<'_> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
+    }
 }
 
 type Ready<'a> = io::Result<tokio::io::unix::AsyncFdReadyGuard<'a, Socket>>;
