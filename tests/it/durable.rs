@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use connectrpc::Protocol;
 use futures_util::future::join_all;
-use guestnet::proto::guestnet::v1::CreateVmNetworkRequest;
+use guestnet::proto::guestnet::v1::{CreateVmNetworkRequest, ListNetworksRequest};
 
 use crate::lab::api::client_of;
 use crate::lab::daemon::Paths;
@@ -83,6 +83,8 @@ fn creates_at_the_same_time_share_a_sync() {
         client_of(daemon.socket(), Protocol::Connect)
     };
     let answers = runtime.block_on(async {
+        // From its first answer on, a client knows how many calls a connection takes at a time.
+        client.list_networks(ListNetworksRequest::default()).await.unwrap();
         let create = |n: usize| {
             let request = CreateVmNetworkRequest { vm_id: format!("vm{n}"), ..Default::default() };
             client.create_vm_network(request)
