@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 use std::sync::LazyLock;
 
-use super::local::LocalData;
+use super::local::{Found, LocalData};
 use super::name::Name;
 use super::query::{CLASS_IN, Query, flag, qtype};
 use crate::model::{Network, Subnet};
@@ -146,7 +146,8 @@ fn local(
     }
     if !added.is_empty() {
         let zone = added.zone(name);
-        if zone.is_some() || added.find(name).is_some() {
+        // What lies above a name of the operator's, but in no zone of ours, is not ours: with db.example.com we have not got .com.
+        if zone.is_some() || matches!(added.find(name), Some(Found::Data(_))) {
             return Some(Local::Added { zone });
         }
     }

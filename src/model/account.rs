@@ -39,8 +39,8 @@ impl Account {
         self.device = Some(device);
         for ((counted, offset), total) in counted.0.into_iter().zip(&mut self.offset.0).zip(&mut self.total.0)
         {
-            // It went back: it has begun again.
-            if counted.wrapping_add(*offset) < *total {
+            // It went back, below where this account began perhaps: it has begun again.
+            if counted.wrapping_add(*offset).cast_signed() < total.cast_signed() {
                 *offset = *total;
             }
             *total = counted.wrapping_add(*offset);
@@ -115,6 +115,17 @@ mod tests {
         assert_eq!(account.total()[Counter::RxBytes], 100);
     }
 
+    #[test]
+    fn a_counter_that_begins_again_below_where_the_account_began_counts_from_there() {
+        let mut account = Account::on(1, all(77));
+        account.read(1, all(0));
+        assert_eq!(account.total(), all(0));
+        account.read(1, all(5));
+        assert_eq!(account.total(), all(5));
+        account.read(1, all(2));
+        assert_eq!(account.total(), all(7));
+    }
+
     proptest! {
         #[test]
         fn totals_never_go_back_and_survive_the_store(
@@ -124,7 +135,8 @@ mod tests {
             for (device, counted) in readings {
                 let before = account.total();
                 account.read(device, Reading(counted));
-                prop_assert!(account.total().0.iter().zip(before.0).all(|(after, before)| *after >= before));
+                let mut counts = account.total().0.into_iter().zip(before.0).zip(counted);
+                prop_assert!(counts.all(|((after, before), counted)| (before..=before + counted).contains(&after)));
                 let (device, numbers) = account.to_parts();
                 prop_assert_eq!(Account::from_parts(device, &numbers), Some(account.clone()));
                 prop_assert_eq!(Account::from_parts(device, &numbers[1..]), None);

@@ -33,6 +33,7 @@ async fn records_and_aliases_of_the_operator_are_answered() {
             record("outside", "CNAME", "www.example.com"),
             record("loop", "CNAME", "loop.vm.internal"),
             record("mail.corp.", "MX", "10 mx.corp"),
+            record("db.example.net.", "A", "10.9.0.3"),
         ],
         zones: vec!["corp".parse().unwrap()],
         ..Default::default()
@@ -51,6 +52,11 @@ async fn records_and_aliases_of_the_operator_are_answered() {
     let outside = lookup(&server, "outside.vm.internal.").await;
     assert_eq!((outside.answers.len(), addresses(&outside)), (2, vec![ANSWER]));
     assert_eq!(upstream.seen(), 1);
+
+    // Of a name in somebody else's zone, what is above it stays theirs.
+    assert_eq!(addresses(&lookup(&server, "db.example.net.").await), [Ipv4Addr::new(10, 9, 0, 3)]);
+    assert_eq!(addresses(&lookup(&server, "example.net.").await), [ANSWER]);
+    assert_eq!(upstream.seen(), 2);
 }
 
 #[tokio::test]

@@ -111,10 +111,11 @@ async fn an_answer_in_a_guessed_case_is_not_believed_and_does_not_end_the_mixed_
         move |asked| {
             noting(&seen, asked);
             let honest = (Duration::from_millis(20), asked.a(300));
-            if asked.tcp || !forged.load(Ordering::SeqCst) {
+            // Once in two thousand times the guess, which is the case a guest writes, would be right.
+            let right = !is_mixed(&asked.message.queries[0].name().to_string());
+            if asked.tcp || right || !forged.load(Ordering::SeqCst) {
                 return vec![honest];
             }
-            // The case is as a guest would write it.
             let mut lie = asked.reply();
             lie.queries = vec![Query::query(name(&asked.name()), RecordType::A)];
             let address = RData::A(A(Ipv4Addr::new(6, 6, 6, 6)));
