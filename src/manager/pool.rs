@@ -1,6 +1,8 @@
 //! Keeps slots ready: builds them, wipes those that VMs leave and takes surplus ones away, in the background. In: who needs a
 //! slot, and slots that VMs have left. Out: slots with nothing of any tenant in them.
 
+mod work;
+
 use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,15 +11,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, oneshot};
 use tracing::{debug, warn};
 
+use self::work::WIPED_AT_ONCE;
 use super::ManagerError;
-use super::stock::{Need, Stock};
+use super::stock::Stock;
 use crate::bridges::Bridges;
-use crate::kernel::{Failed, For, HeldTap, Kernel, Limit};
+use crate::kernel::{HeldTap, Kernel};
 use crate::model::{IndexRange, Network, NetworkName, Place, Shard, Slot, Vm};
-use crate::plan::{self, Observed, Step, Undo};
+use crate::plan::{self, Observed};
 
-/// Slots wiped, or taken away, before something else gets a turn.
-const WIPED_AT_ONCE: usize = 64;
 /// Background work that nobody waits for begins when calls have been over for so long: a caller whose next one follows at
 /// once does not share the kernel's locks with it.
 const QUIET: Duration = Duration::from_millis(5);
@@ -441,182 +442,5 @@ impl Inner {
     // A panic while it was held cannot leave it half changed: what can fail is done without it.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// One thing that is needed; false when nothing is.
-    async fn do_next(&self) -> bool {
-        self.forget_again().await;
-        let left: Vec<Left> = {
-            let mut state = self.state();
-            let count = state.left.len().min(WIPED_AT_ONCE);
-            state.left.drain(..count).collect()
-        };
-        if !left.is_empty() {
-            self.wipe(left).await;
-            return true;
-        }
-        let need = self.state().stock.need();
-        match need {
-            Some(Need::Build(network)) => self.build(&network).await,
-            Some(Need::Clear(places)) => {
-                let slots: Vec<Slot> = places.iter().map(|place| place.slot).collect();
-                self.clear(&slots).await;
-            }
-            None => return false,
-        }
-        true
-    }
-
-    /// Asks the kernel once more, when it is time, to forget what it would not at the start. Everything else goes on meanwhile.
-    async fn forget_again(&self) {
-        let due: HashSet<Ipv4Addr> = {
-            let state = self.state();
-            let due = state.remembered.iter().filter(|_| state.forget_at <= Instant::now());
-            due.map(|(_, address)| *address).collect()
-        };
-        if due.is_empty() {
-            return;
-        }
-        let forgotten = self.kernel.forget_connections(due).await;
-        let mut state = self.state();
-        match forgotten {
-            Ok(_) => {
-                let clean = std::mem::take(&mut state.remembered);
-                clean.iter().for_each(|key| _ = state.unclean.remove(key));
-            }
-            Err(error) => {
-                warn!(%error, "former guests' connections are not forgotten yet: their addresses wait");
-                state.forget_at = Instant::now() + FORGET_AGAIN;
-            }
-        }
-    }
-
-    /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
-    async fn wipe(&self, left: Vec<Left>) {
-        let mut broken = Vec::new();
-        let connected = left.iter().filter(|left| left.connected);
-        let gone: HashSet<Ipv4Addr> = connected.filter_map(|left| left.address).collect();
-        if !gone.is_empty()
-            && let Err(error) = self.kernel.forget_connections(gone).await
-        {
-            warn!(%error, "a former guest's connections are not forgotten yet: its address waits");
-            self.state().left.extend(left);
-            tokio::time::sleep(FORGET_AGAIN).await;
-            return;
-        }
-        let mut surplus = Vec::new();
-        for left in left {
-            // What would be taken away right after need not be wiped: nobody gets it.
-            if self.state().stock.is_full(&left.network.name) {
-                surplus.push(left);
-                continue;
-            }
-            let Left { slot, network, address, own_limit, tap, .. } = left;
-            let place = self.state().stock.place(slot).cloned();
-            let wiped = match place {
-                Some(place) => {
-                    let limit = match own_limit {
-                        true => Limit::Set(network.rate_limit),
-                        false => Limit::Stands(network.rate_limit),
-                    };
-                    self.kernel.wipe(place, limit, tap).await
-                }
-                None => Ok(false),
-            };
-            let whole = wiped.unwrap_or_else(|error| {
-                warn!(%error, "a slot could not be wiped: it is taken away");
-                false
-            });
-            let mut state = self.state();
-            if let Some(address) = address {
-                state.unclean.remove(&(network.name.clone(), address));
-            }
-            if whole {
-                state.stock.give(&network.name, slot, hand_over);
-            } else {
-                broken.push(slot);
-            }
-        }
-        for Left { slot, network, address, tap, .. } in surplus {
-            // Held until here, so that no VMM could take it.
-            drop(tap);
-            if let Some(address) = address {
-                self.state().unclean.remove(&(network.name.clone(), address));
-            }
-            broken.push(slot);
-        }
-        self.clear(&broken).await;
-    }
-
-    async fn clear(&self, slots: &[Slot]) {
-        if slots.is_empty() {
-            return;
-        }
-        {
-            let mut state = self.state();
-            slots.iter().for_each(|slot| state.stock.leave(*slot));
-        }
-        let devices = slots.iter().map(|slot| (*slot, self.indexes.port(*slot))).collect();
-        if let Err(error) = self.kernel.clear(devices).await {
-            // `guestnet gc` and the next start find what is left. Until then these numbers are not used again.
-            warn!(%error, "slots could not be taken away");
-            let mut state = self.state();
-            slots.iter().for_each(|slot| state.stock.lose(*slot));
-            return;
-        }
-        let mut state = self.state();
-        slots.iter().for_each(|slot| state.stock.remove(*slot));
-    }
-
-    async fn build(&self, network: &Arc<Network>) {
-        let built = self.try_build(network, false).await;
-        let mut state = self.state();
-        match built {
-            Ok(slot) => state.stock.give(&network.name, slot, hand_over),
-            Err(error) => match state.stock.building_failed(&network.name) {
-                // Who has gone away needs no word of it.
-                Some(waiter) => _ = waiter.send(Err(error)),
-                None => warn!(error, network = %network.name, "no guest network could be made ready"),
-            },
-        }
-    }
-
-    /// Builds a slot, or leaves nothing of it.
-    async fn try_build(&self, network: &Arc<Network>, multi_queue: bool) -> Result<Slot, String> {
-        let shard = self.room(network).await.map_err(|error| error.to_string())?;
-        loop {
-            let slot = self.state().stock.number().ok_or("this host has as many slots as it can")?;
-            let place = self.place_on(slot, &shard);
-            let Err(Failed { applied, error }) =
-                self.kernel.apply(For::Background, plan::build_slot(&place, network, multi_queue)).await
-            else {
-                self.state().stock.add(place);
-                return Ok(slot);
-            };
-            let undos: Vec<Undo> = applied.iter().rev().filter_map(Step::undo).collect();
-            let mut errors = vec![error.to_string()];
-            errors.extend(self.kernel.undo(For::Background, undos).await.iter().map(ToString::to_string));
-            // Somebody else has that name: its number is left out for good.
-            if error.is_taken() && errors.len() == 1 {
-                warn!(%error, "a name that a slot would have is somebody else's: left out");
-                continue;
-            }
-            let mut state = self.state();
-            if errors.len() == 1 {
-                state.stock.put_number_back(slot);
-            } else {
-                state.stock.lose(slot);
-            }
-            drop(state);
-            return Err(errors.join("; then "));
-        }
-    }
-
-    async fn room(&self, network: &Arc<Network>) -> Result<Shard, crate::bridges::BridgesError> {
-        self.bridges.with_room(network, |shard| self.state().stock.ports_on(shard.index)).await
-    }
-
-    fn place_on(&self, slot: Slot, shard: &Shard) -> Place {
-        Place { slot, port: self.indexes.port(slot), shard: shard.clone() }
     }
 }

@@ -50,6 +50,17 @@ fn assert_killed(output: &Output, what: &str) {
     assert_eq!(output.status.signal(), Some(9), "{what}: {}", text(output));
 }
 
+/// By an uninstall, after a start that puts all right if `started`: the host is as it was.
+fn taken_away(lab: &Lab, faults: &Faults<'_>, started: bool, before: &str) {
+    if started {
+        let daemon = faults.start();
+        assert_consistent(lab, &daemon);
+        assert!(daemon.stop().success());
+    }
+    uninstalled(faults);
+    assert_same(before, &lab.host_state());
+}
+
 fn uninstalled(faults: &Faults<'_>) {
     let output = faults.uninstall();
     assert!(output.status.success(), "{}", text(&output));
@@ -73,13 +84,7 @@ fn a_first_start_that_is_killed_at_any_step_is_done_by_the_next_or_undone_by_an_
         faults.inject(when, step, "kill");
         killed_start(&faults, ALL_ON, &format!("{when} {step}"));
         // What is after a step is before the next, so half of them are taken away instead.
-        if when == "before" {
-            let daemon = faults.start();
-            assert_consistent(&lab, &daemon);
-            assert!(daemon.stop().success());
-        }
-        uninstalled(&faults);
-        assert_same(&before, &lab.host_state());
+        taken_away(&lab, &faults, when == "before", &before);
     }
 }
 
@@ -260,13 +265,7 @@ fn an_uninstall_that_is_killed_at_any_step_is_done_by_the_next_or_undone_by_a_st
         assert!(daemon.stop().success());
         faults.inject(when, step, "kill");
         assert_killed(&faults.uninstall(), &format!("{when} {step}"));
-        if when == "after" {
-            let daemon = faults.start();
-            assert_consistent(&lab, &daemon);
-            assert!(daemon.stop().success());
-        }
-        uninstalled(&faults);
-        assert_same(&before, &lab.host_state());
+        taken_away(&lab, &faults, when == "after", &before);
     }
 }
 
