@@ -283,7 +283,7 @@ async fn start(
     let counters = Arc::<Counters>::default();
     let dhcp =
         Dhcp { registry: registry.clone(), leases: leases.clone(), counters: counters.clone(), alarms };
-    let bridges = Bridges::new(host.clone(), dhcp);
+    let bridges = Bridges::new(host.clone(), dhcp, &config.networks);
     let walls = Walls::open(&managed(config), kernel.clone(), store.clone())?;
     let parts = Parts {
         kernel: kernel.clone(),

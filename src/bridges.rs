@@ -1,6 +1,7 @@
 //! The bridges of each network and the DHCP server on each. In: which network needs a port. Out: a bridge with room for it,
 //! one more if all are full.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::dhcp::{Dhcp, DhcpError, DhcpServer};
@@ -29,11 +30,15 @@ struct Inner {
     host: Arc<tokio::sync::Mutex<Host>>,
     dhcp: Dhcp,
     servers: Mutex<Vec<(IfName, DhcpServer)>>,
+    /// Networks on interfaces that somebody else made.
+    external: Vec<Arc<Network>>,
 }
 
 impl Bridges {
-    pub fn new(host: Arc<tokio::sync::Mutex<Host>>, dhcp: Dhcp) -> Self {
-        Self(Arc::new(Inner { host, dhcp, servers: Mutex::default() }))
+    pub fn new(host: Arc<tokio::sync::Mutex<Host>>, dhcp: Dhcp, networks: &[Arc<Network>]) -> Self {
+        let external =
+            networks.iter().filter(|network| network.plumbing == Plumbing::External).cloned().collect();
+        Self(Arc::new(Inner { host, dhcp, servers: Mutex::default(), external }))
     }
 
     /// Serves DHCP on every bridge that the network has, or on the interface that it was given.
@@ -92,6 +97,33 @@ impl Bridges {
         let host = self.0.host.lock().await;
         let shards = host.bridges();
         shards.filter_map(|(network, shard)| self.serve_on(network, &shard.bridge).err()).collect()
+    }
+
+    /// The interfaces of somebody else that are served, and whether one that should be is not.
+    pub fn external(&self) -> (BTreeSet<u32>, bool) {
+        let servers = self.servers();
+        let served = |network: &&Arc<Network>| {
+            let mut of = servers.iter().filter(|(device, _)| device == network.bridge.as_if_name());
+            of.next().map(|(_, server)| server.ifindex())
+        };
+        let indexes: BTreeSet<u32> = self.0.external.iter().filter_map(|network| served(&network)).collect();
+        let gone = indexes.len() < self.0.external.len();
+        (indexes, gone)
+    }
+
+    /// Serves DHCP on interfaces of somebody else that are others now than those served; which, or why not.
+    pub fn serve_external(&self) -> Vec<(Arc<Network>, Result<(), BridgesError>)> {
+        let (served, _) = self.external();
+        let anew = self.0.external.iter().filter(|network| {
+            let index = nix::net::if_::if_nametoindex(network.bridge.as_str());
+            !index.is_ok_and(|index| served.contains(&index))
+        });
+        anew.map(|network| {
+            let device = network.bridge.as_if_name();
+            self.is_anew(device);
+            (network.clone(), self.serve_on(network, device))
+        })
+        .collect()
     }
 
     /// Ends the DHCP servers.

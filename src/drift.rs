@@ -59,6 +59,7 @@ impl Drift {
 
     async fn note(&self, changes: &[Change], looks: &mut Looks, closed: &mut Closed) {
         let (bridges, subnets) = self.host.lock().await.extent();
+        let (external, external_gone) = self.bridges.external();
         let ours = Ours {
             bridges: &bridges,
             subnets: &subnets,
@@ -66,6 +67,8 @@ impl Drift {
             limit: &|slot| self.manager.limit_of(slot),
             guest_with: &|mac| self.manager.slot_of_mac(mac),
             guest_at: &|address| self.manager.has_guest_at(address),
+            external: &external,
+            external_gone,
         };
         for change in changes {
             if looks.note(change, &ours, Instant::now()) {
@@ -102,6 +105,20 @@ impl Drift {
             }
             if let Err(error) = self.manager.walls().bridges_are_new() {
                 failed.bridges = self.not_mended(error);
+            }
+        }
+        if at.external {
+            for (network, served) in self.bridges.serve_external() {
+                match served {
+                    Ok(()) => {
+                        let what = format!(
+                            "{} is another interface than before: DHCP is served on it again",
+                            network.bridge
+                        );
+                        self.repaired(None, Some(&network.name), what);
+                    }
+                    Err(error) => failed.external = self.not_mended(error),
+                }
             }
         }
         if at.walls || (at.walls_unseen && !self.walls_are_ours_alone()) {

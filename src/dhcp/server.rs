@@ -46,6 +46,7 @@ pub struct Dhcp {
 /// A running DHCP server on one device. Dropped, it stops.
 #[derive(Debug)]
 pub struct DhcpServer {
+    ifindex: u32,
     /// Closing it wakes the thread and ends it.
     stop: Option<io::PipeWriter>,
     thread: Option<JoinHandle<()>>,
@@ -86,11 +87,16 @@ impl Dhcp {
         };
         let thread = std::thread::Builder::new().name(name).spawn(run).map_err(failed)?;
         info!(device = %device, "DHCP server started");
-        Ok(DhcpServer { stop: Some(stop), thread: Some(thread) })
+        Ok(DhcpServer { ifindex, stop: Some(stop), thread: Some(thread) })
     }
 }
 
 impl DhcpServer {
+    /// The device that it serves.
+    pub fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
     /// Ends the server; no reply leaves after this returns.
     pub fn stop(mut self) {
         self.end();

@@ -66,6 +66,10 @@ pub struct Ours<'a> {
     /// The slot of the guest with that MAC.
     pub guest_with: &'a dyn Fn(Mac) -> Option<Slot>,
     pub guest_at: &'a dyn Fn(Ipv4Addr) -> bool,
+    /// Interfaces that somebody else made and DHCP is served on.
+    pub external: &'a BTreeSet<u32>,
+    /// Whether one of these is gone.
+    pub external_gone: bool,
 }
 
 /// Where to look.
@@ -81,6 +85,8 @@ pub struct Suspicion {
     pub every_tap: bool,
     /// At the host-wide rules of iptables.
     pub rules: bool,
+    /// At the interfaces that somebody else made: one may be another with the name of the former.
+    pub external: bool,
     /// At our tables of nf_tables: somebody else has changed them.
     pub walls: bool,
     /// Whether somebody else can have changed them at all.
@@ -100,7 +106,17 @@ impl Suspicion {
 
     pub fn everything() -> Self {
         let (walls, taps) = (false, BTreeSet::new());
-        Self { bridges: true, guests: true, taps, every_tap: true, rules: true, walls, walls_unseen: true }
+        let external = true;
+        Self {
+            bridges: true,
+            guests: true,
+            taps,
+            every_tap: true,
+            rules: true,
+            external,
+            walls,
+            walls_unseen: true,
+        }
     }
 
     pub fn join(&mut self, other: &Self) {
@@ -109,6 +125,7 @@ impl Suspicion {
         self.taps.extend(&other.taps);
         self.every_tap |= other.every_tap;
         self.rules |= other.rules;
+        self.external |= other.external;
         self.walls |= other.walls;
         self.walls_unseen |= other.walls_unseen;
     }
@@ -121,6 +138,7 @@ impl Suspicion {
             taps: if other.every_tap { BTreeSet::new() } else { &self.taps - &other.taps },
             every_tap: self.every_tap && !other.every_tap,
             rules: self.rules && !other.rules,
+            external: self.external && !other.external,
             walls: self.walls && !other.walls,
             walls_unseen: self.walls_unseen && !(other.walls_unseen || other.walls),
         }
@@ -133,9 +151,14 @@ impl Suspicion {
                 self.bridges |= ours.bridges.contains(index) && !(*there && *up);
                 let moved = |(_, of): (Slot, u32)| !there || !up || *bridge != Some(of);
                 self.guests |= (ours.slot)(*index).is_some_and(moved);
+                self.external |= !there && ours.external.contains(index);
             }
             Change::Port { index, closed } => self.guests |= !closed && (ours.slot)(*index).is_some(),
-            Change::Address { index } => self.bridges |= ours.bridges.contains(index),
+            Change::Address { index } => {
+                self.bridges |= ours.bridges.contains(index);
+                // Its address is the last that an interface gets before it can be served.
+                self.external |= ours.external_gone;
+            }
             Change::Route { destination, prefix_len } => {
                 let whole =
                     |subnet: &Subnet| subnet.network() == *destination && subnet.prefix_len() == *prefix_len;
@@ -288,8 +311,13 @@ mod tests {
 
     const BRIDGE: u32 = 1000;
     const PORT: u32 = 7;
+    const EXTERNAL: u32 = 8;
 
     fn suspicion(change: &Change) -> Suspicion {
+        suspicion_with(change, false)
+    }
+
+    fn suspicion_with(change: &Change, external_gone: bool) -> Suspicion {
         let bridges = BTreeSet::from([BRIDGE]);
         let mac: Mac = "06:00:0a:64:00:02".parse().unwrap();
         let ours = Ours {
@@ -299,6 +327,8 @@ mod tests {
             limit: &|slot| (slot == Slot(0)).then_some(testing::network().rate_limit),
             guest_with: &|of| (of == mac).then_some(Slot(0)),
             guest_at: &|address| address == Ipv4Addr::new(10, 100, 0, 2),
+            external: &BTreeSet::from([EXTERNAL]),
+            external_gone,
         };
         let mut suspicion = Suspicion::default();
         suspicion.note(change, &ours);
@@ -320,6 +350,7 @@ mod tests {
         let bridges = Suspicion { bridges: true, ..Suspicion::default() };
         let of_rules = Suspicion { rules: true, ..Suspicion::default() };
         let walls = Suspicion { walls: true, ..Suspicion::default() };
+        let external = Suspicion { external: true, ..Suspicion::default() };
         let device = |index, there, up, bridge| Change::Device { index, there, up, bridge };
         let guest = Ipv4Addr::new(10, 100, 0, 2);
         let cases = [
@@ -328,6 +359,7 @@ mod tests {
             (device(PORT, false, false, None), &guests),
             (device(PORT, true, false, Some(BRIDGE)), &guests),
             (device(PORT, true, true, Some(BRIDGE + 1)), &guests),
+            (device(EXTERNAL, false, false, None), &external),
             (Change::Port { index: PORT, closed: false }, &guests),
             (Change::Address { index: BRIDGE }, &bridges),
             (Change::Route { destination: Ipv4Addr::new(10, 100, 0, 0), prefix_len: 16 }, &bridges),
@@ -346,6 +378,7 @@ mod tests {
         for (change, wanted) in cases {
             assert_eq!(&suspicion(&change), wanted, "{change:?}");
         }
+        assert_eq!(suspicion_with(&Change::Address { index: 3 }, true), external);
     }
 
     #[test]
@@ -364,6 +397,8 @@ mod tests {
             limit: &|_| None,
             guest_with: &|_| None,
             guest_at: &|_| false,
+            external: &BTreeSet::new(),
+            external_gone: false,
         };
         looks.note(&Change::Address { index: BRIDGE }, &ours, now);
     }
@@ -415,6 +450,7 @@ mod tests {
             Change::Device { index: BRIDGE, there: true, up: true, bridge: None },
             Change::Device { index: PORT, there: true, up: true, bridge: Some(BRIDGE) },
             Change::Device { index: 3, there: false, up: false, bridge: None },
+            Change::Device { index: EXTERNAL, there: true, up: false, bridge: None },
             Change::Port { index: PORT, closed: true },
             Change::Port { index: 3, closed: false },
             Change::Address { index: 3 },

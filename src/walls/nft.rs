@@ -356,5 +356,7 @@ pub enum Expr {
     },
     /// The source becomes the address of the interface that the packet leaves by.
     Masquerade,
+    /// No connection is made of the packet (nft_ct.c).
+    NoTrack,
     Verdict(Verdict),
 }

@@ -58,6 +58,23 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// None for a frame that is not of DHCP.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let is_dhcp = frame.get(12..14)? == [8, 0] && frame.get(23)? == &17;
+        let ports = [frame.get(34..36)?, frame.get(36..38)?];
+        if !is_dhcp || !ports.iter().all(|port| [[0, 67], [0, 68]].iter().any(|known| known == port)) {
+            return None;
+        }
+        let mac = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
+        Some(Self {
+            mac: mac(&frame[6..12]),
+            to_mac: mac(&frame[..6]),
+            to: Ipv4Addr::new(frame[30], frame[31], frame[32], frame[33]),
+            message: Message::from_bytes(frame.get(42..)?).ok()?,
+            bytes: frame.get(42..)?.to_vec(),
+        })
+    }
+
     pub fn kind(&self) -> Option<MessageType> {
         self.message.opts().msg_type()
     }
@@ -185,23 +202,7 @@ impl Sniffer {
         };
         // SAFETY: the kernel wrote `length` bytes.
         let frame: Vec<u8> = buffer[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
-        self.seen.extend(read(&frame));
+        self.seen.extend(Seen::of(&frame));
         true
     }
-}
-
-fn read(frame: &[u8]) -> Option<Seen> {
-    let is_dhcp = frame.get(12..14)? == [8, 0] && frame.get(23)? == &17;
-    let ports = [frame.get(34..36)?, frame.get(36..38)?];
-    if !is_dhcp || !ports.iter().all(|port| [[0, 67], [0, 68]].iter().any(|known| known == port)) {
-        return None;
-    }
-    let mac = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":");
-    Some(Seen {
-        mac: mac(&frame[6..12]),
-        to_mac: mac(&frame[..6]),
-        to: Ipv4Addr::new(frame[30], frame[31], frame[32], frame[33]),
-        message: Message::from_bytes(frame.get(42..)?).ok()?,
-        bytes: frame.get(42..)?.to_vec(),
-    })
 }

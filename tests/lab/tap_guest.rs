@@ -25,17 +25,13 @@ mod ioctl {
 /// A guest whose kernel is this machine's. Unplugged when dropped; its VM's network is left as it is.
 pub struct TapGuest {
     pub namespace: Namespace,
-    stop: Option<io::PipeWriter>,
-    carriers: Vec<JoinHandle<()>>,
+    _cable: Cable,
 }
 
 impl TapGuest {
     /// Plugs a guest into the VM's TAP, its network configured as `vm` (`vm create --json`) says.
     pub fn attach(lab: &Lab, vm: &Value) -> Self {
-        let field = |name: &str| vm[name].as_str().unwrap_or_else(|| panic!("no {name}: {vm}"));
-        let netns = lab.host.enter(&Path::new("/run/netns").join(field("namespace")));
-        let tap = netns.run(|| open_tap(field("tap_device"), libc::IFF_VNET_HDR).expect("the VM's TAP"));
-        Self::attach_to(tap, vm)
+        Self::attach_to(open_tap_of(lab, vm), vm)
     }
 
     /// The same with the VM's TAP open already.
@@ -52,7 +48,7 @@ impl TapGuest {
         let field = |name: &str| vm[name].as_str().unwrap_or_else(|| panic!("no {name}: {vm}"));
         let namespace = Namespace::new();
         let own = namespace.run(|| open_tap("eth0", flags).expect("the guest's own TAP"));
-        let guest = Self { stop: None, carriers: Vec::new(), namespace };
+        let guest = Self { _cable: Cable::plug(&tap, &own), namespace };
         let mtu = vm["mtu"].to_string();
         guest.run(
             "sysctl",
@@ -63,20 +59,7 @@ impl TapGuest {
         guest.run("ip", &["addr", "add", &address, "dev", "eth0"]);
         guest.run("ip", &["link", "set", "eth0", "up"]);
         guest.run("ip", &["route", "add", "default", "via", field("gateway")]);
-        guest.plug(tap, own)
-    }
-
-    fn plug(mut self, tap: File, own: File) -> Self {
-        let (stopped, stop) = io::pipe().expect("a pipe");
-        let both = [(&tap, &own), (&own, &tap)];
-        for (from, to) in
-            both.map(|(from, to)| (from.try_clone().expect("a file"), to.try_clone().expect("a file")))
-        {
-            let stopped = stopped.try_clone().expect("a pipe");
-            self.carriers.push(std::thread::spawn(move || carry(from, to, &stopped)));
-        }
-        self.stop = Some(stop);
-        self
+        guest
     }
 
     /// Runs a program in the guest; it has to succeed. Its standard output.
@@ -93,7 +76,25 @@ impl TapGuest {
     }
 }
 
-impl Drop for TapGuest {
+/// Carries frames both ways between two TAPs until it is dropped.
+pub struct Cable {
+    stop: Option<io::PipeWriter>,
+    carriers: Vec<JoinHandle<()>>,
+}
+
+impl Cable {
+    pub fn plug(one: &File, other: &File) -> Self {
+        let (stopped, stop) = io::pipe().expect("a pipe");
+        let clone = |file: &File| file.try_clone().expect("a file");
+        let carriers = [(one, other), (other, one)].map(|(from, to)| {
+            let (from, to, stopped) = (clone(from), clone(to), stopped.try_clone().expect("a pipe"));
+            std::thread::spawn(move || carry(from, to, &stopped))
+        });
+        Self { stop: Some(stop), carriers: carriers.into() }
+    }
+}
+
+impl Drop for Cable {
     fn drop(&mut self) {
         drop(self.stop.take());
         for carrier in self.carriers.drain(..) {
@@ -116,6 +117,13 @@ fn carry(mut from: File, mut to: File, stopped: &io::PipeReader) {
         // A frame that the other side does not take is lost, as on a wire.
         let _ = to.write(&frame[..length]);
     }
+}
+
+/// The TAP of a VM, with virtio-net headers.
+pub fn open_tap_of(lab: &Lab, vm: &Value) -> File {
+    let field = |name: &str| vm[name].as_str().unwrap_or_else(|| panic!("no {name}: {vm}"));
+    let netns = lab.host.enter(&Path::new("/run/netns").join(field("namespace")));
+    netns.run(|| open_tap(field("tap_device"), libc::IFF_VNET_HDR).expect("the VM's TAP"))
 }
 
 /// Frames without virtio-net headers: no flag.

@@ -185,6 +185,7 @@ fn one(buffer: &mut Buffer, expression: &Expr) {
             buffer.u32(5, register(*port));
         }),
         Expr::Masquerade => named(buffer, "masq", |_| {}),
+        Expr::NoTrack => named(buffer, "notrack", |_| {}),
         Expr::Verdict(decided) => named(buffer, "immediate", |buffer| {
             buffer.u32(1, VERDICT_REGISTER);
             buffer.nested(2, |buffer| verdict(buffer, decided));

@@ -1,5 +1,7 @@
 //! The table at the ports: who sends.
 
+use std::net::Ipv4Addr;
+
 use super::{BRIDGE, DHCP_CLIENT, DHCP_SERVER, IDLE_MS, PORT_REASONS, burst, dynamic, id};
 use crate::model::{Mac, Network};
 use crate::walls::matching::*;
@@ -68,6 +70,16 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
                 source_is([0; 4]),
                 destination_is([255; 4]),
                 dhcp_request(),
+                is_mine(),
+                goto("dhcp"),
+            ],
+        ),
+        rule(
+            "DHCP client that believes in another address, which the server refuses it",
+            [
+                ether_type(IPV4),
+                dhcp_request(),
+                vec![destination(0), Expr::In { set: "dhcp_servers", key: 0 }],
                 is_mine(),
                 goto("dhcp"),
             ],
@@ -165,7 +177,11 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
     dhcp.push(rule("DHCP", [accept()]));
     chains.insert(0, Chain::new("dhcp", dhcp));
     let mut gateway_macs = Set::of("gateway_macs", &[Field::Mac]);
-    gateway_macs.elements = networks.map(|network| Element::of(mac_key(network))).collect();
+    gateway_macs.elements = networks.clone().map(|network| Element::of(mac_key(network))).collect();
+    // And who is asked by broadcast.
+    let servers = networks.map(|network| network.gateway).chain([Ipv4Addr::BROADCAST]);
+    let mut dhcp_servers = Set::of("dhcp_servers", &[Field::Address]);
+    dhcp_servers.elements = servers.map(|address| Element::of(Key::new().address(address))).collect();
     let rate_of = |name| Set { dynamic: Some(dynamic(Some(IDLE_MS))), ..Set::of(name, &[Field::IfName]) };
     Table {
         family: BRIDGE.family,
@@ -176,6 +192,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             Set::map("macs", &[Field::IfName, Field::Mac], Data::Fields(vec![Field::Id])),
             Set { counted: true, ..Set::of("drops", &[Field::IfName]) },
             gateway_macs,
+            dhcp_servers,
             rate_of("dhcp_rate"),
             rate_of("arp_rate"),
         ],

@@ -51,6 +51,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         ]
         .concat()
     };
+    let is_dhcp = || [protocol(UDP), source_port(DHCP_CLIENT), destination_port(DHCP_SERVER)].concat();
     let forward_any = || to_a_forward(vec![protocol_to(0), destination_port_to(1)], "forwards", 2);
     let forward_at =
         || to_a_forward(vec![destination(0), protocol_to(1), destination_port_to(2)], "forwards_at", 3);
@@ -58,6 +59,10 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
     let [not_ipv4_rule, live, invalid, stray] = opens();
     let host_wall = vec![
         not_ipv4_rule,
+        rule(
+            "DHCP, which the server has taken from the bridge",
+            [is_dhcp(), vec![Expr::Verdict(Verdict::Drop)]],
+        ),
         rule(
             "DNS questions, answered or not",
             [
@@ -191,6 +196,17 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
                 rule("from guests", [enters_by("bridges"), goto("from_guest")]),
                 rule("to guests", [leaves_by("bridges"), goto("to_guest")]),
             ],
+        ),
+        Chain::base(
+            "untracked",
+            HookKind::Filter,
+            HookPoint::Prerouting,
+            -300,
+            // A neighbour's connections are counted by its address: a guest that believes in it makes none there.
+            vec![rule(
+                "DHCP is no connection",
+                [enters_by("bridges"), ipv4(), is_dhcp(), vec![Expr::NoTrack]],
+            )],
         ),
         Chain::base(
             "port_forwards",

@@ -1,18 +1,21 @@
 //! The clients that guests have, each on a machine of its own, all with the same client identifier as cloned images have
-//! it, all at once: each takes its lease, renews, rebinds, moves to another address, boots again and releases. Frames
-//! leave with their UDP checksum left to offload, as from a virtio-net guest.
+//! it, all at once: each takes its lease, renews, rebinds, moves to another address, releases, and boots again. Once on a network that
+//! somebody else made, and once behind the TAPs of VMs, with checksums left to offload as a virtio-net guest leaves them.
 
-use std::fs;
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use dhcproto::v4::{MessageType, OptionCode};
+use dhcproto::v4::{MessageType, Opcode, OptionCode};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
+use crate::lab::frames;
 use crate::lab::lan::{self, Sniffer, State};
+use crate::lab::tap_guest::{Cable, open_tap, open_tap_of};
 use crate::lab::{Daemon, Lab, Namespace, text};
 
 /// T1 is 10 seconds, T2 17.
@@ -31,28 +34,90 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::Udhcpc, Kind::Dhclient, Kind::Dhcpcd, Kind::Networkd];
 
+/// Where the clients are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Site {
+    /// Ports of a bridge that somebody else made.
+    Lan,
+    /// VMs of a network of guestnet's own.
+    Taps,
+}
+
+impl Site {
+    fn network(self, more: &str) -> String {
+        match self {
+            Self::Lan => lan::network(more),
+            Self::Taps => format!("[[network]]\nname = \"default\"\n{more}\n"),
+        }
+    }
+
+    fn bridge(self) -> &'static str {
+        match self {
+            Self::Lan => lan::BRIDGE,
+            Self::Taps => "br-vms",
+        }
+    }
+
+    fn subnet(self) -> &'static str {
+        match self {
+            Self::Lan => "10.9",
+            Self::Taps => "10.100",
+        }
+    }
+}
+
 /// A client on its machine.
 struct Client {
     kind: Kind,
+    site: Site,
     machine: Namespace,
+    /// The guest's own side of its VM's TAP.
+    card: Option<File>,
+    cable: Option<Cable>,
     mac: String,
     directory: PathBuf,
     child: Option<Child>,
 }
 
 impl Client {
-    fn new(lab: &Lab, kind: Kind) -> Self {
+    fn new(lab: &Lab, kind: Kind, site: Site) -> Self {
         let n = kind as usize + 1;
         let mac = format!("52:54:00:00:00:{n:02x}");
-        let machine = lan::machine(lab, &format!("p{n}"), &mac);
+        let (machine, card) = match site {
+            Site::Lan => (lan::machine(lab, &format!("p{n}"), &mac), None),
+            Site::Taps => {
+                let machine = Namespace::new_with_mounts();
+                let card = machine.run(|| open_tap("eth0", libc::IFF_VNET_HDR).expect("a TAP"));
+                run(machine.command("ip").args(["link", "set", "lo", "up"]));
+                run(machine.command("ip").args(["link", "set", "eth0", "address", &mac, "up"]));
+                (machine, Some(card))
+            }
+        };
         let directory = lab.directory().join(format!("{kind:?}"));
         fs::create_dir(&directory).unwrap();
-        Self { kind, machine, mac, directory, child: None }
+        Self { kind, site, machine, card, cable: None, mac, directory, child: None }
     }
 
     /// Its n-th reservation.
     fn reserved(&self, n: usize) -> String {
-        format!("10.9.{n}.{}", self.kind as usize + 1)
+        format!("{}.{n}.{}", self.site.subnet(), self.kind as usize + 1)
+    }
+
+    /// Makes its n-th reservation, in the place of the one before; its VM's TAP is another one then.
+    fn reserve(&mut self, lab: &Lab, daemon: &Daemon, n: usize) {
+        self.cable = None;
+        let (vm_id, address) = (format!("{:?}", self.kind), self.reserved(n));
+        match self.site {
+            Site::Lan => {
+                daemon.guestnet(&["reservation", "delete", &self.mac]);
+                daemon.guestnet(&["reservation", "add", &self.mac, &address]);
+            }
+            Site::Taps => {
+                daemon.guestnet(&["vm", "delete", &vm_id]);
+                let vm = daemon.json(&["vm", "create", &vm_id, "--mac", &self.mac, "--ip", &address]);
+                self.cable = self.card.as_ref().map(|card| Cable::plug(&open_tap_of(lab, &vm), card));
+            }
+        }
     }
 
     fn start(&mut self) {
@@ -209,15 +274,24 @@ exit 0
 "#;
 
 #[test]
-fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
+fn every_client_takes_renews_rebinds_moves_and_releases() {
     let lab = Lab::new();
     lan::make(&lab);
-    let mut clients = KINDS.map(|kind| Client::new(&lab, kind));
-    let daemon = Daemon::start_with(&lab, &lan::network(LEASE));
-    for client in &clients {
-        daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(1)]);
+    takes_renews_rebinds_moves_and_releases(&lab, Site::Lan);
+}
+
+#[test]
+fn every_client_behind_the_tap_of_its_vm_does_so_too() {
+    takes_renews_rebinds_moves_and_releases(&Lab::new(), Site::Taps);
+}
+
+fn takes_renews_rebinds_moves_and_releases(lab: &Lab, site: Site) {
+    let mut clients = KINDS.map(|kind| Client::new(lab, kind, site));
+    let daemon = Daemon::start_with(lab, &site.network(LEASE));
+    for client in &mut clients {
+        client.reserve(lab, &daemon, 1);
     }
-    let mut sniffer = Sniffer::new(&lab.host, lan::BRIDGE);
+    let mut sniffer = Sniffer::new(&lab.host, site.bridge());
 
     // Takes: its own address, though all have one identifier.
     clients.iter_mut().for_each(Client::start);
@@ -239,8 +313,10 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     }
 
     // Rebinds at T2, by broadcast, when nothing it sends to the server alone arrives.
-    let cut = "table bridge cut {\n chain c {\n type filter hook prerouting priority -300\n ip daddr 10.9.0.1 udp dport 67 drop\n \
-               }\n}\n";
+    let cut = format!(
+        "table bridge cut {{\n chain c {{\n type filter hook prerouting priority -310\n ip daddr {}.0.1 udp dport 67 drop\n }}\n}}\n",
+        site.subnet()
+    );
     fs::write(lab.directory().join("cut"), cut).unwrap();
     lab.on_host("nft", &["-f", &lab.directory().join("cut").display().to_string()]);
     sniffer.all();
@@ -256,30 +332,16 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
     lab.on_host("nft", &["delete", "table", "bridge", "cut"]);
 
     // Its reservation moves: the old address is refused by broadcast, the new one is taken.
-    for client in &clients {
-        daemon.guestnet(&["reservation", "delete", &client.mac]);
-        daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(2)]);
-    }
-    let nak = sniffer.wait("a NAK", LIMIT, |seen| seen.kind() == Some(MessageType::Nak));
-    assert_eq!(nak.to_mac, "ff:ff:ff:ff:ff:ff");
-    for client in &clients {
-        client.has(&client.reserved(2));
-    }
-
-    // Boots again with what it remembers: dhcpcd and dhclient ask for an address by name, which may be the older of the two that
-    // each has had, and is refused then; dhclient begins anew where its file says that its lease is over. All come to the
-    // address that is reserved now.
-    clients.iter_mut().for_each(Client::crash);
     sniffer.all();
-    clients.iter_mut().for_each(Client::start);
-    let remembering = [Kind::Dhclient, Kind::Dhcpcd].map(|kind| &clients[kind as usize]);
-    let reboots = |seen: &lan::Seen| {
-        remembering.iter().any(|client| client.mac == seen.mac) && seen.is(State::InitReboot)
-    };
-    let seen = sniffer.wait("an INIT-REBOOT", LIMIT, reboots);
-    let client = remembering.iter().find(|client| client.mac == seen.mac).unwrap();
-    let asked = seen.requested().map(|address| address.to_string());
-    assert!([1, 2].map(|n| Some(client.reserved(n))).contains(&asked), "{asked:?}");
+    for client in &mut clients {
+        client.reserve(lab, &daemon, 2);
+    }
+    let mut waiting: Vec<&Client> = clients.iter().collect();
+    while !waiting.is_empty() {
+        let nak = sniffer.wait("a NAK", LIMIT, |seen| seen.kind() == Some(MessageType::Nak));
+        assert_eq!((nak.to_mac.as_str(), nak.to), ("ff:ff:ff:ff:ff:ff", Ipv4Addr::BROADCAST));
+        waiting.retain(|client| frames::mac(&client.mac) != nak.message.chaddr());
+    }
     for client in &clients {
         client.has(&client.reserved(2));
     }
@@ -300,7 +362,50 @@ fn every_client_takes_renews_rebinds_moves_reboots_and_releases() {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
-    assert_eq!(daemon.json(&["reservation", "list"]).as_array().unwrap().len(), KINDS.len());
+    assert_eq!(daemon.json(&["lease", "list"]).as_array().unwrap().len(), KINDS.len());
+}
+
+#[test]
+fn a_lease_is_remembered_over_a_power_cut_and_refused_when_the_guest_has_moved_meanwhile() {
+    let lab = Lab::new();
+    // Long enough for none to be over when its client starts again.
+    let daemon = Daemon::start_with(&lab, &Site::Taps.network("lease_seconds = 3600"));
+    let mut clients = KINDS.map(|kind| Client::new(&lab, kind, Site::Taps));
+    for client in &mut clients {
+        client.reserve(&lab, &daemon, 1);
+        client.start();
+    }
+    let mut sniffer = Sniffer::new(&lab.host, Site::Taps.bridge());
+    for (before, now) in [(1, 1), (1, 2)] {
+        for client in &mut clients {
+            client.has(&client.reserved(before));
+            client.crash();
+            if now != before {
+                client.reserve(&lab, &daemon, now);
+            }
+        }
+        sniffer.all();
+        clients.iter_mut().for_each(Client::start);
+        // udhcpc and networkd keep nothing on a disk; the others ask for their address by name.
+        let mut waiting: Vec<&Client> =
+            [Kind::Dhclient, Kind::Dhcpcd].map(|kind| &clients[kind as usize]).into();
+        while !waiting.is_empty() {
+            let seen = sniffer.wait("an INIT-REBOOT", LIMIT, |seen| seen.is(State::InitReboot));
+            let Some(at) = waiting.iter().position(|client| client.mac == seen.mac) else { continue };
+            let client = waiting.swap_remove(at);
+            let asked = seen.requested().map(|address| address.to_string());
+            assert_eq!(asked, Some(client.reserved(before)), "{:?}", client.kind);
+            let answer = sniffer.wait("its answer", LIMIT, |answer| {
+                answer.message.opcode() == Opcode::BootReply
+                    && answer.message.chaddr() == frames::mac(&client.mac)
+            });
+            let wanted = if now == before { MessageType::Ack } else { MessageType::Nak };
+            assert_eq!(answer.kind(), Some(wanted), "{:?}", client.kind);
+        }
+        for client in &clients {
+            client.has(&client.reserved(now));
+        }
+    }
 }
 
 #[test]
@@ -362,7 +467,7 @@ fn nmap_sees_a_dhcp_server_with_everything_a_guest_needs() {
 fn a_declined_address_stays_reserved_and_whoever_answers_for_it_is_named() {
     let lab = Lab::new();
     lan::make(&lab);
-    let mut client = Client::new(&lab, Kind::Dhclient);
+    let mut client = Client::new(&lab, Kind::Dhclient, Site::Lan);
     let squatter = lan::machine(&lab, "p9", "52:54:00:00:00:99");
     let daemon = Daemon::start_with(&lab, &lan::network(LEASE));
     daemon.guestnet(&["reservation", "add", &client.mac, &client.reserved(1)]);

@@ -204,6 +204,40 @@ fn leases_are_watched_as_they_change() {
 }
 
 #[test]
+fn an_interface_that_is_made_anew_is_served_again() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", MAC);
+    let daemon = Daemon::start_with(&lab, &lan::network(""));
+    daemon.guestnet(&["reservation", "add", MAC, "10.9.0.10", "--hostname", "build"]);
+    assert_eq!(lease(&machine).as_deref(), Some("10.9.0.10"));
+    let events = || daemon.json(&["status"])["recent_events"].to_string();
+    let told = |words: &str| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !events().contains(words) {
+            assert!(Instant::now() < deadline, "no {words:?} in {}", events());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    lab.on_host("ip", &["link", "del", lan::BRIDGE]);
+    told("no such device");
+    // As libvirt does when its network is started again.
+    lan::make(&lab);
+    lab.on_host("ip", &["link", "set", "p1", "master", lan::BRIDGE]);
+    told("is another interface than before");
+    assert_eq!(lease(&machine).as_deref(), Some("10.9.0.10"));
+    assert!(resolve(&machine, "build.vm.internal").contains("10.9.0.10"));
+    // In one go.
+    lab.on_host("ip", &["link", "del", lan::BRIDGE]);
+    lan::make(&lab);
+    lab.on_host("ip", &["link", "set", "p1", "master", lan::BRIDGE]);
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while lease(&machine).is_none() {
+        assert!(Instant::now() < deadline, "not served again");
+    }
+}
+
+#[test]
 fn an_interface_that_is_not_there_or_lacks_the_address_is_named() {
     let lab = Lab::new();
     let refused = |named: &str| {
