@@ -12,7 +12,7 @@ use tokio::sync::broadcast::error::RecvError;
 use super::errors::refusal;
 use super::networks;
 use super::wire::{self, FieldError};
-use crate::dhcp::{LeaseChanges, Leases};
+use crate::dhcp::{LeaseChange, Leases};
 use crate::manager::Manager;
 use crate::model::{Invalid, LeaseView, Mac, NetworkName, VmId};
 use crate::proto::guestnet::v1;
@@ -100,21 +100,37 @@ impl LeaseSources {
                 if let Some(answer) = waiting.pop_front() {
                     return Some((Ok(answer), (sources, only, changes, waiting)));
                 }
-                let group: LeaseChanges = match changes.recv().await {
-                    Ok(group) => group,
-                    // What was missed is in `lease list`.
-                    Err(RecvError::Lagged(_)) => continue,
+                match changes.recv().await {
+                    Ok(group) => {
+                        let wanted = |lease: &v1::Lease| {
+                            only.as_ref().is_none_or(|only| only.as_str() == lease.network_id)
+                        };
+                        let leases = group.iter().filter_map(|change| sources.changed(change)).filter(wanted);
+                        waiting.extend(leases.map(|lease| v1::WatchLeasesResponse {
+                            lease: lease.into(),
+                            ..Default::default()
+                        }));
+                    }
+                    Err(RecvError::Lagged(_)) => {
+                        waiting.push_back(v1::WatchLeasesResponse { missed: true, ..Default::default() });
+                    }
                     Err(RecvError::Closed) => return None,
-                };
-                let wanted = group
-                    .iter()
-                    .filter(|reserved| only.as_ref().is_none_or(|only| *only == reserved.network.name));
-                waiting.extend(wanted.map(|reserved| v1::WatchLeasesResponse {
-                    lease: sources.lease(reserved).into(),
-                    ..Default::default()
-                }));
+                }
             }
         }))
+    }
+
+    /// A lease as it stands after a change; none of one that has gone since, which is told next.
+    fn changed(&self, change: &LeaseChange) -> Option<v1::Lease> {
+        match change {
+            LeaseChange::Stands(network, mac) => {
+                let reserved = self.registry.by_mac(network, *mac)?;
+                Some(self.lease(&reserved))
+            }
+            LeaseChange::Gone(reserved) => {
+                Some(v1::Lease { state: "deleted".into(), ..lease(reserved, &LeaseView::default()) })
+            }
+        }
     }
 }
 

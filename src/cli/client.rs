@@ -132,17 +132,14 @@ impl Client {
     pub(super) async fn watch_leases(
         &self,
         network: Option<NetworkName>,
-        mut each: impl FnMut(v1::Lease) -> Result<bool, CliError>,
+        mut each: impl FnMut(v1::WatchLeasesResponse) -> Result<bool, CliError>,
     ) -> Result<(), CliError> {
         let network_id = network.map(|name| name.to_string());
         let request = v1::WatchLeasesRequest { network_id, ..Default::default() };
         let answers = self.streams.watch_leases(request).await;
         let mut answers = answers.map_err(|error| self.failed(error))?;
         while let Some(answer) = answers.message().await.map_err(|error| self.failed(error))? {
-            let lease = answer.to_owned_message().lease.into_option();
-            if let Some(lease) = lease
-                && !each(lease)?
-            {
+            if !each(answer.to_owned_message())? {
                 break;
             }
         }

@@ -75,11 +75,15 @@ pub(super) async fn run(client: &Client, format: Format, command: LeaseCommand) 
         }
         LeaseCommand::Watch { network } => {
             client
-                .watch_leases(network, |lease| {
-                    let lease = lease_json(format, &lease);
-                    let line = match format {
-                        Format::Json => lease.to_string() + "\n",
-                        Format::Table => output::line(&COLUMNS, &lease),
+                .watch_leases(network, |answer| {
+                    let line = match (answer.lease.into_option(), format) {
+                        (Some(lease), Format::Json) => lease_json(format, &lease).to_string() + "\n",
+                        (Some(lease), Format::Table) => output::line(&COLUMNS, &lease_json(format, &lease)),
+                        (None, Format::Json) => json!({"missed": answer.missed}).to_string() + "\n",
+                        (None, Format::Table) => {
+                            "(changes were missed here: guestnet lease list says how all leases stand)\n"
+                                .to_owned()
+                        }
                     };
                     write(&mut io::stdout().lock(), line.as_bytes())
                 })

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tracing::{error, info};
 
-use super::leases::{Entry, Leases};
+use super::expiry::Expiries;
+use super::leases::{Entry, LeaseChange, Leases};
 use super::log_line::{self, Line};
 use super::record::Standing;
 use crate::events::{EventKind, Events};
@@ -103,11 +104,12 @@ fn restore(leases: &Leases, bytes: &[u8]) -> usize {
 fn run(mut log: Log, leases: &Leases, events: &Events, stopped: &AtomicBool) {
     let mut text = String::new();
     let mut failing = false;
+    let mut expiries = read_back(leases);
     loop {
         let stopping = stopped.load(Relaxed);
         text.clear();
         if leases.wake.taken() || stopping {
-            let changed = gather(leases, events, &mut text);
+            let changed = gather(leases, events, &mut expiries, &mut text);
             let written = log.append(&text, leases);
             if let (Err(error), false) = (&written, failing) {
                 error!(%error, path = %log.path.display(), "the lease log cannot be written: leases go on, a restart may not know them");
@@ -121,12 +123,48 @@ fn run(mut log: Log, leases: &Leases, events: &Events, stopped: &AtomicBool) {
                 rest(gather.min(LONGEST_GATHER), stopped);
             }
         } else {
-            std::thread::park();
+            match expiries.next().map(|end| end.duration_since(SystemTime::now())) {
+                None => std::thread::park(),
+                Some(Ok(left)) => std::thread::park_timeout(left),
+                Some(Err(_)) => {}
+            }
+        }
+        let ended = ended(leases, &mut expiries, SystemTime::now());
+        if !ended.is_empty() {
+            leases.tell(ended.into());
         }
         if stopping {
             return;
         }
     }
+}
+
+/// When the leases that were read back end.
+fn read_back(leases: &Leases) -> Expiries {
+    let mut expiries = Expiries::default();
+    for (network, book) in leases.books() {
+        for (mac, entry) in &book.open().entries {
+            if let Standing::Bound(Some(end)) = entry.record.standing {
+                expiries.note((network.clone(), *mac), end);
+            }
+        }
+    }
+    expiries
+}
+
+/// The leases that have ended since the last time.
+fn ended(leases: &Leases, expiries: &mut Expiries, now: SystemTime) -> Vec<LeaseChange> {
+    let mut ended = Vec::new();
+    while let Some((network, mac)) = expiries.take(now) {
+        let book = leases.book(&network);
+        let standing = book.open().entries.get(&mac).map(|entry| entry.record.standing);
+        match standing {
+            Some(Standing::Bound(Some(end))) if end > now => expiries.note((network, mac), end),
+            Some(Standing::Bound(Some(_))) => ended.push(LeaseChange::Stands(network, mac)),
+            _ => {}
+        }
+    }
+    ended
 }
 
 /// Lets a group gather. What changes meanwhile wakes the thread, which is no reason to write it down alone.
@@ -140,15 +178,16 @@ fn rest(time: Duration, stopped: &AtomicBool) {
     }
 }
 
-/// The changes since the last time, written down in `text`; whom they are about.
-fn gather(leases: &Leases, events: &Events, text: &mut String) -> Vec<Arc<Reserved>> {
+/// The changes since the last time, written down in `text`.
+fn gather(leases: &Leases, events: &Events, expiries: &mut Expiries, text: &mut String) -> Vec<LeaseChange> {
     let now = SystemTime::now();
     let mut all = Vec::new();
     let mut given = Vec::new();
     for (network, book) in leases.books() {
         let mut page = book.open();
-        for mac in std::mem::take(&mut page.gone) {
+        for (mac, reserved) in std::mem::take(&mut page.gone) {
             log_line::write_gone(text, &network, mac);
+            all.extend(reserved.map(LeaseChange::Gone));
         }
         let changed = std::mem::take(&mut page.changed);
         for mac in &changed {
@@ -157,6 +196,9 @@ fn gather(leases: &Leases, events: &Events, text: &mut String) -> Vec<Arc<Reserv
             // An offer is no lease yet.
             if entry.record.standing != Standing::Offered {
                 log_line::write(text, &network, *mac, &entry.record, now);
+            }
+            if let Standing::Bound(Some(end)) = entry.record.standing {
+                expiries.note((network.clone(), *mac), end);
             }
             let bound = matches!(entry.record.standing, Standing::Bound(_));
             let Some(reserved) = entry.reserved().cloned() else { continue };
@@ -170,7 +212,7 @@ fn gather(leases: &Leases, events: &Events, text: &mut String) -> Vec<Arc<Reserv
             } else if !bound && entry.record.standing != Standing::Offered {
                 entry.announced = false;
             }
-            all.push(reserved);
+            all.push(LeaseChange::Stands(network.clone(), *mac));
         }
         // The room is used again.
         if page.changed.is_empty() {
@@ -282,8 +324,9 @@ mod tests {
         let (leases, journal) = Leases::open(directory.path(), Events::default()).unwrap();
         let view = leases.view(&reserved.network.name, &reserved.guest, lab.now);
         assert_eq!((view.state, view.last_seen.is_some()), (LeaseState::Bound, true));
+        assert_eq!(read_back(&leases).next(), view.expires_at);
 
-        leases.forget(&reserved.network.name, reserved.guest.mac);
+        leases.forget(reserved.clone());
         drop(journal);
         let (leases, _journal) = Leases::open(directory.path(), Events::default()).unwrap();
         assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now).state, LeaseState::Reserved);
@@ -329,6 +372,34 @@ mod tests {
         drop(journal);
         assert_eq!(watcher.try_recv().unwrap().kind, EventKind::LeaseGiven);
         assert!(watcher.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_lease_that_ends_and_one_whose_reservation_goes_are_told_of() {
+        let (lab, registry, events) = (Lab::new(), Registry::default(), Events::default());
+        let reserved = Arc::new(lab.reserved.clone().unwrap());
+        registry.reserve([reserved.clone()]);
+        let (leases, mut expiries, mut text) = (Leases::default(), Expiries::default(), String::new());
+        exchange(&leases, &registry, &lab, &selecting(ADDRESS, GATEWAY));
+        gather(&leases, &events, &mut expiries, &mut text);
+        let first_end = expiries.next().unwrap();
+        let mut later = Lab::new();
+        later.now += Duration::from_secs(60);
+        exchange(&leases, &registry, &later, &selecting(ADDRESS, GATEWAY));
+        gather(&leases, &events, &mut expiries, &mut text);
+        // It has been renewed: what was its end is none.
+        assert!(ended(&leases, &mut expiries, first_end).is_empty());
+        let end = expiries.next().unwrap();
+        assert_eq!(end, first_end + Duration::from_secs(60));
+        let told = ended(&leases, &mut expiries, end);
+        let is_it =
+            |network: &NetworkName, mac| *network == reserved.network.name && mac == reserved.guest.mac;
+        assert!(matches!(&told[..], [LeaseChange::Stands(network, mac)] if is_it(network, *mac)), "{told:?}");
+        assert_eq!(leases.view(&reserved.network.name, &reserved.guest, end).state, LeaseState::Expired);
+
+        leases.forget(reserved.clone());
+        let told = gather(&leases, &events, &mut expiries, &mut text);
+        assert!(matches!(&told[..], [LeaseChange::Gone(gone)] if Arc::ptr_eq(gone, &reserved)), "{told:?}");
     }
 
     #[test]

@@ -28,8 +28,16 @@ pub struct Leases {
     pub(super) wake: Arc<Wake>,
 }
 
-/// A group of reservations whose leases stand otherwise than before.
-pub type LeaseChanges = Arc<[Arc<Reserved>]>;
+/// A lease that stands otherwise than before.
+#[derive(Debug, Clone)]
+pub enum LeaseChange {
+    Stands(NetworkName, Mac),
+    /// Its reservation has been deleted.
+    Gone(Arc<Reserved>),
+}
+
+/// Those of one moment.
+pub type LeaseChanges = Arc<[LeaseChange]>;
 
 /// Wakes the journal, once until it has looked.
 #[derive(Debug, Default)]
@@ -81,11 +89,11 @@ impl Leases {
 
     /// Forgets a guest. Call it after its reservation is gone: an exchange that runs at the same time then cannot bring
     /// the entry back.
-    pub fn forget(&self, network: &NetworkName, mac: Mac) {
-        let book = self.book(network);
+    pub fn forget(&self, reserved: Arc<Reserved>) {
+        let book = self.book(&reserved.network.name);
         let mut page = book.open();
-        if page.entries.remove(&mac).is_some() {
-            page.gone.push(mac);
+        if page.entries.remove(&reserved.guest.mac).is_some() {
+            page.gone.push((reserved.guest.mac, Some(reserved)));
             drop(page);
             self.wake.wake();
         }
@@ -99,7 +107,7 @@ impl Leases {
             entries.retain(|mac, _| {
                 let stays = registry.by_mac(&network, *mac).is_some();
                 if !stays {
-                    gone.push(*mac);
+                    gone.push((*mac, None));
                 }
                 stays
             });
@@ -146,8 +154,8 @@ pub(super) struct Page {
     pub(super) entries: HashMap<Mac, Entry>,
     /// Those that stand otherwise since the journal looked, each once.
     pub(super) changed: Vec<Mac>,
-    /// Those forgotten since.
-    pub(super) gone: Vec<Mac>,
+    /// Those forgotten since, with what was reserved if anybody knows.
+    pub(super) gone: Vec<(Mac, Option<Arc<Reserved>>)>,
 }
 
 /// A guest that has been heard of.
@@ -283,7 +291,7 @@ mod tests {
         hears(&leases, &registry, &selecting(ADDRESS, GATEWAY), &lab);
         let name = &reserved.network.name;
         registry.unreserve(name, guest_mac());
-        leases.forget(name, guest_mac());
+        leases.forget(reserved.clone());
         assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), None);
         assert_eq!(leases.view(&reserved.network.name, &reserved.guest, lab.now), LeaseView::default());
     }

@@ -11,6 +11,7 @@ mod datagram;
 mod decide;
 #[cfg(any(test, fuzzing))]
 mod exercise;
+mod expiry;
 #[cfg(test)]
 mod fixture;
 mod journal;
@@ -33,7 +34,7 @@ pub use decide::{Answer, Outcome, decide};
 #[cfg(fuzzing)]
 pub use exercise::exercise;
 pub use journal::{Journal, JournalError};
-pub use leases::{LeaseChanges, Leases};
+pub use leases::{LeaseChange, LeaseChanges, Leases};
 pub use packet::{Kind, Relay, Request, Silence};
 pub use record::Record;
 pub use reply::write_reply;

@@ -168,6 +168,10 @@ impl Shell {
                 }
                 continue;
             }
+            // Behind a queue that was full there are full batches.
+            if batch.is_full() {
+                self.counters.queue_full.fetch_add(socket.lost().into(), Relaxed);
+            }
             let (now, begun) = (SystemTime::now(), Instant::now());
             replies.clear();
             let book = self.book.clone();

@@ -21,6 +21,7 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 const SEND_BUFFER: usize = 4 << 20;
 
 // linux/if_packet.h; the libc crate has them not.
+const PACKET_STATISTICS: libc::c_int = 6;
 const PACKET_AUXDATA: libc::c_int = 8;
 const TP_STATUS_CSUMNOTREADY: u32 = 1 << 3;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
@@ -125,6 +126,24 @@ impl PacketSocket {
         Ok(())
     }
 
+    /// Frames that found the queue full since the last time this was asked.
+    pub(super) fn lost(&self) -> u32 {
+        // struct tpacket_stats: frames in all, frames dropped.
+        let mut stats = [0_u32; 2];
+        let mut length = size_of_val(&stats) as libc::socklen_t;
+        // SAFETY: `stats` and `length` outlive the call, and the length is its own.
+        let done = unsafe {
+            libc::getsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_PACKET,
+                PACKET_STATISTICS,
+                (&raw mut stats).cast(),
+                &raw mut length,
+            )
+        };
+        if done == 0 { stats[1] } else { 0 }
+    }
+
     /// Sends whole frames; how many of them the kernel took. Never waits.
     pub(super) fn send(&self, frames: &[Vec<u8>]) -> usize {
         let mut sent = 0;
@@ -179,6 +198,11 @@ const CONTROL: usize = 64;
 struct Control([u8; CONTROL]);
 
 impl Batch {
+    /// Whether there may be more.
+    pub(super) fn is_full(&self) -> bool {
+        self.count == BATCH
+    }
+
     pub(super) fn new() -> Self {
         Self {
             frames: vec![[0; FRAME]; BATCH],

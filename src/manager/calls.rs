@@ -12,7 +12,7 @@ use crate::events::EventKind;
 use crate::kernel::{Failed, For, HeldTap};
 use crate::model::{Account, DhcpOptions, Network, Place, Rate, RateLimit, Slot, Vm, VmId};
 use crate::plan::{self, Step, Undo};
-use crate::registry::Binding;
+use crate::registry::{Binding, Reserved};
 use crate::walls::Guest;
 
 impl Inner {
@@ -142,7 +142,7 @@ impl Inner {
             true
         });
         self.stats.end(vm_id);
-        self.leases.forget(&binding.network.name, binding.vm.mac);
+        self.leases.forget(Arc::new(Reserved::of_vm(&binding)));
         self.pool.leave(&binding.vm, binding.network.clone(), tap, connected);
         self.admission().release(&binding.vm, Instant::now());
         self.tell(EventKind::Unbound, &binding);

@@ -188,7 +188,7 @@ impl Reservations {
             inner.registry.reserve([reserved]);
             return Err(error.into());
         }
-        inner.leases.forget(&network, mac);
+        inner.leases.forget(reserved.clone());
         if let Some(pool) = pools.get_mut(&network) {
             pool.free(reserved.guest.address, Instant::now());
         }

@@ -190,6 +190,13 @@ fn leases_are_watched_as_they_change() {
     let row = seen(&rows, &|row| row.contains("bound"));
     assert!(row.contains(MAC) && row.contains("10.9.0.10"), "{row}");
 
+    daemon.guestnet(&["reservation", "delete", MAC]);
+    let deleted = |lines: &Receiver<String>| {
+        let mut lines = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(60)).ok());
+        lines.find(|line| line.contains("deleted")).expect("the end of a reservation")
+    };
+    assert!(deleted(&lines).contains(MAC) && deleted(&rows).contains(MAC));
+
     // Nobody waits for what cannot come.
     for watch in [["lease", "watch"].as_slice(), &["events"]] {
         let unknown = daemon.client(&[watch, &["--network", "nowhere"]].concat());
@@ -201,6 +208,24 @@ fn leases_are_watched_as_they_change() {
     for watch in [&mut json, &mut table] {
         watch.wait().unwrap();
     }
+}
+
+#[test]
+fn a_lease_that_ends_is_told_of_when_it_does() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", MAC);
+    let daemon = Daemon::start_with(&lab, &lan::network("lease_seconds = 10"));
+    daemon.guestnet(&["reservation", "add", MAC, "10.9.0.10"]);
+    let mut watch =
+        daemon.client_command(&["lease", "watch", "--json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let output = BufReader::new(watch.stdout.take().unwrap());
+    assert!(lease(&machine).is_some());
+    let expired = output.lines().map_while(Result::ok).find(|line| line.contains("\"expired\""));
+    assert!(expired.expect("the end of the lease").contains(MAC));
+    assert_eq!(daemon.json(&["lease", "show", MAC])["state"], "expired");
+    let _ = watch.kill();
+    let _ = watch.wait();
 }
 
 #[test]

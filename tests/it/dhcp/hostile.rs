@@ -5,6 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use dhcproto::v4::MessageType;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::lab::attacker::Attacker;
@@ -40,6 +42,53 @@ fn request(client: Mac, address: Ipv4Addr) -> Vec<u8> {
     frame(client, &message(client, NOBODY, &options))
 }
 
+/// A service on the LAN whose counters are asked for.
+fn counting(lab: &Lab) -> Daemon<'_> {
+    let socket = lab.directory().join("metrics.sock");
+    Daemon::start_with(lab, &format!("[metrics]\nsocket = {socket:?}\n{}", lan::network("")))
+}
+
+/// How many requests came to that outcome.
+fn counted(lab: &Lab, outcome: &str) -> u64 {
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sS", "--max-time", "30", "--unix-socket"]).arg(lab.directory().join("metrics.sock"));
+    let page = succeed(curl.arg("http://localhost/metrics"));
+    let series = format!("guestnet_dhcp_outcomes_total{{outcome=\"{outcome}\"}} ");
+    let value = page.lines().find_map(|line| line.strip_prefix(&series));
+    value.unwrap_or_else(|| panic!("no {series} in {page}")).parse().unwrap()
+}
+
+#[test]
+fn what_finds_the_servers_queue_full_is_counted_and_the_server_goes_on() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let machine = lan::machine(&lab, "p1", ME);
+    let daemon = counting(&lab);
+    daemon.guestnet(&["reservation", "add", ME, "10.9.1.1"]);
+    let mut wire = Sniffer::new(&machine, "eth0");
+    let discover = frame(frames::mac(ME), &message(frames::mac(ME), NOBODY, &[53, 1, 1]));
+    let service = Pid::from_raw(daemon.pid() as i32);
+    kill(service, Signal::SIGSTOP).unwrap();
+    // The queue holds 32 MiB, a frame takes less than 1 KiB of it.
+    for _ in 0..60_000 {
+        wire.send(&discover);
+    }
+    kill(service, Signal::SIGCONT).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while counted(&lab, "queue_full") == 0 {
+        assert!(Instant::now() < deadline, "nothing was lost, or it is not counted");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wire.all();
+    let mut later = discover;
+    later[46..50].copy_from_slice(&[9; 4]);
+    later[40..42].copy_from_slice(&[0; 2]); // no checksum
+    wire.send(&later);
+    wire.wait("an OFFER", LIMIT, |seen| {
+        seen.kind() == Some(MessageType::Offer) && seen.message.xid() == 0x0909_0909
+    });
+}
+
 #[test]
 fn frames_that_lie_get_no_answer_and_are_counted_by_reason() {
     let lab = Lab::new();
@@ -47,18 +96,9 @@ fn frames_that_lie_get_no_answer_and_are_counted_by_reason() {
     let machine = lan::machine(&lab, "p1", ME);
     // Where it is on, the bridge puts fragments together before anyone sees them.
     lab.on_host("sysctl", &["-eqw", "net.bridge.bridge-nf-call-iptables=0"]);
-    let socket = lab.directory().join("metrics.sock");
-    let config = format!("[metrics]\nsocket = {socket:?}\n{}", lan::network(""));
-    let daemon = Daemon::start_with(&lab, &config);
+    let daemon = counting(&lab);
     daemon.guestnet(&["reservation", "add", ME, "10.9.1.1"]);
-    let counted = |outcome: &str| -> u64 {
-        let mut curl = lab.host_command("curl");
-        curl.args(["-sS", "--max-time", "30", "--unix-socket"]).arg(&socket).arg("http://localhost/metrics");
-        let page = succeed(&mut curl);
-        let series = format!("guestnet_dhcp_outcomes_total{{outcome=\"{outcome}\"}} ");
-        let value = page.lines().find_map(|line| line.strip_prefix(&series));
-        value.unwrap_or_else(|| panic!("no {series} in {page}")).parse().unwrap()
-    };
+    let counted = |outcome: &str| counted(&lab, outcome);
     let me = frames::mac(ME);
     let discover = message(me, NOBODY, &[53, 1, 1]);
     let changed = |at: usize, value: u8| {
