@@ -16,6 +16,19 @@ pub enum BridgesError {
     Dhcp(#[from] DhcpError),
 }
 
+impl BridgesError {
+    /// Whether the device or its address has to come first, which is heard of.
+    pub fn waits_for_its_device(&self) -> bool {
+        match self {
+            Self::Dhcp(DhcpError::Device { .. }) => true,
+            Self::Dhcp(DhcpError::ServerPort { source, .. }) => {
+                source.kind() == std::io::ErrorKind::AddrNotAvailable
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Ports on each bridge. Tests want many bridges and few guests: in a debug build GUESTNET_PORTS says fewer.
 fn ports_at_most() -> usize {
     let asked = cfg!(debug_assertions).then(|| std::env::var("GUESTNET_PORTS").ok()?.parse().ok()).flatten();
@@ -111,12 +124,16 @@ impl Bridges {
         (indexes, gone)
     }
 
-    /// Serves DHCP on interfaces of somebody else that are others now than those served; which, or why not.
+    /// Serves DHCP on interfaces of somebody else that are others now than those served; which, or why not. One that has gone is told
+    /// of once.
     pub fn serve_external(&self) -> Vec<(Arc<Network>, Result<(), BridgesError>)> {
         let (served, _) = self.external();
+        let has_server = |device: &IfName| self.servers().iter().any(|(of, _)| of == device);
         let anew = self.0.external.iter().filter(|network| {
-            let index = nix::net::if_::if_nametoindex(network.bridge.as_str());
-            !index.is_ok_and(|index| served.contains(&index))
+            match nix::net::if_::if_nametoindex(network.bridge.as_str()) {
+                Ok(index) => !served.contains(&index),
+                Err(_) => has_server(network.bridge.as_if_name()),
+            }
         });
         anew.map(|network| {
             let device = network.bridge.as_if_name();

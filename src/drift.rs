@@ -117,7 +117,10 @@ impl Drift {
                         );
                         self.repaired(None, Some(&network.name), what);
                     }
-                    Err(error) => failed.external = self.not_mended(error),
+                    Err(error) => {
+                        failed.external |= !error.waits_for_its_device();
+                        self.not_mended(error);
+                    }
                 }
             }
         }

@@ -7,12 +7,13 @@ use std::time::SystemTime;
 
 use connectrpc::{ConnectError, ErrorCode};
 use futures_util::{Stream, stream};
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::errors::refusal;
 use super::networks;
 use super::wire::{self, FieldError};
-use crate::dhcp::{LeaseChange, Leases};
+use crate::dhcp::{LeaseChange, LeaseChanges, Leases};
 use crate::manager::Manager;
 use crate::model::{Invalid, LeaseView, Mac, NetworkName, VmId};
 use crate::proto::guestnet::v1;
@@ -93,9 +94,16 @@ impl LeaseSources {
     ) -> Result<impl Stream<Item = Result<v1::WatchLeasesResponse, ConnectError>> + Send + use<>, ConnectError>
     {
         let only = networks::known(manager, request.network_id)?;
-        let changes = self.leases.watch();
-        let state = (self.clone(), only, changes, VecDeque::new());
-        Ok(stream::unfold(state, |(sources, only, mut changes, mut waiting)| async move {
+        Ok(self.clone().answers(self.leases.watch(), only))
+    }
+
+    fn answers(
+        self,
+        changes: Receiver<LeaseChanges>,
+        only: Option<NetworkName>,
+    ) -> impl Stream<Item = Result<v1::WatchLeasesResponse, ConnectError>> + Send + use<> {
+        let state = (self, only, changes, VecDeque::new());
+        stream::unfold(state, |(sources, only, mut changes, mut waiting)| async move {
             loop {
                 if let Some(answer) = waiting.pop_front() {
                     return Some((Ok(answer), (sources, only, changes, waiting)));
@@ -117,7 +125,7 @@ impl LeaseSources {
                     Err(RecvError::Closed) => return None,
                 }
             }
-        }))
+        })
     }
 
     /// A lease as it stands after a change; none of one that has gone since, which is told next.
@@ -156,10 +164,40 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use buffa_types::google::protobuf::Timestamp;
+    use futures_util::StreamExt;
 
     use super::*;
     use crate::model::{LastExchange, LeaseState, testing};
     use crate::registry::Binding;
+
+    #[tokio::test]
+    async fn a_watcher_that_is_too_slow_is_told_so_and_gets_the_rest() {
+        let reserved = Arc::new(Reserved::of_vm(&Binding::new(testing::vm(1), Arc::new(testing::network()))));
+        let registry = Registry::default();
+        registry.reserve([reserved.clone()]);
+        let (changes, watched) = tokio::sync::broadcast::channel(2);
+        let sources = LeaseSources { registry, leases: Leases::default() };
+        let mut answers = std::pin::pin!(sources.answers(watched, None));
+        let network = reserved.network.name.clone();
+        for change in [
+            LeaseChange::Stands(network.clone(), reserved.guest.mac),
+            LeaseChange::Stands(network.clone(), reserved.guest.mac),
+            // Of one that is gone by the time that it is looked at, nothing is said here.
+            LeaseChange::Stands(network, "02:00:00:00:00:77".parse().unwrap()),
+            LeaseChange::Gone(reserved),
+        ] {
+            changes.send(Arc::from([change])).unwrap();
+        }
+        drop(changes);
+        let missed = answers.next().await.unwrap().unwrap();
+        assert!(missed.missed && missed.lease.is_unset());
+        let gone = answers.next().await.unwrap().unwrap();
+        assert_eq!(
+            (gone.missed, gone.lease.state.as_str(), gone.lease.vm_id.as_str()),
+            (false, "deleted", "vm1")
+        );
+        assert!(answers.next().await.is_none());
+    }
 
     #[test]
     fn a_lease_shows_only_the_times_it_has() {

@@ -27,18 +27,11 @@ pub(super) enum Alarm {
         mac: Mac,
         address: Ipv4Addr,
         what: &'static str,
-        asked_from: Link,
+        /// The device that the guest is behind: who has the address is asked there.
+        ifindex: u32,
     },
     /// Another server, seen itself or named by a client that chose it.
     Rogue { network: NetworkName, seen: String, also: u64 },
-}
-
-/// Where a server stands: from there it asks who has an address.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Link {
-    pub(super) ifindex: u32,
-    pub(super) mac: Mac,
-    pub(super) address: Ipv4Addr,
 }
 
 /// Takes alarms; never waits. Clones share one queue, whose thread ends with the last of them.
@@ -67,8 +60,8 @@ fn run(events: &Events, queue: &Receiver<Alarm>) {
                 debug!(%network, %detail, "unknown MAC");
                 events.send(EventKind::UnknownMac, None, Some(&network), detail);
             }
-            Alarm::Address { network, vm_id, mac, address, what, asked_from } => {
-                let answers = match arp::who_has(asked_from, address, mac) {
+            Alarm::Address { network, vm_id, mac, address, what, ifindex } => {
+                let answers = match arp::who_has(ifindex, address, mac) {
                     Ok(macs) if macs.is_empty() => "nobody else answers for it now".to_owned(),
                     Ok(macs) => {
                         let macs: Vec<String> = macs.iter().map(ToString::to_string).collect();

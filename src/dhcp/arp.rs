@@ -1,4 +1,5 @@
-//! Asks a link who has an address (RFC 826). In: the link, the address. Out: the MACs that answer.
+//! Asks a link who has an address, by a probe, from which nobody learns anything (RFC 5227 section 2.1.1). In: the device, the
+//! address. Out: the MACs that answer.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::Ipv4Addr;
@@ -6,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
-use super::alarms::Link;
-use super::socket::device_address;
+use super::socket::{device_address, device_mac};
 use crate::model::Mac;
 
 const WAIT: Duration = Duration::from_millis(300);
@@ -17,10 +17,11 @@ const LATE: usize = 64;
 const MOST: usize = 4;
 
 /// Everyone but `except` that answers for `address`.
-pub(super) fn who_has(link: Link, address: Ipv4Addr, except: Mac) -> io::Result<Vec<Mac>> {
+pub(super) fn who_has(ifindex: u32, address: Ipv4Addr, except: Mac) -> io::Result<Vec<Mac>> {
     let mut socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
-    socket.bind(&device_address(link.ifindex, libc::ETH_P_ARP as u16)?)?;
-    socket.write_all(&question(link, address))?;
+    socket.bind(&device_address(ifindex, libc::ETH_P_ARP as u16)?)?;
+    let own = device_mac(&socket)?;
+    socket.write_all(&question(own, address))?;
     let until = Instant::now() + WAIT;
     let (mut macs, mut buffer) = (Vec::new(), [0; 128]);
     let mut late = 0;
@@ -38,7 +39,7 @@ pub(super) fn who_has(link: Link, address: Ipv4Addr, except: Mac) -> io::Result<
         };
         if let Some(mac) = answer(&buffer[..length], address)
             && mac != except
-            && mac != link.mac
+            && mac != own
             && !macs.contains(&mac)
         {
             macs.push(mac);
@@ -50,14 +51,14 @@ pub(super) fn who_has(link: Link, address: Ipv4Addr, except: Mac) -> io::Result<
 /// Ethernet, IPv4, six and four octets.
 const KIND: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
-fn question(link: Link, address: Ipv4Addr) -> Vec<u8> {
+fn question(own: Mac, address: Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
-    frame.extend(link.mac.octets());
+    frame.extend(own.octets());
     frame.extend([0x08, 0x06]);
     frame.extend(KIND);
     frame.extend([0, 1]);
-    frame.extend(link.mac.octets());
-    frame.extend(link.address.octets());
+    frame.extend(own.octets());
+    frame.extend(Ipv4Addr::UNSPECIFIED.octets());
     frame.extend([0; 6]);
     frame.extend(address.octets());
     frame
@@ -76,10 +77,9 @@ mod tests {
 
     #[test]
     fn an_answer_names_its_sender_and_the_question_does_not() {
-        let link =
-            Link { ifindex: 1, mac: "02:00:00:00:00:01".parse().unwrap(), address: [10, 0, 0, 1].into() };
+        let own: Mac = "02:00:00:00:00:01".parse().unwrap();
         let address = Ipv4Addr::new(10, 0, 0, 7);
-        let mut frame = question(link, address);
+        let mut frame = question(own, address);
         assert_eq!((frame.len(), answer(&frame, address)), (42, None));
         let other: Mac = "02:00:00:00:00:07".parse().unwrap();
         frame[21] = 2;

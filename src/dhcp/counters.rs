@@ -72,7 +72,7 @@ counters! {
     rogue_server,
     /// Tagged with a VLAN.
     vlan,
-    /// Found the server's queue full: more than 10,000 came while it had no processor.
+    /// Found the server's queue full: some 40,000 had come while it had no processor.
     queue_full,
     /// Replies that the kernel did not take.
     send_failed,

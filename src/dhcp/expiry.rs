@@ -1,8 +1,9 @@
 //! When leases end, so that this is told when it is so. PURE. In: leases as they are given. Out: those that may have ended, and when
-//! to look next. A lease that is renewed keeps its place until its former end: one entry per lease, however often.
+//! to look next. A lease that is renewed keeps its place until its former end: one entry per lease, however often, and none of one
+//! that is gone.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::SystemTime;
 
 use super::journal::LogKey;
@@ -10,14 +11,24 @@ use super::journal::LogKey;
 #[derive(Debug, Default)]
 pub(super) struct Expiries {
     order: BTreeSet<(SystemTime, LogKey)>,
-    waiting: HashSet<LogKey>,
+    waiting: HashMap<LogKey, SystemTime>,
 }
 
 impl Expiries {
     /// A lease that ends then, if it is not renewed.
     pub(super) fn note(&mut self, lease: LogKey, end: SystemTime) {
-        if self.waiting.insert(lease.clone()) {
-            self.order.insert((end, lease));
+        if self.waiting.get(&lease).is_some_and(|known| *known <= end) {
+            return;
+        }
+        self.forget(&lease);
+        self.waiting.insert(lease.clone(), end);
+        self.order.insert((end, lease));
+    }
+
+    /// A lease that is gone.
+    pub(super) fn forget(&mut self, lease: &LogKey) {
+        if let Some((lease, end)) = self.waiting.remove_entry(lease) {
+            self.order.remove(&(end, lease));
         }
     }
 
@@ -58,5 +69,10 @@ mod tests {
         expiries.note(lease(1), at(99));
         assert_eq!(expiries.take(at(50)), Some(lease(2)));
         assert_eq!((expiries.take(at(50)), expiries.next()), (None, Some(at(99))));
+        // Its network's leases are shorter now.
+        expiries.note(lease(1), at(60));
+        assert_eq!(expiries.next(), Some(at(60)));
+        expiries.forget(&lease(1));
+        assert_eq!((expiries.next(), expiries.take(at(100))), (None, None));
     }
 }

@@ -187,6 +187,7 @@ fn gather(leases: &Leases, events: &Events, expiries: &mut Expiries, text: &mut 
         let mut page = book.open();
         for (mac, reserved) in std::mem::take(&mut page.gone) {
             log_line::write_gone(text, &network, mac);
+            expiries.forget(&(network.clone(), mac));
             all.extend(reserved.map(LeaseChange::Gone));
         }
         let changed = std::mem::take(&mut page.changed);
@@ -275,6 +276,7 @@ impl Log {
         file.write_all(text.as_bytes())?;
         file.sync_data()?;
         std::fs::rename(&draft, &self.path)?;
+        File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()?;
         self.lines = text.lines().count();
         self.file = Some(OpenOptions::new().append(true).open(&self.path)?);
         Ok(())

@@ -12,9 +12,9 @@ use tokio::sync::broadcast;
 
 use super::journal::{Journal, JournalError};
 use super::share::Share;
-use super::{Outcome, Record, Request, Silence, Told, decide};
+use super::{Outcome, Record, Relay, Request, Silence, Told, decide};
 use crate::events::Events;
-use crate::model::{GuestNet, LeaseView, Mac, NetworkName};
+use crate::model::{GuestNet, LeaseView, Mac, NetworkName, Relays};
 use crate::registry::{Registry, Reserved};
 
 /// Groups that a watcher may be behind before it loses some.
@@ -168,6 +168,8 @@ pub(super) struct Entry {
     /// When the last one was.
     pub(super) told: Option<SystemTime>,
     share: Share,
+    /// Of what comes through relay agents.
+    relayed: Share,
     /// What it is answered from, encoded; made again when the reservation is another one. None of an entry that was read
     /// back and has not been heard of since.
     known: Option<(Arc<Reserved>, Told)>,
@@ -211,7 +213,12 @@ impl Page {
         now: SystemTime,
     ) -> Option<(Outcome, Arc<Reserved>, Option<&Told>)> {
         let reserved = registry.by_mac(network, request.mac)?;
-        if let Some(relay) = request.unserved_relay(&reserved.network) {
+        // A guest of this network plays relay agent only where it has been named as one.
+        let of_a_guest = |relay: &&Relay<'_>| {
+            reserved.network.relays == Relays::Subnet && registry.by_mac(network, relay.link).is_some()
+        };
+        let relay = request.unserved_relay(&reserved.network);
+        if let Some(relay) = relay.or_else(|| request.relay.as_ref().filter(of_a_guest)) {
             // Whoever sent it, its client has not been heard of.
             self.bad_frame(registry, network, relay.link, Silence::Relayed, now);
             return Some((Outcome::Silent(Silence::Relayed), reserved, None));
@@ -220,7 +227,9 @@ impl Page {
         if !entry.known.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, &reserved)) {
             entry.known = Some((reserved.clone(), Told::new(&reserved)));
         }
-        let outcome = if entry.share.takes(now) {
+        // What others say in its name takes nothing of what it is answered itself.
+        let share = if request.relay.is_none() { &mut entry.share } else { &mut entry.relayed };
+        let outcome = if share.takes(now) {
             decide(request, &reserved, &entry.record, now)
         } else {
             Outcome::Silent(Silence::TooMany)
@@ -251,10 +260,12 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::super::fixture::{ADDRESS, GATEWAY, Lab, broadcast, discover, guest_mac, network, selecting};
     use super::super::{Answer, L4Checksum};
     use super::*;
-    use crate::model::LeaseState;
+    use crate::model::{LeaseState, Network};
 
     fn hears(
         leases: &Leases,
@@ -316,6 +327,34 @@ mod tests {
         let unheard = leases.view(&network, &reserved.guest, lab.now);
         assert_eq!(unheard, LeaseView::default());
         assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), Some(Outcome::Reply(Answer::Offer)));
+    }
+
+    #[test]
+    fn a_guest_that_plays_relay_agent_is_served_only_where_it_is_named_and_floods_nobody_out() {
+        let (leases, lab, registry) = (Leases::default(), Lab::new(), Registry::default());
+        let victim = lab.reserved.clone().unwrap();
+        let agent = Ipv4Addr::new(10, 100, 0, 9);
+        let mut relayed = discover(&[]);
+        relayed.set_giaddr(agent).set_hops(1);
+        let mut frame = broadcast(&relayed);
+        frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+        let request = Request::parse(&frame, L4Checksum::Complete).unwrap();
+        let (name, book) = (network().name, leases.book(&network().name));
+        for (relays, served) in [(Relays::Subnet, false), (Relays::These(vec![agent]), true)] {
+            let on = Arc::new(Network { relays, ..network() });
+            let mut guest = victim.clone();
+            guest.network = on.clone();
+            let mut other = guest.clone();
+            (other.guest.mac, other.guest.address) = ("02:00:00:00:00:09".parse().unwrap(), agent);
+            registry.reserve([Arc::new(guest), Arc::new(other)]);
+            let mut last = None;
+            for _ in 0..5_000 {
+                last = book.open().exchange(&registry, &name, &request, lab.now).map(|(outcome, ..)| outcome);
+            }
+            let silence = if served { Silence::TooMany } else { Silence::Relayed };
+            assert_eq!(last, Some(Outcome::Silent(silence)));
+            assert_eq!(hears(&leases, &registry, &discover(&[]), &lab), Some(Outcome::Reply(Answer::Offer)));
+        }
     }
 
     #[test]

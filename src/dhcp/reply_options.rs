@@ -77,13 +77,10 @@ pub(super) fn fqdn(request: &Request<'_>, told: &Told) -> Option<Vec<u8>> {
     const CANONICAL: u8 = 4;
     const NO_UPDATE: u8 = 8;
     let asked = *request.fqdn.as_deref()?.first()?;
-    let flags = if told.name_served {
-        SERVER_UPDATES | if asked & SERVER_UPDATES == 0 { OVERRIDDEN } else { 0 }
-    } else {
-        NO_UPDATE
-    };
+    let flags = if told.name_served { SERVER_UPDATES } else { NO_UPDATE };
+    let overridden = if (asked ^ flags) & SERVER_UPDATES == 0 { 0 } else { OVERRIDDEN };
     // RCODE1 and RCODE2 are 255 for clients that still read them.
-    let mut data = vec![flags | asked & CANONICAL, 255, 255];
+    let mut data = vec![flags | overridden | asked & CANONICAL, 255, 255];
     if asked & CANONICAL == 0 {
         data.extend(told.full_name.bytes());
     } else {
@@ -193,8 +190,10 @@ mod tests {
         let offer = Lab::new().answer(&discover(&[fqdn(5, b"\x04evil\x00")]));
         assert_eq!(offer.raw(81).unwrap(), b"\x05\xff\xff\x05web-1\x02vm\x08internal\x00");
         let off = Network { dns: DnsMode::Off, ..network() };
-        let offer = Lab::on(off).answer(&discover(&[fqdn(1, b"evil")]));
-        assert_eq!(offer.raw(81).unwrap()[0], 8);
+        for (asked, told) in [(1, 0b1010), (0, 0b1000), (8, 0b1000)] {
+            let offer = Lab::on(off.clone()).answer(&discover(&[fqdn(asked, b"evil")]));
+            assert_eq!(offer.raw(81).unwrap()[0], told, "S=0 here; O says where that is another answer");
+        }
         assert_eq!(Lab::new().answer(&discover(&[])).raw(81), None);
     }
 }

@@ -10,12 +10,12 @@ use std::time::{Instant, SystemTime};
 
 use tracing::{info, trace, warn};
 
-use super::alarms::{Alarm, Alarms, Bound, Link, subject};
+use super::alarms::{Alarm, Alarms, Bound, subject};
 use super::leases::{Book, Page};
 use super::packet::{link_source, server_message};
 use super::socket::{Batch, Frame, PacketSocket, hold_server_port, wait};
 use super::{Counters, Kind, L4Checksum, Leases, Outcome, Request, Silence, write_reply};
-use crate::model::{IfName, Network};
+use crate::model::{IfName, Mac, Network};
 use crate::registry::{Registry, Reserved};
 
 /// The DHCP server could not start.
@@ -72,10 +72,10 @@ impl Dhcp {
 
         let name = format!("dhcp-{device}");
         let book = self.leases.book(&network.name);
-        let link = Link { ifindex, mac, address: gateway };
         let mut shell = Shell {
             network,
-            link,
+            ifindex,
+            mac,
             registry: self.registry.clone(),
             book,
             counters: self.counters.clone(),
@@ -121,8 +121,9 @@ impl Drop for DhcpServer {
 /// What the thread works with.
 struct Shell {
     network: Arc<Network>,
+    ifindex: u32,
     /// Source of every reply.
-    link: Link,
+    mac: Mac,
     registry: Registry,
     book: Arc<Book>,
     counters: Arc<Counters>,
@@ -172,6 +173,9 @@ impl Shell {
             if batch.is_full() {
                 self.counters.queue_full.fetch_add(socket.lost().into(), Relaxed);
             }
+            if let Ok(mac) = socket.device_mac() {
+                self.mac = mac;
+            }
             let (now, begun) = (SystemTime::now(), Instant::now());
             replies.clear();
             let book = self.book.clone();
@@ -207,7 +211,7 @@ impl Shell {
         self.counters.count(outcome);
         trace!(network = %self.network.name, mac = %request.mac, kind = ?request.kind, ?outcome, "exchange");
         if let (Outcome::Reply(answer), Some(told)) = (outcome, told) {
-            write_reply(replies.next(), &request, &reserved, told, answer, self.link.mac);
+            write_reply(replies.next(), &request, &reserved, told, answer, self.mac);
         } else {
             self.look_at(&request, &reserved, outcome, now);
         }
@@ -263,7 +267,7 @@ impl Shell {
             mac: request.mac,
             address,
             what,
-            asked_from: self.link,
+            ifindex: self.ifindex,
         });
     }
 

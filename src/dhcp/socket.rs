@@ -76,16 +76,9 @@ impl PacketSocket {
         Ok(Self(socket))
     }
 
-    /// The device's own MAC.
+    /// The device's own MAC: a bridge's may change with its ports.
     pub(super) fn device_mac(&self) -> io::Result<Mac> {
-        let address = self.0.local_addr()?;
-        // SAFETY: a SockAddr has the size of a sockaddr_storage, and this one is a packet socket's: the kernel wrote a
-        // sockaddr_ll, of which it leaves out only unused octets of sll_addr; these are zero.
-        let link = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
-        let octets = link.sll_addr.first_chunk::<6>().filter(|_| link.sll_hatype == libc::ARPHRD_ETHER);
-        octets
-            .and_then(|octets| Mac::try_from(*octets).ok())
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not an Ethernet device"))
+        device_mac(&self.0)
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -146,9 +139,9 @@ impl PacketSocket {
 
     /// Sends whole frames; how many of them the kernel took. Never waits.
     pub(super) fn send(&self, frames: &[Vec<u8>]) -> usize {
-        let mut sent = 0;
-        while sent < frames.len() {
-            let batch = &frames[sent..frames.len().min(sent + BATCH)];
+        let (mut at, mut sent) = (0, 0);
+        while at < frames.len() {
+            let batch = &frames[at..frames.len().min(at + BATCH)];
             let mut vectors: [libc::iovec; BATCH] = std::array::from_fn(|at| match batch.get(at) {
                 Some(frame) => {
                     libc::iovec { iov_base: frame.as_ptr().cast_mut().cast(), iov_len: frame.len() }
@@ -173,8 +166,9 @@ impl PacketSocket {
                 )
             };
             match usize::try_from(taken) {
-                Ok(taken) if taken > 0 => sent += taken,
-                _ => break,
+                Ok(taken) if taken > 0 => (at, sent) = (at + taken, sent + taken),
+                // The first of them is longer than what the device carries, or the device is down; the others may pass.
+                _ => at += 1,
             }
         }
         sent
@@ -259,6 +253,18 @@ pub(super) fn device_address(ifindex: u32, protocol: u16) -> io::Result<SockAddr
         })
     }?;
     Ok(address)
+}
+
+/// The MAC, as it is now, of the device that a packet socket is bound to.
+pub(super) fn device_mac(bound: &Socket) -> io::Result<Mac> {
+    let address = bound.local_addr()?;
+    // SAFETY: a SockAddr has the size of a sockaddr_storage, and this one is a packet socket's: the kernel wrote a
+    // sockaddr_ll, of which it leaves out only unused octets of sll_addr; these are zero.
+    let link = unsafe { &*address.as_ptr().cast::<libc::sockaddr_ll>() };
+    let octets = link.sll_addr.first_chunk::<6>().filter(|_| link.sll_hatype == libc::ARPHRD_ETHER);
+    octets
+        .and_then(|octets| Mac::try_from(*octets).ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not an Ethernet device"))
 }
 
 /// Classic BPF over a frame: IPv4 UDP to the server port, or to the client port from another server, to this host or to

@@ -6,6 +6,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -80,18 +82,38 @@ impl TapGuest {
 pub struct Cable {
     stop: Option<io::PipeWriter>,
     carriers: Vec<JoinHandle<()>>,
+    /// DHCP messages from the one to the other, and back, whose sender left the checksum to who takes them.
+    unsummed: [Arc<AtomicU64>; 2],
 }
 
 impl Cable {
     pub fn plug(one: &File, other: &File) -> Self {
         let (stopped, stop) = io::pipe().expect("a pipe");
         let clone = |file: &File| file.try_clone().expect("a file");
-        let carriers = [(one, other), (other, one)].map(|(from, to)| {
-            let (from, to, stopped) = (clone(from), clone(to), stopped.try_clone().expect("a pipe"));
-            std::thread::spawn(move || carry(from, to, &stopped))
-        });
-        Self { stop: Some(stop), carriers: carriers.into() }
+        let unsummed = [Arc::<AtomicU64>::default(), Arc::default()];
+        let carriers =
+            [(one, other, &unsummed[0]), (other, one, &unsummed[1])].map(|(from, to, unsummed)| {
+                let (from, to, stopped) = (clone(from), clone(to), stopped.try_clone().expect("a pipe"));
+                let unsummed = unsummed.clone();
+                std::thread::spawn(move || carry(from, to, &stopped, &unsummed))
+            });
+        Self { stop: Some(stop), carriers: carriers.into(), unsummed }
     }
+
+    /// How many DHCP messages came with their checksum left to their taker: to the first of the two, and to the second.
+    pub fn unsummed(&self) -> [u64; 2] {
+        let [to_other, to_one] = &self.unsummed;
+        [to_one.load(Relaxed), to_other.load(Relaxed)]
+    }
+}
+
+/// What `carry` reads is a DHCP message that has no checksum yet: struct virtio_net_hdr, of 10 bytes, begins with its flags.
+fn is_unsummed_dhcp(bytes: &[u8]) -> bool {
+    const NEEDS_CSUM: u8 = 1;
+    let port = |at: usize| bytes.get(10 + at..12 + at);
+    let is_udp = bytes.get(10 + 12..10 + 14) == Some(&[8, 0]) && bytes.get(10 + 23) == Some(&17);
+    let of_dhcp = |port: Option<&[u8]>| [Some(&[0, 67][..]), Some(&[0, 68])].contains(&port);
+    bytes[0] & NEEDS_CSUM != 0 && is_udp && of_dhcp(port(34)) && of_dhcp(port(36))
 }
 
 impl Drop for Cable {
@@ -104,7 +126,7 @@ impl Drop for Cable {
 }
 
 /// Carries frames until `stopped` is closed at its other end.
-fn carry(mut from: File, mut to: File, stopped: &io::PipeReader) {
+fn carry(mut from: File, mut to: File, stopped: &io::PipeReader, unsummed: &AtomicU64) {
     let mut frame = vec![0; 128 << 10];
     loop {
         let mut ready =
@@ -114,6 +136,7 @@ fn carry(mut from: File, mut to: File, stopped: &io::PipeReader) {
             return;
         }
         let Ok(length) = from.read(&mut frame) else { return };
+        unsummed.fetch_add(is_unsummed_dhcp(&frame[..length]).into(), Relaxed);
         // A frame that the other side does not take is lost, as on a wire.
         let _ = to.write(&frame[..length]);
     }

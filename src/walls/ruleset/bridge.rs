@@ -96,7 +96,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         rule("to loopback", [destination_in(127), deny("martian")]),
         rule("to this network", [destination_in(0), deny("martian")]),
         rule("to multicast, reserved and broadcast", [destination_is_no_unicast(), deny("martian")]),
-        rule("DHCP to its server", [dhcp_request(), goto("dhcp")]),
+        rule("DHCP to a server", [dhcp_request(), goto("dhcp")]),
         rule("all else of its guest", [accept()]),
     ];
 

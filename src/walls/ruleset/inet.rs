@@ -203,10 +203,16 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookPoint::Prerouting,
             -300,
             // A neighbour's connections are counted by its address: a guest that believes in it makes none there.
-            vec![rule(
-                "DHCP is no connection",
-                [enters_by("bridges"), ipv4(), is_dhcp(), vec![Expr::NoTrack]],
-            )],
+            vec![
+                rule(
+                    "DHCP to the host is no connection",
+                    [enters_by("bridges"), ipv4(), is_dhcp(), to_this_host(), vec![Expr::NoTrack]],
+                ),
+                rule(
+                    "DHCP to all is no connection",
+                    [enters_by("bridges"), ipv4(), is_dhcp(), destination_is([255; 4]), vec![Expr::NoTrack]],
+                ),
+            ],
         ),
         Chain::base(
             "port_forwards",

@@ -10,6 +10,7 @@ use crate::lab::attacker::Attacker;
 use crate::lab::frames::{self, BROADCAST, Mac};
 use crate::lab::lan::{self, Seen, Sniffer};
 use crate::lab::{Daemon, Lab, Namespace};
+use crate::slots::Traced;
 
 const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
@@ -136,6 +137,53 @@ fn a_guest_that_believes_in_another_address_is_refused_it_in_every_state() {
         }
     }
     assert_eq!(daemon.json(&["lease", "show", "b"])["state"], "reserved");
+}
+
+#[test]
+fn dhcp_to_somewhere_else_leaves_the_host_under_its_address_like_all_else() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = Attacker::new(&lab, &daemon.json(&["vm", "create", "a"]));
+    let inet = crate::lab::sniffer::Sniffer::new(&lab.inet, "i0");
+    let uplink: Ipv4Addr = crate::lab::UPLINK.parse().unwrap();
+    let text = b"to a server far away";
+    guest.send(&frames::udp(
+        guest.mac,
+        guest.gateway_mac,
+        guest.ip,
+        crate::lab::WEB.parse().unwrap(),
+        (68, 67),
+        text,
+    ));
+    let left = inet.wait(LIMIT, |frame| frame.has(text)).expect("the datagram");
+    assert_eq!(left.ipv4().unwrap().1, uplink);
+}
+
+#[test]
+fn a_snapshot_that_was_never_leased_keeps_its_address_and_no_answer_waits_for_a_disk() {
+    let lab = Lab::new();
+    let mut wire = Wire::new(&lab, "");
+    let traced = Traced::start(
+        &lab,
+        &wire.daemon,
+        &["-e", "trace=write,writev,pwrite64,fsync,fdatasync,rename,sendmmsg"],
+    );
+    let me = frames::mac(ME);
+    let reboots = Message::of(me, MessageType::Request, &[&address(50, MINE)]);
+    let ack = wire.answer(&reboots.to_all(), Some(MessageType::Ack));
+    assert_eq!(ack.message.yiaddr(), MINE);
+    for _ in 0..20 {
+        wire.answer(&Message::of(me, MessageType::Discover, &[]).to_all(), Some(MessageType::Offer));
+        let choice = [&address(50, MINE)[..], &address(54, SERVER)];
+        wire.answer(&Message::of(me, MessageType::Request, &choice).to_all(), Some(MessageType::Ack));
+    }
+    let calls = traced.stop();
+    let thread = |line: &str| line.split_whitespace().next().unwrap_or_default().to_owned();
+    let answers: Vec<String> = calls.lines().filter(|line| line.contains("sendmmsg(")).map(thread).collect();
+    assert!(answers.len() >= 41, "{calls}");
+    // Whoever answers does nothing but answer: leases are kept by another thread.
+    let others = |line: &&str| answers.contains(&thread(line)) && !line.contains("sendmmsg");
+    assert_eq!(calls.lines().filter(others).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[test]
