@@ -59,6 +59,12 @@ fn facts(error: &ManagerError) -> Facts {
             Some("ip_address"),
             vec![("ip_address", address.to_string()), ("vm_subnet", subnet.to_string())],
         ),
+        ManagerError::AddressRemembered { address, .. } => of(
+            ErrorCode::Unavailable,
+            "ADDRESS_REMEMBERED",
+            Some("ip_address"),
+            vec![("ip_address", address.to_string())],
+        ),
         ManagerError::SubnetFull { network, subnet, .. } => of(
             ErrorCode::ResourceExhausted,
             "SUBNET_FULL",

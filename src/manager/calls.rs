@@ -10,9 +10,10 @@ use super::error::failed;
 use super::{CreateVm, Inner, ManagerError, UpdateVm};
 use crate::events::EventKind;
 use crate::kernel::{Failed, For, HeldTap};
-use crate::model::{Account, DhcpOptions, Network, Place, Rate, RateLimit, Slot, Vm, VmId};
+use crate::model::{DhcpOptions, Network, NetworkName, Place, Rate, RateLimit, Slot, Vm, VmId};
 use crate::plan::{self, Step, Undo};
 use crate::registry::Binding;
+use crate::stats::Opened;
 use crate::walls::Guest;
 
 impl Inner {
@@ -22,28 +23,23 @@ impl Inner {
         if let Some(binding) = self.registry.by_vm(&request.vm_id) {
             return same(&request, binding);
         }
-        let admitted = self.admission().admit(request, Instant::now(), microseconds_now())?;
+        let clean = |name: &NetworkName, address| self.pool.may_be_clean(name, address);
+        let admitted = self.admission().admit(request, Instant::now(), microseconds_now(), clean)?;
         let network = self.admission().network(admitted.network())?;
         let take = self.pool.take(&network, admitted.multi_queue());
         let place = match take.instrument(info_span!("slot.take")).await {
             Ok(place) => place,
             Err(error) => {
                 let vm = admitted.on(Slot(0));
-                self.admission().release(&vm, Instant::now());
+                self.admission().put_back(&vm);
                 return Err(failed(&vm, &[error]));
             }
         };
         let vm = admitted.on(place.slot);
-        // What the kernel remembers of the address's last guest is about that one.
-        let cleaned = self.pool.cleaned(&vm).await;
-        let remembered = match cleaned {
-            Ok(()) => self.remember(&vm).await,
-            Err(error) => Err(error),
-        };
-        let account = match remembered {
-            Ok(account) => account,
+        let opened = match self.prepare(&vm).await {
+            Ok(opened) => opened,
             Err(error) => {
-                self.admission().release(&vm, Instant::now());
+                self.admission().put_back(&vm);
                 if vm.tap.multi_queue {
                     self.pool.leave(&vm, network, None, false);
                 } else {
@@ -52,28 +48,46 @@ impl Inner {
                 return Err(error);
             }
         };
-        let bind = self.bind(&vm, &place, &network).instrument(info_span!("kernel.bind"));
-        if let Err(mut errors) = bind.await {
-            if let Err(error) = self.store.remove(vm.vm_id.clone()).await {
-                errors.push(error.to_string());
-            }
-            self.admission().release(&vm, Instant::now());
+        let made = self.make(&vm, &place, &network, &opened).await;
+        if let Err(error) = made {
+            // No guest has had it: nobody has been told of it.
+            self.admission().put_back(&vm);
             self.pool.leave(&vm, network, None, true);
-            return Err(failed(&vm, &errors));
+            return Err(error);
         }
-        self.stats.begin(vm.vm_id.clone(), account);
+        self.stats.begin(vm.vm_id.clone(), opened);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
         self.tell(EventKind::Bound, &binding);
         Ok(binding)
     }
 
-    /// Makes the VM durable, with what it begins to be counted from.
-    async fn remember(&self, vm: &Vm) -> Result<Account, ManagerError> {
-        let account = self.stats.open_account(&vm.slot.host_device());
-        let account = account.map_err(|error| failed(vm, &[error.to_string()]))?;
-        self.store.insert(vm.clone(), account.clone()).instrument(info_span!("store.commit")).await?;
-        Ok(account)
+    /// Waits until nothing knows the address's last guest any more; what the VM begins to be counted from.
+    async fn prepare(&self, vm: &Vm) -> Result<Opened, ManagerError> {
+        self.pool.cleaned(vm).await?;
+        let opened = self.stats.open_account(&vm.slot.host_device());
+        opened.map_err(|error| failed(vm, &[error.to_string()]))
+    }
+
+    /// Binds the VM, then makes it durable, or leaves nothing of it. In this order there is no record of a VM that could not be
+    /// bound, which a full disk would keep and the next start bring to life; what is bound and has no record, a start takes away.
+    async fn make(
+        &self,
+        vm: &Vm,
+        place: &Place,
+        network: &Arc<Network>,
+        opened: &Opened,
+    ) -> Result<(), ManagerError> {
+        let bound = self.bind(vm, place, network).instrument(info_span!("kernel.bind")).await;
+        bound.map_err(|errors| failed(vm, &errors))?;
+        let insert = self.store.insert(vm.clone(), opened.account().clone());
+        let Err(refused) = insert.instrument(info_span!("store.commit")).await else { return Ok(()) };
+        let mut errors = self.take_back(plan::unbind(vm, place, network)).await;
+        errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
+        for what in errors {
+            error!(vm_id = %vm.vm_id, what, "of a VM that could not be made durable something is left");
+        }
+        Err(refused.into())
     }
 
     /// Binds the VM to its slot, or leaves nothing of it: a step that fails has left nothing, the earlier ones are taken back.
@@ -107,13 +121,21 @@ impl Inner {
         if vm == before.vm {
             return Ok(before);
         }
-        self.store.update(vm.clone()).await?;
-        if vm.rate_limit != before.vm.rate_limit
-            && let Err(mut errors) = self.set_limit(&vm).await
-        {
-            errors.extend(self.set_limit(&before.vm).await.err().into_iter().flatten());
-            errors.extend(self.store.update(before.vm.clone()).await.err().map(|error| error.to_string()));
-            return Err(failed(&vm, &errors));
+        let other_limit = vm.rate_limit != before.vm.rate_limit;
+        // Set first: a record of a limit that could not be set might stay, on a full disk, for the next start to set.
+        let updated = match other_limit {
+            true => self.set_limit(&vm).await.map_err(|errors| failed(&vm, &errors)),
+            false => Ok(()),
+        };
+        let updated = match updated {
+            Ok(()) => self.store.update(vm.clone()).await.map(drop).map_err(ManagerError::from),
+            refused => refused,
+        };
+        if let Err(error) = updated {
+            if other_limit && let Err(errors) = self.set_limit(&before.vm).await {
+                error!(%vm_id, errors = errors.join("; then "), "a limit that was not to be could not be taken back");
+            }
+            return Err(error);
         }
         let binding = Arc::new(Binding::new(vm, before.network.clone()));
         self.registry.rebind(binding.clone());

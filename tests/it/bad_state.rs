@@ -28,7 +28,7 @@ fn assert_refused(lab: &Lab, guest: &TapGuest, named: &[&str]) {
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
 }
 
-fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str) -> String {
+pub(crate) fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str) -> String {
     let mut curl = lab.host_command("curl");
     curl.args(["-sS", "--unix-socket"]).arg(daemon.socket());
     curl.args(["-H", "Content-Type: application/json", "-d", body]);
@@ -68,6 +68,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     assert_eq!(connect_code(&lab, &daemon, "DeleteVmNetwork", r#"{"vmId":"vm1"}"#), "resource_exhausted");
     assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
     assert_same(&before, &lab.host_state());
+    let vms = daemon.json(&["vm", "list"]);
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1, "it has its network still");
     let guest = TapGuest::attach(&lab, &vm1);
     // A crash, and a start that needs more room than there is: refused, and no guest notices.
@@ -76,7 +77,8 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     drop(guest);
     lab.on_host("rm", &[filler.to_str().unwrap()]);
     let daemon = Daemon::start(&lab);
-    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1);
+    // What was refused is not there, and what was not is.
+    assert_eq!(daemon.json(&["vm", "list"]), vms);
     daemon.guestnet(&["vm", "create", "vm2"]);
     daemon.guestnet(&["vm", "delete", "vm1"]);
     assert_eq!(daemon.client(&["vm", "show", "vm1"]).status.code(), Some(1));
