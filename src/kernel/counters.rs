@@ -6,7 +6,7 @@ use std::io;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::raw::{attribute, dump, one, open};
+use super::raw::{attribute, dump, one, open, open_as};
 use crate::model::{Counter, Reading};
 
 // include/uapi/linux/rtnetlink.h, if_link.h, pkt_sched.h
@@ -51,9 +51,12 @@ pub(super) fn of(device: u32) -> io::Result<Option<Reading>> {
     Ok(Some(reading))
 }
 
-/// Whether something waits in a device's root queue.
-pub(super) fn is_waiting(device: u32) -> io::Result<bool> {
-    let mut socket = open(NETLINK_ROUTE)?;
+/// Whether something waits in a device's root queue, asked by a socket of that port.
+pub(super) fn is_waiting(device: u32, port: Option<u32>) -> io::Result<bool> {
+    let mut socket = match port {
+        Some(port) => open_as(NETLINK_ROUTE, port)?,
+        None => open(NETLINK_ROUTE)?,
+    };
     let waiting = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, waiting_at_root);
     // A root without a queue of its own: EINVAL.
     Ok(none_if(&[libc::ENOENT, libc::EINVAL], waiting)?.is_some_and(|waiting| waiting > 0))

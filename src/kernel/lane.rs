@@ -69,15 +69,15 @@ impl Lane {
 }
 
 impl Hands {
-    /// Does `work` inside the namespace.
+    /// Does `work` inside the namespace. What it is given is the port for its sockets there, by which our own changes are known.
     pub(super) fn inside<T>(
         &mut self,
         namespace: &File,
-        work: impl FnOnce() -> io::Result<T>,
+        work: impl FnOnce(u32) -> io::Result<T>,
     ) -> io::Result<T> {
         super::fault::operation()?;
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let done = work();
+        let done = work(self.rtnl.port());
         self.go_home()?;
         done
     }

@@ -72,7 +72,8 @@ pub enum Limit {
 /// Which slots to look into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookInto {
-    These(BTreeSet<Slot>),
+    /// And those whose namespaces have these numbers.
+    These(BTreeSet<Slot>, BTreeSet<i32>),
     Every,
 }
 
@@ -202,7 +203,7 @@ impl Kernel {
     ) -> Result<Observed, KernelError> {
         let look = move |hands: &mut lane::Hands| {
             let look = match &into {
-                LookInto::These(slots) => Look::WherePortsAreGoneAnd(slots),
+                LookInto::These(slots, namespaces) => Look::WherePortsAreGoneAnd(slots, namespaces),
                 LookInto::Every => Look::Everywhere,
             };
             observe::observe(hands, indexes, look)

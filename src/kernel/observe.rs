@@ -4,30 +4,38 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::TcMessage;
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
+use super::raw::open;
 use super::rtnl::Rtnl;
 use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes, tc};
 use crate::model::{IndexRange, Slot, Vm};
 use crate::plan::garbage::Marked;
-use crate::plan::{Anchor, Observed, ObservedPort};
+use crate::plan::{Anchor, Observed, ObservedInside, ObservedPort};
+
+/// The kernel numbers namespaces from 0.
+const NOWHERE: i32 = -1;
 
 /// Into which slots to look: it takes entering each one's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look<'a> {
     Everywhere,
-    /// A port that is there has its other end inside; and into these.
-    WherePortsAreGoneAnd(&'a BTreeSet<Slot>),
+    /// A port that is there has its other end inside; and into these, and those whose namespaces have these numbers.
+    WherePortsAreGoneAnd(&'a BTreeSet<Slot>, &'a BTreeSet<i32>),
     /// Of the others nothing is to be known.
     Into(&'a BTreeSet<Slot>),
 }
 
 impl Look<'_> {
-    fn is_into(self, slot: Slot, has_port: bool) -> bool {
+    /// `namespace` is the number of that which the slot's port leads to; none when there is no such port.
+    fn is_into(self, slot: Slot, namespace: Option<i32>) -> bool {
         match self {
             Self::Everywhere => true,
-            Self::WherePortsAreGoneAnd(slots) => !has_port || slots.contains(&slot),
+            Self::WherePortsAreGoneAnd(slots, namespaces) => {
+                slots.contains(&slot) || namespace.is_none_or(|number| namespaces.contains(&number))
+            }
             Self::Into(slots) => slots.contains(&slot),
         }
     }
@@ -40,12 +48,14 @@ pub(super) fn observe(
 ) -> Result<Observed, KernelError> {
     let mut ports = BTreeMap::new();
     let mut foreign = BTreeSet::new();
+    let mut namespaces = BTreeMap::new();
     for link in links::all(&mut hands.rtnl)? {
         match indexes.slot_of(link.index, &link.name) {
             Some(slot) => {
                 let in_shape = link.up && link.closed;
                 let (bridge, mtu) = (link.controller, link.mtu);
                 ports.insert(slot, ObservedPort { bridge, mtu, in_shape, ..ObservedPort::default() });
+                namespaces.insert(slot, link.namespace.unwrap_or(NOWHERE));
             }
             None => foreign.extend(Slot::of_host_device(&link.name)),
         }
@@ -65,15 +75,20 @@ pub(super) fn observe(
         }
     }
     let mut names = netns::names()?;
-    let mut anchors = BTreeMap::new();
+    let (mut anchors, mut inside) = (BTreeMap::new(), BTreeMap::new());
     for (slot, is_namespace) in names.anchors {
-        let anchor = match is_namespace {
-            true if !look.is_into(slot, ports.contains_key(&slot)) => Some(Anchor::Whole),
-            true => look_inside(hands, slot, indexes.port(slot))?,
-            false => Some(Anchor::File),
+        let found = match is_namespace {
+            true if !look.is_into(slot, namespaces.get(&slot).copied()) => Some((Anchor::Whole, None)),
+            true => {
+                look_inside(hands, slot, indexes.port(slot))?.map(|(anchor, found)| (anchor, Some(found)))
+            }
+            false => Some((Anchor::File, None)),
         };
-        match anchor {
-            Some(anchor) => _ = anchors.insert(slot, anchor),
+        match found {
+            Some((anchor, found)) => {
+                anchors.insert(slot, anchor);
+                inside.extend(found.map(|found| (slot, found)));
+            }
             None => _ = foreign.insert(slot),
         }
     }
@@ -81,6 +96,7 @@ pub(super) fn observe(
     names.names.retain(|_, slot| !foreign.contains(slot));
     Ok(Observed {
         anchors,
+        inside,
         names: names.names,
         ports,
         foreign,
@@ -111,17 +127,34 @@ pub(super) fn port_of_mark(mark: &str) -> Option<u32> {
 }
 
 /// What there is of a slot in the namespace that has its name; `None` when it is somebody else's.
-pub(super) fn look_inside(hands: &mut Hands, slot: Slot, port: u32) -> Result<Option<Anchor>, KernelError> {
-    let Some(namespace) = netns::open(slot)? else { return Ok(Some(Anchor::File)) };
+pub(super) fn look_inside(
+    hands: &mut Hands,
+    slot: Slot,
+    port: u32,
+) -> Result<Option<(Anchor, ObservedInside)>, KernelError> {
+    let nothing = ObservedInside::default();
+    let Some(namespace) = netns::open(slot)? else { return Ok(Some((Anchor::File, nothing))) };
     let doing = || format!("looking into {}", slot.namespace());
-    let mut inner = hands.inside(&namespace, Rtnl::open).doing(doing)?;
-    let links = links::all(&mut inner)?;
-    let has = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
-    let marked = links.iter().any(|link| link.index == 1 && link.alias == Some(mark(port)));
-    let (tap, guest_side) = (has(Vm::TAP, TAP_INDEX), has(GUEST_SIDE, GUEST_SIDE_INDEX));
-    Ok(marked.then_some(match (tap, guest_side) {
-        (true, true) => Anchor::Whole,
-        (true, false) => Anchor::Tap,
-        _ => Anchor::Bare,
-    }))
+    let open = |own| Ok((Rtnl::open_as(own)?, open(NETLINK_ROUTE)?));
+    let (mut rtnl, mut socket) = hands.inside(&namespace, open).doing(doing)?;
+    let links = links::all(&mut rtnl)?;
+    let has = |name: &str, index: u32| links.iter().find(|link| link.index == index && link.name == name);
+    if !links.iter().any(|link| link.index == 1 && link.alias == Some(mark(port))) {
+        return Ok(None);
+    }
+    let Some(tap) = has(Vm::TAP, TAP_INDEX) else { return Ok(Some((Anchor::Bare, nothing))) };
+    let mut found = ObservedInside { owner: tap.owner, group: tap.group, ..nothing };
+    if has(GUEST_SIDE, GUEST_SIDE_INDEX).is_none() {
+        return Ok(Some((Anchor::Tap, found)));
+    }
+    let queues = rtnl.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default())).doing(doing)?;
+    found.limit = queues.iter().find_map(|queue| match queue {
+        RouteNetlinkMessage::NewQueueDiscipline(queue) if queue.header.index == GUEST_SIDE_INDEX as i32 => {
+            tc::limit_of(queue)
+        }
+        _ => None,
+    });
+    let mut is_redirected = |from, to| tc::is_redirected(&mut socket, from, to).doing(doing);
+    found.joined = is_redirected(TAP_INDEX, GUEST_SIDE_INDEX)? && is_redirected(GUEST_SIDE_INDEX, TAP_INDEX)?;
+    Ok(Some((Anchor::Whole, found)))
 }

@@ -159,17 +159,28 @@ pub(super) fn has_owner(rtnl: &mut Rtnl, index: u32) -> io::Result<bool> {
     Ok(facts.iter().any(|fact| matches!(fact.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP)))
 }
 
+/// The user and the group that alone may open a TAP, of what the kernel tells of its kind.
+pub(super) fn owner_of(infos: &[LinkInfo]) -> (Option<u32>, Option<u32>) {
+    let facts = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Tun(facts)) => Some(facts.as_slice()),
+        _ => None,
+    });
+    let facts = facts.unwrap_or_default();
+    (number(facts, IFLA_TUN_OWNER), number(facts, IFLA_TUN_GROUP))
+}
+
 /// How many queues of a TAP are open.
 fn queues(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
-    let facts = facts(rtnl, index)?;
-    let open = facts.iter().find(|fact| fact.kind() == IFLA_TUN_NUM_QUEUES).map(|fact| {
-        let mut value = [0; 4];
-        if fact.value_len() == value.len() {
-            fact.emit_value(&mut value);
-        }
-        u32::from_ne_bytes(value)
-    });
-    Ok(open.unwrap_or_default())
+    Ok(number(&facts(rtnl, index)?, IFLA_TUN_NUM_QUEUES).unwrap_or_default())
+}
+
+fn number(facts: &[InfoTun], kind: u16) -> Option<u32> {
+    let fact = facts.iter().find(|fact| fact.kind() == kind)?;
+    let mut value = [0; 4];
+    if fact.value_len() == value.len() {
+        fact.emit_value(&mut value);
+    }
+    Some(u32::from_ne_bytes(value))
 }
 
 /// What the kernel tells of a TAP; nothing when there is none of that index.
