@@ -14,6 +14,7 @@
 mod lab;
 
 mod api;
+mod attributes;
 mod bad_input;
 mod bad_state;
 mod batch;
