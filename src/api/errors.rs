@@ -96,6 +96,13 @@ fn facts(error: &ManagerError) -> Facts {
         ManagerError::Store(StoreError::DiskFull { .. }) => {
             of(ErrorCode::ResourceExhausted, "DISK_FULL", None, vec![])
         }
+        ManagerError::Store(StoreError::Damaged { .. }) => {
+            of(ErrorCode::DataLoss, "STATE_DAMAGED", None, vec![])
+        }
+        // Until somebody has seen to the disk, the same will come of it.
+        ManagerError::Store(StoreError::NotWritable { .. }) => {
+            of(ErrorCode::FailedPrecondition, "STATE_NOT_WRITABLE", None, vec![])
+        }
         ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
         ManagerError::Kernel { vm_id, .. } => {
             of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![("vm_id", vm_id.to_string())])

@@ -33,6 +33,7 @@ mod garbage;
 mod guest_config;
 mod in_use;
 mod inventory;
+mod killed_calls;
 mod kills;
 mod limits;
 mod metadata;
