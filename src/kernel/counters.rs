@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 use std::io;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
-use super::raw::{attribute, dump, one, open, open_as};
+use super::raw::{attribute, dump, one, open};
 use crate::model::{Counter, Reading};
 
 // include/uapi/linux/rtnetlink.h, if_link.h, pkt_sched.h
@@ -51,12 +52,9 @@ pub(super) fn of(device: u32) -> io::Result<Option<Reading>> {
     Ok(Some(reading))
 }
 
-/// Whether something waits in a device's root queue, asked by a socket of that port.
-pub(super) fn is_waiting(device: u32, port: Option<u32>) -> io::Result<bool> {
-    let mut socket = match port {
-        Some(port) => open_as(NETLINK_ROUTE, port)?,
-        None => open(NETLINK_ROUTE)?,
-    };
+/// Whether something waits in a device's root queue.
+pub(super) fn is_waiting(device: u32) -> io::Result<bool> {
+    let mut socket = open(NETLINK_ROUTE)?;
     let waiting = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, waiting_at_root);
     // A root without a queue of its own: EINVAL.
     Ok(none_if(&[libc::ENOENT, libc::EINVAL], waiting)?.is_some_and(|waiting| waiting > 0))
@@ -103,8 +101,19 @@ fn link_counters(message: &[u8]) -> Option<(u32, Reading)> {
     Some((device, reading))
 }
 
+/// Hands every root queue of the socket's namespace to `each`, with its device.
+pub(super) fn root_queues(socket: &mut Socket, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+    dump(socket, RTM_GETQDISC, &queue_request(0), RTM_NEWQDISC, |message| {
+        let word = |at: usize| Some(u32::from_ne_bytes(*message.get(at..)?.first_chunk()?));
+        // struct tcmsg: the device, and what the queue hangs on.
+        if let (Some(device), Some(TC_H_ROOT)) = (word(4), word(12)) {
+            each(device, message);
+        }
+    })
+}
+
 /// Packets in a root queue, from struct gnet_stats_queue.
-fn waiting_at_root(message: &[u8]) -> Option<u32> {
+pub(super) fn waiting_at_root(message: &[u8]) -> Option<u32> {
     let queue = attribute(attribute(message.get(20..)?, TCA_STATS2)?, TCA_STATS_QUEUE)?;
     Some(u32::from_ne_bytes(*queue.first_chunk()?))
 }

@@ -82,6 +82,17 @@ impl Hands {
         done
     }
 
+    /// Does `work`; a panic in it is an error, and what comes after it goes on.
+    pub(super) fn surviving<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Result<T, KernelError> {
+        let panicked = || KernelError::new("changing the kernel", io::Error::other("it panicked"));
+        let done = catch_unwind(AssertUnwindSafe(|| work(self)));
+        done.or_else(|_| {
+            self.go_home()
+                .map_err(|error| KernelError::new("coming back into the host's namespace", error))?;
+            Err(panicked())
+        })
+    }
+
     /// Back into the host's namespace.
     pub(super) fn go_home(&self) -> io::Result<()> {
         Ok(setns(&self.home, CloneFlags::CLONE_NEWNET)?)

@@ -17,8 +17,8 @@ use rtnetlink::{
 
 use super::error::{Doing, KernelError, gone_is_fine};
 use super::rtnl::{Request, Rtnl};
+use super::sysctl;
 use super::{GUEST_SIDE, GUEST_SIDE_INDEX};
-use super::{sysctl, tap};
 use crate::model::{Mac, Shard, Slot, Subnet};
 
 /// The group ("gnet") that devices are put in to be removed together: one wait for the kernel's readers, not one each.
@@ -312,9 +312,6 @@ pub(super) struct Link {
     pub closed: bool,
     /// Of the namespace that the other end of a veth is in, as ours numbers it.
     pub namespace: Option<i32>,
-    /// Of a TAP, who may open it.
-    pub owner: Option<u32>,
-    pub group: Option<u32>,
 }
 
 pub(super) fn all(rtnl: &mut Rtnl) -> Result<Vec<Link>, KernelError> {
@@ -341,8 +338,6 @@ fn read(link: LinkMessage) -> Link {
         mtu: 0,
         closed: false,
         namespace: None,
-        owner: None,
-        group: None,
     };
     for attribute in link.attributes {
         match attribute {
@@ -351,10 +346,7 @@ fn read(link: LinkMessage) -> Link {
             LinkAttribute::Controller(index) => read.controller = Some(index),
             LinkAttribute::Mtu(mtu) => read.mtu = mtu,
             LinkAttribute::LinkNetNsId(namespace) => read.namespace = Some(namespace),
-            LinkAttribute::LinkInfo(info) => {
-                read.closed = info.iter().any(is_closed);
-                (read.owner, read.group) = tap::owner_of(&info);
-            }
+            LinkAttribute::LinkInfo(info) => read.closed = info.iter().any(is_closed),
             _ => {}
         }
     }

@@ -4,16 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::TcMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
-use super::raw::open;
-use super::rtnl::Rtnl;
-use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes, tc};
-use crate::model::{IndexRange, Slot, Vm};
+use super::{inside, links, netns, routes, tc};
+use crate::model::{IndexRange, Slot};
 use crate::plan::garbage::Marked;
-use crate::plan::{Anchor, Observed, ObservedInside, ObservedPort};
+use crate::plan::{Anchor, Observed, ObservedPort};
 
 /// The kernel numbers namespaces from 0.
 const NOWHERE: i32 = -1;
@@ -75,19 +72,18 @@ pub(super) fn observe(
         }
     }
     let mut names = netns::names()?;
-    let (mut anchors, mut inside) = (BTreeMap::new(), BTreeMap::new());
+    let (mut anchors, mut looked_into) = (BTreeMap::new(), BTreeMap::new());
     for (slot, is_namespace) in names.anchors {
         let found = match is_namespace {
             true if !look.is_into(slot, namespaces.get(&slot).copied()) => Some((Anchor::Whole, None)),
-            true => {
-                look_inside(hands, slot, indexes.port(slot))?.map(|(anchor, found)| (anchor, Some(found)))
-            }
+            true => inside::look(hands, slot, indexes.port(slot))?
+                .map(|inside| (inside.anchor, Some(inside.found))),
             false => Some((Anchor::File, None)),
         };
         match found {
             Some((anchor, found)) => {
                 anchors.insert(slot, anchor);
-                inside.extend(found.map(|found| (slot, found)));
+                looked_into.extend(found.map(|found| (slot, found)));
             }
             None => _ = foreign.insert(slot),
         }
@@ -96,7 +92,7 @@ pub(super) fn observe(
     names.names.retain(|_, slot| !foreign.contains(slot));
     Ok(Observed {
         anchors,
-        inside,
+        inside: looked_into,
         names: names.names,
         ports,
         foreign,
@@ -124,37 +120,4 @@ pub(super) fn mark(port: u32) -> String {
 /// The port of a slot that something is marked with.
 pub(super) fn port_of_mark(mark: &str) -> Option<u32> {
     mark.strip_prefix("guestnet ")?.parse().ok()
-}
-
-/// What there is of a slot in the namespace that has its name; `None` when it is somebody else's.
-pub(super) fn look_inside(
-    hands: &mut Hands,
-    slot: Slot,
-    port: u32,
-) -> Result<Option<(Anchor, ObservedInside)>, KernelError> {
-    let nothing = ObservedInside::default();
-    let Some(namespace) = netns::open(slot)? else { return Ok(Some((Anchor::File, nothing))) };
-    let doing = || format!("looking into {}", slot.namespace());
-    let open = |own| Ok((Rtnl::open_as(own)?, open(NETLINK_ROUTE)?));
-    let (mut rtnl, mut socket) = hands.inside(&namespace, open).doing(doing)?;
-    let links = links::all(&mut rtnl)?;
-    let has = |name: &str, index: u32| links.iter().find(|link| link.index == index && link.name == name);
-    if !links.iter().any(|link| link.index == 1 && link.alias == Some(mark(port))) {
-        return Ok(None);
-    }
-    let Some(tap) = has(Vm::TAP, TAP_INDEX) else { return Ok(Some((Anchor::Bare, nothing))) };
-    let mut found = ObservedInside { owner: tap.owner, group: tap.group, ..nothing };
-    if has(GUEST_SIDE, GUEST_SIDE_INDEX).is_none() {
-        return Ok(Some((Anchor::Tap, found)));
-    }
-    let queues = rtnl.dump(&RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default())).doing(doing)?;
-    found.limit = queues.iter().find_map(|queue| match queue {
-        RouteNetlinkMessage::NewQueueDiscipline(queue) if queue.header.index == GUEST_SIDE_INDEX as i32 => {
-            tc::limit_of(queue)
-        }
-        _ => None,
-    });
-    let mut is_redirected = |from, to| tc::is_redirected(&mut socket, from, to).doing(doing);
-    found.joined = is_redirected(TAP_INDEX, GUEST_SIDE_INDEX)? && is_redirected(GUEST_SIDE_INDEX, TAP_INDEX)?;
-    Ok(Some((Anchor::Whole, found)))
 }

@@ -28,14 +28,6 @@ pub(super) fn open(protocol: isize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// The same of that port, if nobody has it there: by it the kernel names what this socket asks for.
-pub(super) fn open_as(protocol: isize, port: u32) -> io::Result<Socket> {
-    let mut socket = open(protocol)?;
-    // Somebody else's: the socket gets one when it sends.
-    let _ = socket.bind(&SocketAddr::new(port, 0));
-    Ok(socket)
-}
-
 fn send(socket: &Socket, kind: u16, flags: u16, request: &[u8]) -> io::Result<()> {
     super::fault::operation()?;
     let mut message = Vec::with_capacity(HEADER + request.len());

@@ -6,9 +6,9 @@ use super::lane::Hands;
 use super::observe::mark;
 use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
-use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, links, netns, observe, routes, tc};
+use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, inside, links, netns, routes, tc};
 use crate::model::{Place, RateLimit, Slot, Vm};
-use crate::plan::{Anchor, Step, Undo};
+use crate::plan::{Anchor, ObservedInside, Step, Undo};
 
 /// A step that failed. It has left nothing; what is to be taken back are the others.
 #[derive(Debug, thiserror::Error)]
@@ -194,15 +194,6 @@ fn set_limit(hands: &mut Hands, slot: Slot, port: u32, limit: Option<RateLimit>)
     tc::set_limit(&mut hands.rtnl, port, limit).doing(doing)
 }
 
-/// Whether packets wait at either end of a slot.
-fn is_waiting(hands: &mut Hands, slot: Slot, port: u32) -> Result<bool, KernelError> {
-    let doing = || format!("looking for what waits in {}", slot.host_device());
-    let namespace = netns::existing(slot)?;
-    let inside =
-        hands.inside(&namespace, |own| counters::is_waiting(GUEST_SIDE_INDEX, Some(own))).doing(doing)?;
-    Ok(inside || counters::is_waiting(port, None).doing(doing)?)
-}
-
 pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
     let doing = || format!("opening {} of {}", Vm::TAP, slot.namespace());
     let hold = || {
@@ -231,28 +222,25 @@ fn wiped(hands: &mut Hands, place: &Place, limit: Limit, tap: Option<HeldTap>) -
     let Some(tap) = held else { return Ok(false) };
     tap.wipe().doing(|| format!("wiping {} of {}", Vm::TAP, slot.namespace()))?;
     drop(tap);
-    let owned = |hands: &mut Hands| {
-        let namespace = netns::existing(slot)?;
-        let look = |_| tap::has_owner(&mut Rtnl::open()?, TAP_INDEX);
-        hands.inside(&namespace, look).doing(|| format!("looking at {} of {}", Vm::TAP, slot.namespace()))
-    };
-    if owned(hands)? {
+    let Some(inside) = inside::look(hands, slot, place.port)? else { return Ok(false) };
+    // An owner cannot be taken back. Another way for frames than from the TAP and to it is not the next guest's.
+    let ObservedInside { owner, group, joined, .. } = inside.found;
+    if inside.anchor != Anchor::Whole || !joined || owner.is_some() || group.is_some() {
         return Ok(false);
     }
     // A new queue instead of a changed one: what the last guest left waiting goes with the old. That takes the kernel long.
+    let waiting = |device| {
+        counters::is_waiting(device).doing(|| format!("looking for what waits in {}", slot.host_device()))
+    };
     let limit = match limit {
-        Limit::Stands(limit) => is_waiting(hands, slot, place.port)?.then_some(limit),
+        Limit::Stands(limit) => (inside.waiting || waiting(place.port)?).then_some(limit),
         Limit::Set(limit) => Some(limit),
     };
     if let Some(limit) = limit {
         set_limit(hands, slot, place.port, None)?;
         set_limit(hands, slot, place.port, limit)?;
     }
-    let is_whole = match observe::look_inside(hands, slot, place.port)? {
-        Some((Anchor::Whole, inside)) => inside.joined,
-        _ => false,
-    };
-    Ok(is_whole && links::is_port(&mut hands.rtnl, place.port, place.shard.index)?)
+    links::is_port(&mut hands.rtnl, place.port, place.shard.index)
 }
 
 /// Takes slots away, whatever there is of each.

@@ -45,8 +45,8 @@ mod ioctl {
 }
 
 // include/uapi/linux/if_link.h
-const IFLA_TUN_OWNER: u16 = 1;
-const IFLA_TUN_GROUP: u16 = 2;
+pub(super) const IFLA_TUN_OWNER: u16 = 1;
+pub(super) const IFLA_TUN_GROUP: u16 = 2;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// The virtio-net header that a TAP starts with: struct virtio_net_hdr.
@@ -127,7 +127,7 @@ pub(super) fn set(name: &str, options: TapOptions) -> io::Result<()> {
 
 impl HeldTap {
     /// Takes back whatever the last one who had it open may have set, which needs no privilege then. Only an owner or a group
-    /// cannot be taken back: see `has_owner`.
+    /// cannot be taken back.
     pub(super) fn wipe(&self) -> io::Result<()> {
         fault::operation()?;
         let tun = self.0.as_raw_fd();
@@ -153,34 +153,17 @@ impl HeldTap {
     }
 }
 
-/// Whether only some user or group may open the TAP: such a one cannot be made anybody's again.
-pub(super) fn has_owner(rtnl: &mut Rtnl, index: u32) -> io::Result<bool> {
-    let facts = facts(rtnl, index)?;
-    Ok(facts.iter().any(|fact| matches!(fact.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP)))
-}
-
-/// The user and the group that alone may open a TAP, of what the kernel tells of its kind.
-pub(super) fn owner_of(infos: &[LinkInfo]) -> (Option<u32>, Option<u32>) {
-    let facts = infos.iter().find_map(|info| match info {
-        LinkInfo::Data(InfoData::Tun(facts)) => Some(facts.as_slice()),
-        _ => None,
-    });
-    let facts = facts.unwrap_or_default();
-    (number(facts, IFLA_TUN_OWNER), number(facts, IFLA_TUN_GROUP))
-}
-
 /// How many queues of a TAP are open.
 fn queues(rtnl: &mut Rtnl, index: u32) -> io::Result<u32> {
-    Ok(number(&facts(rtnl, index)?, IFLA_TUN_NUM_QUEUES).unwrap_or_default())
-}
-
-fn number(facts: &[InfoTun], kind: u16) -> Option<u32> {
-    let fact = facts.iter().find(|fact| fact.kind() == kind)?;
-    let mut value = [0; 4];
-    if fact.value_len() == value.len() {
-        fact.emit_value(&mut value);
-    }
-    Some(u32::from_ne_bytes(value))
+    let facts = facts(rtnl, index)?;
+    let open = facts.iter().find(|fact| fact.kind() == IFLA_TUN_NUM_QUEUES).map(|fact| {
+        let mut value = [0; 4];
+        if fact.value_len() == value.len() {
+            fact.emit_value(&mut value);
+        }
+        u32::from_ne_bytes(value)
+    });
+    Ok(open.unwrap_or_default())
 }
 
 /// What the kernel tells of a TAP; nothing when there is none of that index.

@@ -128,6 +128,12 @@ pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
     limit(kind.as_bytes(), &options)
 }
 
+/// The same of a message as it came.
+pub(super) fn limit_in(message: &[u8]) -> Option<ObservedLimit> {
+    let attributes = message.get(20..)?;
+    limit(attribute(attributes, TCA_KIND)?, attribute(attributes, TCA_OPTIONS)?)
+}
+
 /// The limit that a qdisc of that kind is, by its options as they came.
 pub(super) fn limit(kind: &[u8], options: &[u8]) -> Option<ObservedLimit> {
     if kind.strip_suffix(b"\0").unwrap_or(kind) != b"tbf" {
@@ -147,6 +153,7 @@ pub(super) fn limit(kind: &[u8], options: &[u8]) -> Option<ObservedLimit> {
 // include/uapi/linux/rtnetlink.h, pkt_cls.h, tc_act/tc_mirred.h
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_GETTFILTER: u16 = 46;
+const TCA_KIND: u16 = 1;
 const TCA_OPTIONS: u16 = 2;
 const TCA_U32_ACT: u16 = 7;
 const FIRST_ACTION: u16 = 1;

@@ -9,12 +9,12 @@ use super::admission::Admission;
 use super::error::failed;
 use super::{CreateVm, Inner, ManagerError, UpdateVm};
 use crate::events::EventKind;
-use crate::kernel::{Failed, For, HeldTap};
+use crate::kernel::{Failed, For, HeldTap, NotApplied};
 use crate::model::{DhcpOptions, Network, NetworkName, Place, Rate, RateLimit, Slot, Vm, VmId};
 use crate::plan::{self, Step, Undo};
 use crate::registry::Binding;
 use crate::stats::Opened;
-use crate::walls::Guest;
+use crate::walls::{Guest, WallsError};
 
 impl Inner {
     pub(super) async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
@@ -36,25 +36,25 @@ impl Inner {
             }
         };
         let vm = admitted.on(place.slot);
-        let opened = match self.prepare(&vm).await {
+        // What the kernel remembers of the address's last guest is about that one.
+        if let Err(error) = self.pool.cleaned(&vm).await {
+            self.admission().put_back(&vm);
+            if vm.tap.multi_queue {
+                self.pool.leave(&vm, network, None, false);
+            } else {
+                self.pool.put_back(network, place.slot);
+            }
+            return Err(error);
+        }
+        let opened = match self.make(&vm, &place, &network).await {
             Ok(opened) => opened,
             Err(error) => {
+                // No guest has had it: nobody has been told of it.
                 self.admission().put_back(&vm);
-                if vm.tap.multi_queue {
-                    self.pool.leave(&vm, network, None, false);
-                } else {
-                    self.pool.put_back(network, place.slot);
-                }
+                self.pool.leave(&vm, network, None, true);
                 return Err(error);
             }
         };
-        let made = self.make(&vm, &place, &network, &opened).await;
-        if let Err(error) = made {
-            // No guest has had it: nobody has been told of it.
-            self.admission().put_back(&vm);
-            self.pool.leave(&vm, network, None, true);
-            return Err(error);
-        }
         self.stats.begin(vm.vm_id.clone(), opened);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
@@ -62,26 +62,14 @@ impl Inner {
         Ok(binding)
     }
 
-    /// Waits until nothing knows the address's last guest any more; what the VM begins to be counted from.
-    async fn prepare(&self, vm: &Vm) -> Result<Opened, ManagerError> {
-        self.pool.cleaned(vm).await?;
-        let opened = self.stats.open_account(&vm.slot.host_device());
-        opened.map_err(|error| failed(vm, &[error.to_string()]))
-    }
-
     /// Binds the VM, then makes it durable, or leaves nothing of it. In this order there is no record of a VM that could not be
     /// bound, which a full disk would keep and the next start bring to life; what is bound and has no record, a start takes away.
-    async fn make(
-        &self,
-        vm: &Vm,
-        place: &Place,
-        network: &Arc<Network>,
-        opened: &Opened,
-    ) -> Result<(), ManagerError> {
+    /// What it begins to be counted from.
+    async fn make(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<Opened, ManagerError> {
         let bound = self.bind(vm, place, network).instrument(info_span!("kernel.bind")).await;
-        bound.map_err(|errors| failed(vm, &errors))?;
+        let opened = bound.map_err(|errors| failed(vm, &errors))?;
         let insert = self.store.insert(vm.clone(), opened.account().clone());
-        let Err(refused) = insert.instrument(info_span!("store.commit")).await else { return Ok(()) };
+        let Err(refused) = insert.instrument(info_span!("store.commit")).await else { return Ok(opened) };
         let mut errors = self.take_back(plan::unbind(vm, place, network)).await;
         errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
         for what in errors {
@@ -91,15 +79,25 @@ impl Inner {
     }
 
     /// Binds the VM to its slot, or leaves nothing of it: a step that fails has left nothing, the earlier ones are taken back.
-    async fn bind(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<(), Vec<String>> {
-        // The walls first: there is no moment in which the guest could speak without them.
-        self.walls.bind(Guest::new(vm, network.clone())).map_err(|error| vec![error.to_string()])?;
-        let bound = self.kernel.apply(For::Caller, plan::bind(vm, place, network)).await;
-        let Err(Failed { applied, error }) = bound else { return Ok(()) };
-        let mut errors = vec![error.to_string()];
-        errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
-        errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
-        Err(errors)
+    async fn bind(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<Opened, Vec<String>> {
+        let (stats, walls) = (self.stats.clone(), self.walls.clone());
+        let (device, guest) = (vm.slot.host_device(), Guest::new(vm, network.clone()));
+        let first = move || {
+            let opened = stats.open_account(&device)?;
+            // The walls first: there is no moment in which the guest could speak without them.
+            walls.bind(guest)?;
+            Ok(opened)
+        };
+        match self.kernel.apply_after(first, plan::bind(vm, place, network)).await {
+            Ok(opened) => Ok(opened),
+            Err(NotApplied::First(error)) => Err(vec![error.to_string()]),
+            Err(NotApplied::Steps(Failed { applied, error })) => {
+                let mut errors = vec![error.to_string()];
+                errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
+                errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
+                Err(errors)
+            }
+        }
     }
 
     /// Goes on past errors; all of them.
@@ -159,7 +157,9 @@ impl Inner {
             self.registry.bind(binding);
             return Err(error);
         }
-        let connected = self.walls.forget(vm_id).unwrap_or_else(|error| {
+        let (walls, gone) = (self.walls.clone(), vm_id.clone());
+        let forgotten = self.kernel.run(move || walls.forget(&gone)).await;
+        let connected = forgotten.map_err(WallsError::from).flatten().unwrap_or_else(|error| {
             error!(%error, "a VM that is gone is still in the walls: restart guestnet");
             true
         });

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use super::{FORGET_AGAIN, Inner, Left, hand_over};
-use crate::kernel::{Failed, For, KernelError, Limit};
+use crate::kernel::{Failed, For, KernelError, Limit, Wipe};
 use crate::manager::stock::Need;
 use crate::model::{Network, Place, Shard, Slot};
 use crate::plan::{self, Step, Undo};
@@ -18,7 +18,7 @@ pub(super) const WIPED_AT_ONCE: usize = 64;
 
 impl Inner {
     /// One thing that is needed; false when nothing is.
-    pub(super) async fn do_next(&self) -> bool {
+    pub(super) async fn do_next(self: &Arc<Self>) -> bool {
         self.forget_again().await;
         let left: Vec<Left> = {
             let mut state = self.state();
@@ -71,8 +71,7 @@ impl Inner {
     }
 
     /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
-    async fn wipe(&self, left: Vec<Left>) {
-        let mut broken = Vec::new();
+    async fn wipe(self: &Arc<Self>, left: Vec<Left>) {
         let connected = left.iter().filter(|left| left.connected);
         let gone: HashSet<Ipv4Addr> = connected.clone().filter_map(|left| left.address).collect();
         if !gone.is_empty()
@@ -83,7 +82,15 @@ impl Inner {
             self.state().remember(of);
             self.done.notify_waiters();
         }
-        let mut surplus = Vec::new();
+        // All of them in one go: whoever waits for a slot has it as soon as it is wiped.
+        let inner = self.clone();
+        let broken = self.kernel.wiping(move |wipe| inner.wipe_each(left, wipe)).await;
+        self.clear(&broken.unwrap_or_default()).await;
+    }
+
+    /// Gives each to whom it is for, when it is wiped; those that are to be taken away.
+    fn wipe_each(&self, left: Vec<Left>, wipe: &mut Wipe<'_>) -> Vec<Slot> {
+        let (mut broken, mut surplus) = (Vec::new(), Vec::new());
         for left in left {
             // What would be taken away right after need not be wiped: nobody gets it.
             if self.state().stock.is_full(&left.network.name) {
@@ -92,19 +99,15 @@ impl Inner {
             }
             let Left { slot, network, address, own_limit, tap, .. } = left;
             let place = self.state().stock.place(slot).cloned();
-            let wiped = match place {
-                Some(place) => {
-                    let limit = match own_limit {
-                        true => Limit::Set(network.rate_limit),
-                        false => Limit::Stands(network.rate_limit),
-                    };
-                    self.kernel.wipe(place, limit, tap).await
-                }
-                None => Ok(false),
+            let limit = match own_limit {
+                true => Limit::Set(network.rate_limit),
+                false => Limit::Stands(network.rate_limit),
             };
-            let whole = wiped.unwrap_or_else(|error| {
-                warn!(%error, "a slot could not be wiped: it is taken away");
-                false
+            let whole = place.is_some_and(|place| {
+                wipe(&place, limit, tap).unwrap_or_else(|error| {
+                    warn!(%error, "a slot could not be wiped: it is taken away");
+                    false
+                })
             });
             let mut state = self.state();
             if let Some(address) = address {
@@ -115,6 +118,8 @@ impl Inner {
             } else {
                 broken.push(slot);
             }
+            drop(state);
+            self.done.notify_waiters();
         }
         for Left { slot, network, address, tap, .. } in surplus {
             // Held until here, so that no VMM could take it.
@@ -124,7 +129,7 @@ impl Inner {
             }
             broken.push(slot);
         }
-        self.clear(&broken).await;
+        broken
     }
 
     pub(super) async fn clear(&self, slots: &[Slot]) {
