@@ -264,7 +264,7 @@ struct Found {
 impl<'lab> Guest<'lab> {
     fn new(lab: &'lab Lab) -> Self {
         let daemon = Daemon::start_with(lab, &configuration());
-        let port = PortGuest::of(lab, &daemon.json(&["vm", "create", "bench"]));
+        let port = PortGuest::at_the_veth(lab, &daemon.json(&["vm", "create", "bench"]));
         Self { lab, port }
     }
 

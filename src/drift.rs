@@ -140,10 +140,14 @@ impl Drift {
             }
         }
         if at.guests || any_bridge {
-            let into = if at.every_tap { LookInto::Every } else { LookInto::These(at.taps.clone()) };
+            let into = match at.every_tap {
+                true => LookInto::Every,
+                false => LookInto::These(at.taps.clone(), at.namespaces.clone()),
+            };
             failed.guests = !self.repair_guests(into).await;
             if failed.guests {
                 (failed.taps, failed.every_tap) = (at.taps.clone(), at.every_tap);
+                failed.namespaces = at.namespaces.clone();
             }
             memory::give_back();
         }

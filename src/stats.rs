@@ -3,6 +3,7 @@
 //! time, one dump answers them; what is kept for a power loss is at most `CHECKPOINT` old.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -41,37 +42,110 @@ struct Inner {
     /// The last dump, with when it was begun. Held while readings are taken and added: one added after a later one would
     /// look like a counter that began again. Who comes while a dump is taken shares the next.
     latest: tokio::sync::Mutex<Option<(Instant, Arc<Snapshot>)>>,
+    /// Held while accounts are written down: an older one must not come after a newer.
+    writing: tokio::sync::Mutex<()>,
 }
 
+/// An account that is being counted on.
 #[derive(Debug)]
 struct Entry {
     account: Account,
-    /// Counted on since it was last written down.
-    changed: bool,
+    /// Tells it from that of a later VM of the same name.
+    number: u64,
+    /// What was read before this is not this VM's: a dump that began when another VM had the device, or the device before was there.
+    opened: Instant,
+    /// How often it has changed, and how many of these changes are written down.
+    changes: u64,
+    written: u64,
+}
+
+/// The account of a VM that is about to get a device, and from when on what is read of that is the VM's.
+#[derive(Debug)]
+pub struct Opened {
+    account: Account,
+    at: Instant,
+}
+
+impl Opened {
+    /// As it is to be written down before it is counted on.
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+}
+
+impl Entry {
+    /// On an account that is written down.
+    fn new(account: Account, opened: Instant) -> Self {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self { account, number: NUMBERS.fetch_add(1, Relaxed), opened, changes: 0, written: 0 }
+    }
+
+    /// Adds what `device` has counted, by a reading that began then.
+    fn read(&mut self, begun: Instant, device: u32, counted: Reading) {
+        if begun >= self.opened {
+            self.change(|account| account.read(device, counted));
+        }
+    }
+
+    /// The device is gone; no reading that began before is added any more.
+    fn device_is_gone(&mut self, now: Instant) {
+        self.opened = now;
+        self.change(Account::device_is_gone);
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Account)) {
+        let before = self.account.clone();
+        change(&mut self.account);
+        self.changes += u64::from(self.account != before);
+    }
+
+    /// What of it is yet to be written down.
+    fn unwritten(&self) -> Option<Unwritten> {
+        let Self { number, changes, .. } = *self;
+        (self.written < changes).then(|| Unwritten { number, changes, account: self.account.clone() })
+    }
+
+    fn is_written(&mut self, written: &Unwritten) {
+        if written.number == self.number {
+            self.written = written.changes;
+        } else {
+            // It was that of an earlier VM of this name, and stands in this one's place now.
+            self.changes += 1;
+        }
+    }
+}
+
+/// An account as it was after so many changes.
+#[derive(Debug)]
+struct Unwritten {
+    number: u64,
+    changes: u64,
+    account: Account,
 }
 
 impl Stats {
     pub fn new(kernel: Kernel, store: Arc<Store>, registry: Registry) -> Self {
-        let (accounts, latest) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self(Arc::new(Inner { kernel, store, registry, accounts, latest }))
+        let (accounts, latest, writing) = (Mutex::default(), Default::default(), Default::default());
+        Self(Arc::new(Inner { kernel, store, registry, accounts, latest, writing }))
     }
 
     /// Takes up where an earlier run left off.
     pub fn load(&self) -> Result<(), StoreError> {
-        let accounts = self.0.store.accounts()?.into_iter();
-        self.0.accounts().extend(accounts.map(|(id, account)| (id, Entry { account, changed: false })));
+        let (accounts, now) = (self.0.store.accounts()?.into_iter(), Instant::now());
+        self.0.accounts().extend(accounts.map(|(id, account)| (id, Entry::new(account, now))));
         Ok(())
     }
 
     /// The account of a VM that is about to get `device`: what has been counted on it so far is not this VM's.
-    pub fn open_account(&self, device: &IfName) -> Result<Account, KernelError> {
+    pub fn open_account(&self, device: &IfName) -> Result<Opened, KernelError> {
         let counted = self.0.kernel.counters_of(device)?;
-        Ok(counted.map(|(index, counted)| Account::on(index, counted)).unwrap_or_default())
+        let account = counted.map(|(index, counted)| Account::on(index, counted)).unwrap_or_default();
+        Ok(Opened { account, at: Instant::now() })
     }
 
     /// Begins to count a VM, whose account is durable.
-    pub fn begin(&self, vm_id: VmId, account: Account) {
-        self.0.accounts().insert(vm_id, Entry { account, changed: false });
+    pub fn begin(&self, vm_id: VmId, opened: Opened) {
+        self.0.accounts().insert(vm_id, Entry::new(opened.account, opened.at));
     }
 
     /// The VMs' devices are gone, and others of the same indexes will be in their place: what was counted is written down, for
@@ -79,15 +153,13 @@ impl Stats {
     pub async fn devices_are_gone(&self, vm_ids: impl Iterator<Item = &VmId>) {
         let mut any = false;
         {
-            // A reading of before, added after it, would be counted twice.
+            // What is being read is of the devices that are gone: it is counted first.
             let _reading = self.0.latest.lock().await;
             let mut accounts = self.0.accounts();
             for vm_id in vm_ids {
-                let Some(Entry { account, changed }) = accounts.get_mut(vm_id) else { continue };
-                let before = account.clone();
-                account.device_is_gone();
-                *changed |= *account != before;
-                any |= *changed;
+                let Some(entry) = accounts.get_mut(vm_id) else { continue };
+                entry.device_is_gone(Instant::now());
+                any |= entry.unwritten().is_some();
             }
         }
         if any && let Err(error) = self.checkpoint().await {
@@ -111,7 +183,7 @@ impl Stats {
         }
         let (begun, at) = (Instant::now(), SystemTime::now());
         let counted = self.0.kernel.counters().await?;
-        let snapshot = Arc::new(Snapshot { at, counters: self.0.add_up(&counted)? });
+        let snapshot = Arc::new(Snapshot { at, counters: self.0.add_up(begun, &counted)? });
         *latest = Some((begun, snapshot.clone()));
         Ok(snapshot)
     }
@@ -133,15 +205,20 @@ impl Stats {
 
     /// Writes down what has been counted since it was last written down.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        let changed: Vec<(VmId, Account)> = {
-            let mut accounts = self.0.accounts();
-            let changed = accounts.iter_mut().filter_map(|(vm_id, entry)| {
-                std::mem::take(&mut entry.changed).then(|| (vm_id.clone(), entry.account.clone()))
-            });
-            changed.collect()
+        let _writing = self.0.writing.lock().await;
+        let unwritten: Vec<(VmId, Unwritten)> = {
+            let accounts = self.0.accounts();
+            accounts.iter().filter_map(|(vm_id, entry)| Some((vm_id.clone(), entry.unwritten()?))).collect()
         };
-        for accounts in changed.chunks(AT_A_TIME) {
-            self.0.store.keep_accounts(accounts.to_vec()).await?;
+        for some in unwritten.chunks(AT_A_TIME) {
+            let of = some.iter().map(|(vm_id, unwritten)| (vm_id.clone(), unwritten.account.clone()));
+            self.0.store.keep_accounts(of.collect()).await?;
+            let mut accounts = self.0.accounts();
+            for (vm_id, unwritten) in some {
+                if let Some(entry) = accounts.get_mut(vm_id) {
+                    entry.is_written(unwritten);
+                }
+            }
         }
         Ok(())
     }
@@ -171,14 +248,18 @@ impl Stats {
 }
 
 impl Inner {
-    fn add_up(&self, counted: &HashMap<u32, Reading>) -> Result<BTreeMap<VmId, Counters>, KernelError> {
+    fn add_up(
+        &self,
+        begun: Instant,
+        counted: &HashMap<u32, Reading>,
+    ) -> Result<BTreeMap<VmId, Counters>, KernelError> {
         let mut totals = BTreeMap::new();
         for binding in self.registry.all() {
             let vm_id = &binding.vm.vm_id;
             let device = self.accounts().get(vm_id).and_then(|entry| entry.account.device());
             let known = device.and_then(|index| Some((index, *counted.get(&index)?)));
             totals.extend(match known {
-                Some(_) => self.add(vm_id, known),
+                Some(_) => self.add(begun, vm_id, known),
                 // A device that has been made or replaced since.
                 None => self.read_one(&binding)?,
             });
@@ -187,24 +268,82 @@ impl Inner {
     }
 
     fn read_one(&self, binding: &Binding) -> Result<Option<(VmId, Counters)>, KernelError> {
+        let begun = Instant::now();
         let counted = self.kernel.counters_of(&binding.vm.slot.host_device())?;
-        Ok(self.add(&binding.vm.vm_id, counted))
+        Ok(self.add(begun, &binding.vm.vm_id, counted))
     }
 
-    /// The VM's total with what its device has counted; `None` when it is not counted any more.
-    fn add(&self, vm_id: &VmId, counted: Option<(u32, Reading)>) -> Option<(VmId, Counters)> {
+    /// The VM's total with what its device has counted, by a reading that began then; `None` when it is not counted any more.
+    fn add(&self, begun: Instant, vm_id: &VmId, counted: Option<(u32, Reading)>) -> Option<(VmId, Counters)> {
         let mut accounts = self.accounts();
-        let Entry { account, changed } = accounts.get_mut(vm_id)?;
+        let entry = accounts.get_mut(vm_id)?;
         if let Some((device, reading)) = counted {
-            let before = account.clone();
-            account.read(device, reading);
-            *changed |= *account != before;
+            entry.read(begun, device, reading);
         }
-        Some((vm_id.clone(), account.total().into()))
+        Some((vm_id.clone(), entry.account.total().into()))
     }
 
     // A panic while it was held cannot leave an account half counted: adding does not fail.
     fn accounts(&self) -> MutexGuard<'_, HashMap<VmId, Entry>> {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Counter;
+
+    fn all(number: u64) -> Reading {
+        Reading([number; Reading::LEN])
+    }
+
+    fn later(at: Instant, seconds: u64) -> Instant {
+        at + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_dump_that_began_before_a_vm_got_its_slot_says_nothing_of_it() {
+        let begun = Instant::now();
+        // The VM before has sent on after the dump, and has gone: this one begins where that one ended.
+        let mut entry = Entry::new(Account::on(7, all(1_500)), later(begun, 1));
+        entry.read(begun, 7, all(1_000));
+        assert_eq!((entry.account.total(), entry.unwritten().is_none()), (all(0), true));
+        entry.read(later(begun, 1), 7, all(1_501));
+        assert_eq!(entry.account.total()[Counter::TxBytes], 1);
+        // Nor does one that began before its device was replaced say anything of the new one.
+        entry.device_is_gone(later(begun, 3));
+        entry.read(later(begun, 2), 7, all(1_900));
+        assert_eq!(entry.account.total()[Counter::TxBytes], 1);
+        entry.read(later(begun, 3), 7, all(4));
+        assert_eq!(entry.account.total()[Counter::TxBytes], 5);
+    }
+
+    #[test]
+    fn what_could_not_be_written_down_is_to_be_written_down_still() {
+        let now = Instant::now();
+        let mut entry = Entry::new(Account::on(7, all(0)), now);
+        assert!(entry.unwritten().is_none());
+        entry.read(now, 7, all(1));
+        // A write that failed tells nobody that it was done.
+        assert_eq!(entry.unwritten().unwrap().account.total(), all(1));
+        let writing = entry.unwritten().unwrap();
+        entry.read(now, 7, all(2));
+        entry.is_written(&writing);
+        let rest = entry.unwritten().expect("what was counted while it was written");
+        assert_eq!(rest.account.total(), all(2));
+        entry.is_written(&rest);
+        assert!(entry.unwritten().is_none());
+    }
+
+    #[test]
+    fn an_account_in_whose_place_an_earlier_vms_was_written_is_written_again() {
+        let now = Instant::now();
+        let mut before = Entry::new(Account::on(7, all(0)), now);
+        before.read(now, 7, all(9));
+        let writing = before.unwritten().unwrap();
+        let mut after = Entry::new(Account::on(7, all(9)), now);
+        after.is_written(&writing);
+        assert_eq!(after.unwritten().unwrap().account, Account::on(7, all(9)));
     }
 }

@@ -59,6 +59,12 @@ fn facts(error: &ManagerError) -> Facts {
             Some("ip_address"),
             vec![("ip_address", address.to_string()), ("vm_subnet", subnet.to_string())],
         ),
+        ManagerError::AddressRemembered { address, .. } => of(
+            ErrorCode::Unavailable,
+            "ADDRESS_REMEMBERED",
+            Some("ip_address"),
+            vec![("ip_address", address.to_string())],
+        ),
         ManagerError::SubnetFull { network, subnet, .. } => of(
             ErrorCode::ResourceExhausted,
             "SUBNET_FULL",
@@ -89,6 +95,13 @@ fn facts(error: &ManagerError) -> Facts {
         }
         ManagerError::Store(StoreError::DiskFull { .. }) => {
             of(ErrorCode::ResourceExhausted, "DISK_FULL", None, vec![])
+        }
+        ManagerError::Store(StoreError::Damaged { .. }) => {
+            of(ErrorCode::DataLoss, "STATE_DAMAGED", None, vec![])
+        }
+        // Until somebody has seen to the disk, the same will come of it.
+        ManagerError::Store(StoreError::NotWritable { .. }) => {
+            of(ErrorCode::FailedPrecondition, "STATE_NOT_WRITABLE", None, vec![])
         }
         ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
         ManagerError::Kernel { vm_id, .. } => {

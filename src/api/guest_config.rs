@@ -3,11 +3,12 @@
 
 use connectrpc::ConnectError;
 
+use super::errors;
 use super::wire::{self, FieldError};
 use crate::guestcfg::{
     DeviceName, Dialect, Form, Generated, HostSide, NetworkConfigVersion, Options, Refusal, Target, generate,
 };
-use crate::manager::{Manager, ManagerError};
+use crate::manager::Manager;
 use crate::model::{Invalid, Vm, VmId};
 use crate::proto::guestnet::v1;
 use crate::registry::Binding;
@@ -21,7 +22,9 @@ pub(super) fn render(
     let device = wire::parse_set::<DeviceName>("device", request.device)?.unwrap_or_default();
     let binding = manager.get(&vm_id).ok_or_else(|| no_vm(&vm_id))?;
     let stored = match request.user_data {
-        None if matches!(target, Target::CloudInit(..)) => manager.user_data(&vm_id).map_err(internal)?,
+        None if matches!(target, Target::CloudInit(..)) => {
+            manager.user_data(&vm_id).map_err(errors::status)?
+        }
         _ => None,
     };
     let left_out = stored.as_deref().and_then(|stored| target.leaves_out(stored));
@@ -103,12 +106,8 @@ fn no_vm(vm_id: &VmId) -> ConnectError {
     ConnectError::not_found(format!("VM {vm_id} has no network"))
 }
 
-fn internal(error: ManagerError) -> ConnectError {
-    ConnectError::internal(error.to_string())
-}
-
 pub(super) fn user_data(manager: &Manager, vm_id: &VmId) -> Result<v1::GetUserDataResponse, ConnectError> {
     manager.get(vm_id).ok_or_else(|| no_vm(vm_id))?;
-    let user_data = manager.user_data(vm_id).map_err(internal)?;
+    let user_data = manager.user_data(vm_id).map_err(errors::status)?;
     Ok(v1::GetUserDataResponse { user_data, ..Default::default() })
 }

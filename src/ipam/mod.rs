@@ -33,7 +33,7 @@ pub struct Ipam {
     /// Turns are counted from here.
     gateway: u32,
     used: HashMap<u32, Use>,
-    /// Oldest first. Put back unused (no time) comes before all.
+    /// Oldest first. Put back with no guest ever (no time) comes before all.
     freed: BTreeMap<FreedKey, u32>,
     next_freed: u64,
     /// Ranges and freed addresses that calls have looked at.
@@ -49,7 +49,8 @@ type FreedKey = (Option<Instant>, u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
-    Taken,
+    /// And when a guest was the last to have it before.
+    Taken(Option<Instant>),
     Freed(FreedKey),
 }
 
@@ -123,8 +124,8 @@ impl Ipam {
         } else {
             self.take_untouched().or_else(|| self.take_ripe(now))
         };
-        let address = address.ok_or_else(|| self.full(now))?;
-        self.used.insert(address, Use::Taken);
+        let (address, before) = address.ok_or_else(|| self.full(now))?;
+        self.used.insert(address, Use::Taken(before));
         Ok(Ipv4Addr::from(address))
     }
 
@@ -135,15 +136,15 @@ impl Ipam {
         }
         match self.used.entry(u32::from(address)) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Use::Taken);
+                vacant.insert(Use::Taken(None));
                 self.touch(u32::from(address).wrapping_sub(self.gateway));
                 Ok(())
             }
             Entry::Occupied(mut occupied) => match *occupied.get() {
-                Use::Taken => Err(IpamError::Taken(address)),
+                Use::Taken(_) => Err(IpamError::Taken(address)),
                 Use::Freed(key) => {
                     self.freed.remove(&key);
-                    occupied.insert(Use::Taken);
+                    occupied.insert(Use::Taken(key.0));
                     Ok(())
                 }
             },
@@ -152,12 +153,13 @@ impl Ipam {
 
     /// Puts a taken address into quarantine; whether it was taken. `freed_at` may lie back, as after a restart.
     pub fn free(&mut self, address: Ipv4Addr, freed_at: Instant) -> bool {
-        self.release(u32::from(address), Some(freed_at))
+        self.release(u32::from(address), |_| Some(freed_at))
     }
 
-    /// Puts back a taken address that no guest has had: it is the next to be given out. Whether it was taken.
+    /// Puts back a taken address that no guest has had since it was taken: one that none ever had is the next to be given out, another
+    /// rests as long as it would have. Whether it was taken.
     pub fn put_back(&mut self, address: Ipv4Addr) -> bool {
-        self.release(u32::from(address), None)
+        self.release(u32::from(address), |before| before)
     }
 
     /// How many addresses nobody has, in quarantine or not.
@@ -170,19 +172,21 @@ impl Ipam {
         (self.used.len() - self.freed.len()) as u64
     }
 
-    fn release(&mut self, address: u32, freed_at: Option<Instant>) -> bool {
-        let Some(state @ Use::Taken) = self.used.get_mut(&address) else { return false };
-        let key = (freed_at, self.next_freed);
+    /// `freed_at` of when a guest was the last to have it before; none for an address that no guest has had.
+    fn release(&mut self, address: u32, freed_at: impl Fn(Option<Instant>) -> Option<Instant>) -> bool {
+        let Some(state) = self.used.get_mut(&address) else { return false };
+        let Use::Taken(before) = *state else { return false };
+        let key = (freed_at(before), self.next_freed);
         self.next_freed += 1;
         *state = Use::Freed(key);
         self.freed.insert(key, address);
         true
     }
 
-    fn take_untouched(&mut self) -> Option<u32> {
+    fn take_untouched(&mut self) -> Option<(u32, Option<Instant>)> {
         let (&first, _) = self.untouched.first_key_value()?;
         self.touch(first);
-        Some(first.wrapping_add(self.gateway))
+        Some((first.wrapping_add(self.gateway), None))
     }
 
     /// Takes an address that has never been given out from those.
@@ -205,7 +209,7 @@ impl Ipam {
         }
     }
 
-    fn take_ripe(&mut self, now: Instant) -> Option<u32> {
+    fn take_ripe(&mut self, now: Instant) -> Option<(u32, Option<Instant>)> {
         self.looked();
         let oldest = self.freed.first_entry()?;
         if let (Some(freed_at), _) = *oldest.key()
@@ -213,7 +217,8 @@ impl Ipam {
         {
             return None;
         }
-        Some(oldest.remove())
+        let (freed_at, _) = *oldest.key();
+        Some((oldest.remove(), freed_at))
     }
 
     /// Asked when there is nothing untouched and nothing ripe: whatever is freed is in quarantine.

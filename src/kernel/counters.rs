@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 
+use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::raw::{attribute, dump, one, open};
@@ -100,8 +101,19 @@ fn link_counters(message: &[u8]) -> Option<(u32, Reading)> {
     Some((device, reading))
 }
 
+/// Hands every root queue of the socket's namespace to `each`, with its device.
+pub(super) fn root_queues(socket: &mut Socket, mut each: impl FnMut(u32, &[u8])) -> io::Result<()> {
+    dump(socket, RTM_GETQDISC, &queue_request(0), RTM_NEWQDISC, |message| {
+        let word = |at: usize| Some(u32::from_ne_bytes(*message.get(at..)?.first_chunk()?));
+        // struct tcmsg: the device, and what the queue hangs on.
+        if let (Some(device), Some(TC_H_ROOT)) = (word(4), word(12)) {
+            each(device, message);
+        }
+    })
+}
+
 /// Packets in a root queue, from struct gnet_stats_queue.
-fn waiting_at_root(message: &[u8]) -> Option<u32> {
+pub(super) fn waiting_at_root(message: &[u8]) -> Option<u32> {
     let queue = attribute(attribute(message.get(20..)?, TCA_STATS2)?, TCA_STATS_QUEUE)?;
     Some(u32::from_ne_bytes(*queue.first_chunk()?))
 }

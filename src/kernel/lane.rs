@@ -69,17 +69,28 @@ impl Lane {
 }
 
 impl Hands {
-    /// Does `work` inside the namespace.
+    /// Does `work` inside the namespace. What it is given is the port for its sockets there, by which our own changes are known.
     pub(super) fn inside<T>(
         &mut self,
         namespace: &File,
-        work: impl FnOnce() -> io::Result<T>,
+        work: impl FnOnce(u32) -> io::Result<T>,
     ) -> io::Result<T> {
         super::fault::operation()?;
         setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        let done = work();
+        let done = work(self.rtnl.port());
         self.go_home()?;
         done
+    }
+
+    /// Does `work`; a panic in it is an error, and what comes after it goes on.
+    pub(super) fn surviving<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> Result<T, KernelError> {
+        let panicked = || KernelError::new("changing the kernel", io::Error::other("it panicked"));
+        let done = catch_unwind(AssertUnwindSafe(|| work(self)));
+        done.or_else(|_| {
+            self.go_home()
+                .map_err(|error| KernelError::new("coming back into the host's namespace", error))?;
+            Err(panicked())
+        })
     }
 
     /// Back into the host's namespace.

@@ -310,6 +310,8 @@ pub(super) struct Link {
     pub mtu: u32,
     /// A bridge port with the flags that `port` sets.
     pub closed: bool,
+    /// Of the namespace that the other end of a veth is in, as ours numbers it.
+    pub namespace: Option<i32>,
 }
 
 pub(super) fn all(rtnl: &mut Rtnl) -> Result<Vec<Link>, KernelError> {
@@ -327,14 +329,23 @@ pub(super) fn all(rtnl: &mut Rtnl) -> Result<Vec<Link>, KernelError> {
 fn read(link: LinkMessage) -> Link {
     let up = link.header.flags.contains(LinkFlags::Up);
     let index = link.header.index;
-    let mut read =
-        Link { index, name: String::new(), alias: None, controller: None, up, mtu: 0, closed: false };
+    let mut read = Link {
+        index,
+        name: String::new(),
+        alias: None,
+        controller: None,
+        up,
+        mtu: 0,
+        closed: false,
+        namespace: None,
+    };
     for attribute in link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => read.name = name,
             LinkAttribute::IfAlias(alias) => read.alias = Some(alias),
             LinkAttribute::Controller(index) => read.controller = Some(index),
             LinkAttribute::Mtu(mtu) => read.mtu = mtu,
+            LinkAttribute::LinkNetNsId(namespace) => read.namespace = Some(namespace),
             LinkAttribute::LinkInfo(info) => read.closed = info.iter().any(is_closed),
             _ => {}
         }

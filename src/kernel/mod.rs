@@ -7,6 +7,7 @@ mod dns;
 mod error;
 mod fault;
 mod firewall;
+mod inside;
 mod lane;
 mod legacy;
 mod links;
@@ -69,10 +70,22 @@ pub enum Limit {
     Set(Option<RateLimit>),
 }
 
+/// Wipes a slot, see `Kernel::wiping`.
+pub type Wipe<'a> = dyn FnMut(&Place, Limit, Option<HeldTap>) -> Result<bool, KernelError> + 'a;
+
+/// What was not done of a first thing and steps after it.
+#[derive(Debug)]
+pub enum NotApplied {
+    /// The first, and so no step.
+    First(KernelError),
+    Steps(Failed),
+}
+
 /// Which slots to look into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LookInto {
-    These(BTreeSet<Slot>),
+    /// And those whose namespaces have these numbers.
+    These(BTreeSet<Slot>, BTreeSet<i32>),
     Every,
 }
 
@@ -202,7 +215,7 @@ impl Kernel {
     ) -> Result<Observed, KernelError> {
         let look = move |hands: &mut lane::Hands| {
             let look = match &into {
-                LookInto::These(slots) => Look::WherePortsAreGoneAnd(slots),
+                LookInto::These(slots, namespaces) => Look::WherePortsAreGoneAnd(slots, namespaces),
                 LookInto::Every => Look::Everywhere,
             };
             observe::observe(hands, indexes, look)
@@ -258,6 +271,32 @@ impl Kernel {
         }
     }
 
+    /// Does `first`, which may block, and then carries the steps out as `apply` does, in one go. What `first` gave, unless it or a step
+    /// failed.
+    pub async fn apply_after<T: Send + 'static>(
+        &self,
+        first: impl FnOnce() -> Result<T, KernelError> + Send + 'static,
+        steps: Vec<Step>,
+    ) -> Result<T, NotApplied> {
+        let steps: Arc<[Step]> = steps.into();
+        let work = steps.clone();
+        let work = move |hands: &mut lane::Hands| {
+            let found = first().map_err(NotApplied::First)?;
+            steps::apply(hands, &work).map_err(NotApplied::Steps)?;
+            Ok(found)
+        };
+        let done = self.calls.run(work).await;
+        done.unwrap_or_else(|error| Err(NotApplied::Steps(Failed { applied: steps.to_vec(), error })))
+    }
+
+    /// Does what may block, where callers' changes to the kernel are made.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, KernelError> {
+        self.calls.run(move |_| work()).await
+    }
+
     /// Takes every one of the undos back, past errors; all of them.
     pub async fn undo(&self, whom: For, undos: Vec<Undo>) -> Vec<KernelError> {
         let done = self.lane(whom).run(move |hands| steps::undo(hands, &undos)).await;
@@ -278,10 +317,16 @@ impl Kernel {
         }
     }
 
-    /// Takes from an unbound slot whatever its last guest may have left in it, so that it can be another's. False when it is
-    /// not whole any more, or not to be had. `tap` is its own, if it is held already.
-    pub async fn wipe(&self, place: Place, limit: Limit, tap: Option<HeldTap>) -> Result<bool, KernelError> {
-        self.background.run(move |hands| steps::wipe(hands, &place, limit, tap)).await?
+    /// Does `work` where slots are wiped, with what wipes one: takes from an unbound slot whatever its last guest may have left in it,
+    /// so that it can be another's. False when it is not whole any more, or not to be had. The TAP is its own, if it is held already.
+    pub async fn wiping<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Wipe<'_>) -> T + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let work = move |hands: &mut lane::Hands| {
+            work(&mut |place, limit, tap| hands.surviving(|hands| steps::wipe(hands, place, limit, tap))?)
+        };
+        self.background.run(work).await
     }
 
     /// Forgets the connections of guests that are gone.

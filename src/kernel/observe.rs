@@ -7,27 +7,32 @@ use netlink_packet_route::tc::TcMessage;
 
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
-use super::rtnl::Rtnl;
-use super::{GUEST_SIDE, GUEST_SIDE_INDEX, TAP_INDEX, links, netns, routes, tc};
-use crate::model::{IndexRange, Slot, Vm};
+use super::{inside, links, netns, routes, tc};
+use crate::model::{IndexRange, Slot};
 use crate::plan::garbage::Marked;
 use crate::plan::{Anchor, Observed, ObservedPort};
+
+/// The kernel numbers namespaces from 0.
+const NOWHERE: i32 = -1;
 
 /// Into which slots to look: it takes entering each one's namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Look<'a> {
     Everywhere,
-    /// A port that is there has its other end inside; and into these.
-    WherePortsAreGoneAnd(&'a BTreeSet<Slot>),
+    /// A port that is there has its other end inside; and into these, and those whose namespaces have these numbers.
+    WherePortsAreGoneAnd(&'a BTreeSet<Slot>, &'a BTreeSet<i32>),
     /// Of the others nothing is to be known.
     Into(&'a BTreeSet<Slot>),
 }
 
 impl Look<'_> {
-    fn is_into(self, slot: Slot, has_port: bool) -> bool {
+    /// `namespace` is the number of that which the slot's port leads to; none when there is no such port.
+    fn is_into(self, slot: Slot, namespace: Option<i32>) -> bool {
         match self {
             Self::Everywhere => true,
-            Self::WherePortsAreGoneAnd(slots) => !has_port || slots.contains(&slot),
+            Self::WherePortsAreGoneAnd(slots, namespaces) => {
+                slots.contains(&slot) || namespace.is_none_or(|number| namespaces.contains(&number))
+            }
             Self::Into(slots) => slots.contains(&slot),
         }
     }
@@ -40,12 +45,14 @@ pub(super) fn observe(
 ) -> Result<Observed, KernelError> {
     let mut ports = BTreeMap::new();
     let mut foreign = BTreeSet::new();
+    let mut namespaces = BTreeMap::new();
     for link in links::all(&mut hands.rtnl)? {
         match indexes.slot_of(link.index, &link.name) {
             Some(slot) => {
                 let in_shape = link.up && link.closed;
                 let (bridge, mtu) = (link.controller, link.mtu);
                 ports.insert(slot, ObservedPort { bridge, mtu, in_shape, ..ObservedPort::default() });
+                namespaces.insert(slot, link.namespace.unwrap_or(NOWHERE));
             }
             None => foreign.extend(Slot::of_host_device(&link.name)),
         }
@@ -65,15 +72,19 @@ pub(super) fn observe(
         }
     }
     let mut names = netns::names()?;
-    let mut anchors = BTreeMap::new();
+    let (mut anchors, mut looked_into) = (BTreeMap::new(), BTreeMap::new());
     for (slot, is_namespace) in names.anchors {
-        let anchor = match is_namespace {
-            true if !look.is_into(slot, ports.contains_key(&slot)) => Some(Anchor::Whole),
-            true => look_inside(hands, slot, indexes.port(slot))?,
-            false => Some(Anchor::File),
+        let found = match is_namespace {
+            true if !look.is_into(slot, namespaces.get(&slot).copied()) => Some((Anchor::Whole, None)),
+            true => inside::look(hands, slot, indexes.port(slot))?
+                .map(|inside| (inside.anchor, Some(inside.found))),
+            false => Some((Anchor::File, None)),
         };
-        match anchor {
-            Some(anchor) => _ = anchors.insert(slot, anchor),
+        match found {
+            Some((anchor, found)) => {
+                anchors.insert(slot, anchor);
+                looked_into.extend(found.map(|found| (slot, found)));
+            }
             None => _ = foreign.insert(slot),
         }
     }
@@ -81,6 +92,7 @@ pub(super) fn observe(
     names.names.retain(|_, slot| !foreign.contains(slot));
     Ok(Observed {
         anchors,
+        inside: looked_into,
         names: names.names,
         ports,
         foreign,
@@ -108,20 +120,4 @@ pub(super) fn mark(port: u32) -> String {
 /// The port of a slot that something is marked with.
 pub(super) fn port_of_mark(mark: &str) -> Option<u32> {
     mark.strip_prefix("guestnet ")?.parse().ok()
-}
-
-/// What there is of a slot in the namespace that has its name; `None` when it is somebody else's.
-pub(super) fn look_inside(hands: &mut Hands, slot: Slot, port: u32) -> Result<Option<Anchor>, KernelError> {
-    let Some(namespace) = netns::open(slot)? else { return Ok(Some(Anchor::File)) };
-    let doing = || format!("looking into {}", slot.namespace());
-    let mut inner = hands.inside(&namespace, Rtnl::open).doing(doing)?;
-    let links = links::all(&mut inner)?;
-    let has = |name: &str, index: u32| links.iter().any(|link| link.index == index && link.name == name);
-    let marked = links.iter().any(|link| link.index == 1 && link.alias == Some(mark(port)));
-    let (tap, guest_side) = (has(Vm::TAP, TAP_INDEX), has(GUEST_SIDE, GUEST_SIDE_INDEX));
-    Ok(marked.then_some(match (tap, guest_side) {
-        (true, true) => Anchor::Whole,
-        (true, false) => Anchor::Tap,
-        _ => Anchor::Bare,
-    }))
 }

@@ -40,12 +40,26 @@ impl Rtnl {
     /// A socket in the calling thread's network namespace.
     pub(super) fn open() -> io::Result<Self> {
         fault::operation()?;
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        let port = socket.bind_auto()?.port_number();
+        Self::on(Socket::new(NETLINK_ROUTE)?, None)
+    }
+
+    fn on(mut socket: Socket, bound: Option<u32>) -> io::Result<Self> {
+        let port = match bound {
+            Some(port) => port,
+            None => socket.bind_auto()?.port_number(),
+        };
         socket.connect(&SocketAddr::new(0, 0))?;
         // The answer to a refused request says why, without the request.
         socket.set_cap_ack(true)?;
         Ok(Self { socket, port, sequence: 0, buffer: Vec::new() })
+    }
+
+    /// The same of that port, if nobody has it there: by it the kernel names what this socket asks for.
+    pub(super) fn open_as(port: u32) -> io::Result<Self> {
+        fault::operation()?;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        let bound = socket.bind(&SocketAddr::new(port, 0));
+        Self::on(socket, bound.is_ok().then_some(port))
     }
 
     /// The port by which the kernel names what this socket asked for.

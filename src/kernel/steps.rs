@@ -6,9 +6,9 @@ use super::lane::Hands;
 use super::observe::mark;
 use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
-use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, links, netns, observe, routes, tc};
+use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, inside, links, netns, routes, tc};
 use crate::model::{Place, RateLimit, Slot, Vm};
-use crate::plan::{Anchor, Step, Undo};
+use crate::plan::{Anchor, ObservedInside, Step, Undo};
 
 /// A step that failed. It has left nothing; what is to be taken back are the others.
 #[derive(Debug, thiserror::Error)]
@@ -129,7 +129,7 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
         Step::Namespace { slot, port } => netns::create(hands, *slot, &mark(*port)),
         Step::Tap { slot, port, mtu, multi_queue } => {
             let namespace = netns::existing(*slot)?;
-            let make = || {
+            let make = |_| {
                 tap::create(Vm::TAP, TAP_INDEX, *multi_queue)?;
                 // Of one that goes alone the kernel tells by this mark.
                 let marked = links::alias(TAP_INDEX, &mark(*port));
@@ -139,7 +139,7 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
         }
         Step::TapOptions { slot, tap } => {
             let namespace = netns::existing(*slot)?;
-            hands.inside(&namespace, || tap::set(Vm::TAP, *tap)).doing(|| format!("making {step}"))
+            hands.inside(&namespace, |_| tap::set(Vm::TAP, *tap)).doing(|| format!("making {step}"))
         }
         Step::Veth { slot, port, mtu } => {
             links::veth(&mut hands.rtnl, *slot, *port, &netns::existing(*slot)?, *mtu)
@@ -149,8 +149,8 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             let mut requests = vec![links::up(GUEST_SIDE_INDEX, None)];
             requests.extend(tc::redirect(TAP_INDEX, GUEST_SIDE_INDEX));
             requests.extend(tc::redirect(GUEST_SIDE_INDEX, TAP_INDEX));
-            let join = || {
-                let mut rtnl = Rtnl::open()?;
+            let join = |port| {
+                let mut rtnl = Rtnl::open_as(port)?;
                 // A TAP that has outlived its veth still has the redirect to that one; a slot that is plugged in again has both.
                 tc::remove_redirect(&mut rtnl, TAP_INDEX)?;
                 tc::remove_redirect(&mut rtnl, GUEST_SIDE_INDEX)?;
@@ -188,25 +188,17 @@ fn set_limit(hands: &mut Hands, slot: Slot, port: u32, limit: Option<RateLimit>)
         None => format!("taking the limit of {} away", slot.host_device()),
     };
     let namespace = netns::existing(slot)?;
-    let upload = || tc::set_limit(&mut Rtnl::open()?, GUEST_SIDE_INDEX, limit);
+    let upload = |port| tc::set_limit(&mut Rtnl::open_as(port)?, GUEST_SIDE_INDEX, limit);
     hands.inside(&namespace, upload).doing(doing)?;
     // Last: what is observed of a limit is this end.
     tc::set_limit(&mut hands.rtnl, port, limit).doing(doing)
-}
-
-/// Whether packets wait at either end of a slot.
-fn is_waiting(hands: &mut Hands, slot: Slot, port: u32) -> Result<bool, KernelError> {
-    let doing = || format!("looking for what waits in {}", slot.host_device());
-    let namespace = netns::existing(slot)?;
-    let inside = hands.inside(&namespace, || counters::is_waiting(GUEST_SIDE_INDEX)).doing(doing)?;
-    Ok(inside || counters::is_waiting(port).doing(doing)?)
 }
 
 pub(super) fn hold_tap(hands: &mut Hands, slot: Slot) -> Result<Option<HeldTap>, KernelError> {
     let doing = || format!("opening {} of {}", Vm::TAP, slot.namespace());
     let hold = || {
         let Some(namespace) = netns::open(slot)? else { return Ok(None) };
-        hands.inside(&namespace, || tap::hold(Vm::TAP, TAP_INDEX)).doing(doing)
+        hands.inside(&namespace, |_| tap::hold(Vm::TAP, TAP_INDEX)).doing(doing)
     };
     fault::step("hold-tap", doing, hold)
 }
@@ -230,25 +222,25 @@ fn wiped(hands: &mut Hands, place: &Place, limit: Limit, tap: Option<HeldTap>) -
     let Some(tap) = held else { return Ok(false) };
     tap.wipe().doing(|| format!("wiping {} of {}", Vm::TAP, slot.namespace()))?;
     drop(tap);
-    let owned = |hands: &mut Hands| {
-        let namespace = netns::existing(slot)?;
-        let look = || tap::has_owner(&mut Rtnl::open()?, TAP_INDEX);
-        hands.inside(&namespace, look).doing(|| format!("looking at {} of {}", Vm::TAP, slot.namespace()))
-    };
-    if owned(hands)? {
+    let Some(inside) = inside::look(hands, slot, place.port)? else { return Ok(false) };
+    // An owner cannot be taken back. Another way for frames than from the TAP and to it is not the next guest's.
+    let ObservedInside { owner, group, joined, .. } = inside.found;
+    if inside.anchor != Anchor::Whole || !joined || owner.is_some() || group.is_some() {
         return Ok(false);
     }
     // A new queue instead of a changed one: what the last guest left waiting goes with the old. That takes the kernel long.
+    let waiting = |device| {
+        counters::is_waiting(device).doing(|| format!("looking for what waits in {}", slot.host_device()))
+    };
     let limit = match limit {
-        Limit::Stands(limit) => is_waiting(hands, slot, place.port)?.then_some(limit),
+        Limit::Stands(limit) => (inside.waiting || waiting(place.port)?).then_some(limit),
         Limit::Set(limit) => Some(limit),
     };
     if let Some(limit) = limit {
         set_limit(hands, slot, place.port, None)?;
         set_limit(hands, slot, place.port, limit)?;
     }
-    let inside = observe::look_inside(hands, slot, place.port)? == Some(Anchor::Whole);
-    Ok(inside && links::is_port(&mut hands.rtnl, place.port, place.shard.index)?)
+    links::is_port(&mut hands.rtnl, place.port, place.shard.index)
 }
 
 /// Takes slots away, whatever there is of each.

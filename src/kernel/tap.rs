@@ -45,8 +45,8 @@ mod ioctl {
 }
 
 // include/uapi/linux/if_link.h
-const IFLA_TUN_OWNER: u16 = 1;
-const IFLA_TUN_GROUP: u16 = 2;
+pub(super) const IFLA_TUN_OWNER: u16 = 1;
+pub(super) const IFLA_TUN_GROUP: u16 = 2;
 const IFLA_TUN_NUM_QUEUES: u16 = 8;
 
 /// The virtio-net header that a TAP starts with: struct virtio_net_hdr.
@@ -127,7 +127,7 @@ pub(super) fn set(name: &str, options: TapOptions) -> io::Result<()> {
 
 impl HeldTap {
     /// Takes back whatever the last one who had it open may have set, which needs no privilege then. Only an owner or a group
-    /// cannot be taken back: see `has_owner`.
+    /// cannot be taken back.
     pub(super) fn wipe(&self) -> io::Result<()> {
         fault::operation()?;
         let tun = self.0.as_raw_fd();
@@ -151,12 +151,6 @@ impl HeldTap {
         }
         Ok(())
     }
-}
-
-/// Whether only some user or group may open the TAP: such a one cannot be made anybody's again.
-pub(super) fn has_owner(rtnl: &mut Rtnl, index: u32) -> io::Result<bool> {
-    let facts = facts(rtnl, index)?;
-    Ok(facts.iter().any(|fact| matches!(fact.kind(), IFLA_TUN_OWNER | IFLA_TUN_GROUP)))
 }
 
 /// How many queues of a TAP are open.

@@ -10,7 +10,10 @@ use netlink_packet_route::tc::{
     TcMirrorActionType, TcOption, TcU32Key, TcU32Selector, TcU32SelectorFlags,
 };
 
+use netlink_sys::Socket;
+
 use super::error::gone_is_fine;
+use super::raw::{attribute, dump};
 use super::rtnl::{Request, Rtnl};
 use crate::model::RateLimit;
 use crate::plan::ObservedLimit;
@@ -68,6 +71,28 @@ pub(super) fn redirect(from: u32, to: u32) -> [Request; 2] {
     ]
 }
 
+/// Whether every frame that comes in on `from` goes out on `to`, as `redirect` has it. In the calling thread's namespace.
+pub(super) fn is_redirected(socket: &mut Socket, from: u32, to: u32) -> io::Result<bool> {
+    // struct tcmsg.
+    let filters = [[0; 4], from.to_ne_bytes(), [0; 4], u32::from(INGRESS).to_ne_bytes(), [0; 4]].concat();
+    let mut found = false;
+    dump(socket, RTM_GETTFILTER, &filters, RTM_NEWTFILTER, |message| {
+        found |= redirects_to(message) == Some(to);
+    })?;
+    Ok(found)
+}
+
+/// Where a u32 filter's first action sends what it matches.
+fn redirects_to(message: &[u8]) -> Option<u32> {
+    let attributes = message.get(20..)?;
+    let actions = attribute(attribute(attributes, TCA_OPTIONS)?, TCA_U32_ACT)?;
+    let options = attribute(attribute(actions, FIRST_ACTION)?, TCA_ACT_OPTIONS)?;
+    // struct tc_mirred: five numbers that all actions have, what to do, with which device.
+    let mirred = attribute(options, TCA_MIRRED_PARMS)?;
+    let number = |at: usize| Some(u32::from_ne_bytes(*mirred.get(at..)?.first_chunk()?));
+    (number(20)? == TCA_EGRESS_REDIR).then(|| number(24))?
+}
+
 /// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); changes the one that is there, without a gap. Without a limit,
 /// what is there goes.
 pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, limit: Option<RateLimit>) -> io::Result<()> {
@@ -103,12 +128,18 @@ pub(super) fn limit_of(qdisc: &TcMessage) -> Option<ObservedLimit> {
     limit(kind.as_bytes(), &options)
 }
 
+/// The same of a message as it came.
+pub(super) fn limit_in(message: &[u8]) -> Option<ObservedLimit> {
+    let attributes = message.get(20..)?;
+    limit(attribute(attributes, TCA_KIND)?, attribute(attributes, TCA_OPTIONS)?)
+}
+
 /// The limit that a qdisc of that kind is, by its options as they came.
 pub(super) fn limit(kind: &[u8], options: &[u8]) -> Option<ObservedLimit> {
     if kind.strip_suffix(b"\0").unwrap_or(kind) != b"tbf" {
         return None;
     }
-    let option = |wanted| super::raw::attribute(options, wanted);
+    let option = |wanted| attribute(options, wanted);
     let parameters = option(TCA_TBF_PARMS)?;
     let number = |at: usize| Some(u64::from(u32::from_ne_bytes(*parameters.get(at..)?.first_chunk()?)));
     let in_full = option(TCA_TBF_RATE64).and_then(|rate| Some(u64::from_ne_bytes(*rate.first_chunk()?)));
@@ -119,6 +150,16 @@ pub(super) fn limit(kind: &[u8], options: &[u8]) -> Option<ObservedLimit> {
     Some(ObservedLimit { bytes_per_second, burst: u64::try_from(burst).ok()? })
 }
 
+// include/uapi/linux/rtnetlink.h, pkt_cls.h, tc_act/tc_mirred.h
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_GETTFILTER: u16 = 46;
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_U32_ACT: u16 = 7;
+const FIRST_ACTION: u16 = 1;
+const TCA_ACT_OPTIONS: u16 = 2;
+const TCA_MIRRED_PARMS: u16 = 2;
+const TCA_EGRESS_REDIR: u32 = 1;
 // include/uapi/linux/pkt_sched.h
 const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;

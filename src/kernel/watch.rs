@@ -1,39 +1,43 @@
 //! What others change in the kernel's network, as the kernel tells it: a multicast socket for links, addresses, routes,
-//! neighbours and queues, one for TAPs inside slots, one for nf_tables. What we did ourselves is left out by a filter in the kernel.
-//! Of iptables-legacy it tells nothing: where that is in use, its tables are glanced at.
+//! neighbours and queues, one for what is inside slots, one for nf_tables. What we did ourselves is left out by a filter in the
+//! kernel. Of iptables-legacy it tells nothing: where that is in use, its tables are glanced at.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 use socket2::{SockFilter, SockRef};
 use tokio::io::unix::AsyncFd;
-use tokio::time::{Interval, MissedTickBehavior};
 use tracing::warn;
 
 use super::error::{Doing, KernelError};
-use super::legacy::{self, Glance};
+use super::legacy::{self, Table};
 use super::observe::port_of_mark;
 use super::raw::{BUFFER, Messages, attribute};
-use super::{TAP_INDEX, tc};
+use super::{GUEST_SIDE_INDEX, TAP_INDEX, tc};
 use crate::model::Mac;
 use crate::plan::drift::{Change, Rules, RulesFamily};
 
 const NETLINK_NETFILTER: isize = 12;
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_TC: u32 = 4;
 /// RTNLGRP_LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE (linux/rtnetlink.h).
-const ROUTE_GROUPS: [u32; 5] = [RTNLGRP_LINK, 3, 4, 5, 7];
+const ROUTE_GROUPS: [u32; 5] = [RTNLGRP_LINK, 3, RTNLGRP_TC, 5, 7];
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
 /// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h).
 const NFTABLES_GROUP: u32 = 7;
 /// A bridge that goes with all its ports is some thousand messages.
 const RECEIVE_BUFFER: usize = 8 << 20;
 /// Datagrams of one look: what waits behind them is for the next.
 const AT_ONCE: usize = 1_024;
-/// From one glance at iptables-legacy to the next: two system calls, where it is in use.
+/// From one glance at iptables-legacy to the next; more after one that took long: very large tables take a hundredth of a CPU.
 const GLANCE: Duration = Duration::from_millis(500);
+const GLANCE_IDLE: u32 = 100;
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
 const AF_INET: u8 = libc::AF_INET as u8;
@@ -56,9 +60,9 @@ pub struct Watch {
     route: AsyncFd<Socket>,
     rules: AsyncFd<Socket>,
     /// Hears of every namespace that a veth leads to, which are the slots' own and other containers'.
-    taps: Option<AsyncFd<Socket>>,
-    glances: Interval,
-    legacy: BTreeMap<&'static str, Glance>,
+    inside: Option<AsyncFd<Socket>>,
+    glance_at: Instant,
+    legacy: BTreeMap<&'static str, Table>,
 }
 
 impl Watch {
@@ -85,24 +89,22 @@ impl Watch {
             unsafe { AsyncFd::register(socket) }.map_err(io::Error::from)
         };
         let doing = || "watching what others change in the kernel".to_owned();
-        let taps = match open(NETLINK_ROUTE, &[RTNLGRP_LINK], &taps_that_go(), true) {
+        let inside = match open(NETLINK_ROUTE, &[RTNLGRP_LINK, RTNLGRP_TC], &in_slots(own_route), true) {
             // Bounded to less than it asks for, as in a container: nothing else depends on it.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 warn!(
-                    "without CAP_NET_BROADCAST a TAP that somebody deletes alone is noticed at the next start only"
+                    "without CAP_NET_BROADCAST what somebody changes inside guests' namespaces is noticed at the next start only"
                 );
                 None
             }
             opened => Some(opened.doing(doing)?),
         };
-        let mut glances = tokio::time::interval(GLANCE);
-        glances.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             route: open(NETLINK_ROUTE, &ROUTE_GROUPS, &by_others(own_route), false).doing(doing)?,
             rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &by_others(&[own_rules]), false)
                 .doing(doing)?,
-            taps,
-            glances,
+            inside,
+            glance_at: Instant::now() + GLANCE,
             legacy: legacy::tables().doing(doing)?,
         })
     }
@@ -120,27 +122,19 @@ impl Watch {
         tokio::select! {
             ready = self.route.readable() => drain(ready, changes, of_route),
             ready = self.rules.readable() => drain(ready, changes, of_rules),
-            ready = readable(self.taps.as_ref()) => drain(ready, changes, of_taps),
-            _ = self.glances.tick() => self.glance(changes),
+            ready = readable(self.inside.as_ref()) => drain_inside(ready, changes),
+            () = tokio::time::sleep_until(self.glance_at.into()) => self.glance(changes),
         }
     }
 
     fn glance(&mut self, changes: &mut Vec<Change>) {
+        let begun = Instant::now();
         // What cannot be read now is at the next glance.
-        let Ok(now) = legacy::tables() else { return };
-        for table in ["filter", "nat"] {
-            if now.get(table) != self.legacy.get(table) {
-                let (family, table) = (RulesFamily::Ipv4, table.to_owned());
-                changes.push(Change::Rules(Rules {
-                    family,
-                    table,
-                    chain: None,
-                    forward_drops: None,
-                    gone: false,
-                }));
-            }
+        if let Ok(now) = legacy::tables() {
+            changes.extend(legacy::changes(&self.legacy, &now));
+            self.legacy = now;
         }
-        self.legacy = now;
+        self.glance_at = Instant::now() + GLANCE.max(begun.elapsed() * GLANCE_IDLE);
     }
 }
 
@@ -162,26 +156,48 @@ fn by_others(own: &[u32]) -> Vec<SockFilter> {
     filter
 }
 
-/// Lets through the deletion of a device that has the index of a slot's TAP: nlmsg_type, at 4, and ifi_index, at 20.
-fn taps_that_go() -> Vec<SockFilter> {
+/// Lets through the deletion of a device that has the index of a slot's TAP, and what somebody else than these ports does to queues and
+/// filters of devices that have the indexes of a slot's: nlmsg_type, at 4, nlmsg_pid, at 12, and ifi_index or tcm_ifindex, at 20.
+fn in_slots(own: &[u32]) -> Vec<SockFilter> {
     const LOAD_HALF: u16 = (libc::BPF_LD | libc::BPF_H | libc::BPF_ABS) as u16;
     const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    vec![
+    let kind = |kind: u16| u32::from(kind.to_be());
+    let is = |value: u32, then: u8, otherwise: u8| SockFilter::new(JUMP_EQUAL, then, otherwise, value);
+    // A handful of ports: it fits. Jumps count from the next instruction.
+    let ports = own.len() as u8;
+    let mut filter = vec![
         SockFilter::new(LOAD_HALF, 0, 0, 4),
-        SockFilter::new(JUMP_EQUAL, 0, 3, u32::from(libc::RTM_DELLINK.to_be())),
+        is(kind(libc::RTM_DELLINK), 4, 0),
+        is(kind(libc::RTM_NEWQDISC), 5, 0),
+        is(kind(libc::RTM_DELQDISC), 4, 0),
+        is(kind(RTM_NEWTFILTER), 3, 0),
+        is(kind(RTM_DELTFILTER), 2, 7 + ports),
+        // Of a device:
         SockFilter::new(LOAD_WORD, 0, 0, 20),
-        SockFilter::new(JUMP_EQUAL, 0, 1, TAP_INDEX.to_be()),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-        SockFilter::new(RETURN, 0, 0, 0),
-    ]
+        is(TAP_INDEX.to_be(), 4 + ports, 5 + ports),
+        // Of a queue or filter:
+        SockFilter::new(LOAD_WORD, 0, 0, 20),
+        is(TAP_INDEX.to_be(), 1, 0),
+        is(GUEST_SIDE_INDEX.to_be(), 0, 2 + ports),
+        SockFilter::new(LOAD_WORD, 0, 0, 12),
+    ];
+    for (at, port) in own.iter().enumerate() {
+        filter.push(is(port.to_be(), (own.len() - at) as u8, 0));
+    }
+    filter.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+    filter.push(SockFilter::new(RETURN, 0, 0, 0));
+    filter
 }
 
-/// A message of the links of any namespace: of a TAP with our mark.
-fn of_taps(kind: u16, body: &[u8]) -> Option<Change> {
+/// A message of another namespace, of that number: of a TAP with our mark, or of queues and filters.
+fn of_inside(kind: u16, body: &[u8], namespace: Option<i32>) -> Option<Change> {
+    if kind != libc::RTM_DELLINK {
+        return Some(Change::Inside { namespace: namespace? });
+    }
     // struct ifinfomsg, 16 bytes.
-    let alias = attribute(body.get(16..)?, IFLA_IFALIAS).filter(|_| kind == libc::RTM_DELLINK)?;
+    let alias = attribute(body.get(16..)?, IFLA_IFALIAS)?;
     let alias = std::str::from_utf8(alias.strip_suffix(b"\0").unwrap_or(alias)).ok()?;
     Some(Change::TapGone { port: port_of_mark(alias)? })
 }
@@ -216,6 +232,44 @@ fn drain(ready: Ready<'_>, changes: &mut Vec<Change>, read: fn(u16, &[u8]) -> Op
             Err(_) => changes.push(Change::Lost),
         }
     }
+}
+
+fn drain_inside(ready: Ready<'_>, changes: &mut Vec<Change>) {
+    // The runtime is ending.
+    let Ok(mut ready) = ready else { return };
+    let mut buffer = vec![0; BUFFER];
+    for _ in 0..AT_ONCE {
+        match receive(ready.get_inner(), &mut buffer) {
+            Ok((length, namespace)) => {
+                let messages = Messages(&buffer[..length]);
+                changes.extend(messages.filter_map(|(kind, _, body)| of_inside(kind, body, namespace)));
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                ready.clear_ready();
+                return;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // ENOBUFS: the kernel had to leave some out.
+            Err(_) => changes.push(Change::Lost),
+        }
+    }
+}
+
+/// A datagram's length, and the number of the namespace that it is from; none of our own.
+fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<(usize, Option<i32>)> {
+    let mut control = nix::cmsg_space!(libc::c_int);
+    let mut into = [IoSliceMut::new(buffer)];
+    let got = recvmsg::<()>(socket.as_raw_fd(), &mut into, Some(&mut control), MsgFlags::empty())?;
+    let number = |message| match message {
+        ControlMessageOwned::Unknown(message)
+            if message.cmsg_header.cmsg_level == libc::SOL_NETLINK
+                && message.cmsg_header.cmsg_type == libc::NETLINK_LISTEN_ALL_NSID =>
+        {
+            Some(i32::from_ne_bytes(*message.data_bytes.first_chunk()?))
+        }
+        _ => None,
+    };
+    Ok((got.bytes, got.cmsgs()?.find_map(number)))
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {

@@ -79,12 +79,14 @@ impl Admission {
         }
     }
 
-    /// The VM that `request` asks for; what it got is taken until `release`.
+    /// The VM that `request` asks for; what it got is taken until `release` or `put_back`. Of addresses that it does not name, those
+    /// alone that `may_be_clean`.
     pub(super) fn admit(
         &mut self,
         request: CreateVm,
         now: Instant,
         created_at_us: i64,
+        may_be_clean: impl Fn(&NetworkName, Ipv4Addr) -> bool,
     ) -> Result<Admitted, ManagerError> {
         let index = match &request.network {
             Some(name) => self.index(name)?,
@@ -101,10 +103,14 @@ impl Admission {
         {
             return Err(ManagerError::MacTaken { mac, by: by.clone() });
         }
+        let name = pool.network.name.clone();
+        let fits = |address| {
+            let mac_is_free = request.mac.is_some() || !self.macs.contains_key(&Mac::for_address(address));
+            mac_is_free && may_be_clean(&name, address)
+        };
         let address = match request.address {
             Some(address) => pool.take(address)?,
-            None if request.mac.is_some() => pool.next(now)?,
-            None => pool.next_whose(now, |address| !self.macs.contains_key(&Mac::for_address(address)))?,
+            None => pool.next_whose(now, fits)?,
         };
         let mac = request.mac.unwrap_or_else(|| Mac::for_address(address));
         if let Some(by) = self.macs.get(&mac) {
@@ -148,6 +154,15 @@ impl Admission {
             && pool.addresses.allocate(address).is_ok()
         {
             pool.addresses.free(address, freed_at);
+        }
+    }
+
+    /// Gives back what no guest has had: its address is as it was before.
+    pub(super) fn put_back(&mut self, vm: &Vm) {
+        self.macs.remove(&vm.mac);
+        if let Some(pool) = self.networks.iter_mut().find(|pool| pool.network.name == vm.network) {
+            pool.holders.remove(&vm.address);
+            pool.addresses.put_back(vm.address);
         }
     }
 
@@ -251,6 +266,10 @@ mod tests {
         }
     }
 
+    fn all_clean(_: &NetworkName, _: Ipv4Addr) -> bool {
+        true
+    }
+
     fn admission() -> Admission {
         Admission::new(&[Arc::new(testing::network())])
     }
@@ -258,8 +277,8 @@ mod tests {
     #[test]
     fn vms_get_addresses_and_macs_of_their_own() {
         let (mut admission, now) = (admission(), Instant::now());
-        let a = admission.admit(request("a"), now, 0).unwrap().0;
-        let b = admission.admit(request("b"), now, 0).unwrap().0;
+        let a = admission.admit(request("a"), now, 0, all_clean).unwrap().0;
+        let b = admission.admit(request("b"), now, 0, all_clean).unwrap().0;
         assert_eq!((a.address, b.address), ([10, 100, 0, 2].into(), [10, 100, 0, 3].into()));
         assert_eq!(b.mac, Mac::for_address(b.address));
     }
@@ -267,11 +286,11 @@ mod tests {
     #[test]
     fn what_is_taken_is_refused_with_its_holder() {
         let (mut admission, now) = (admission(), Instant::now());
-        let a = admission.admit(request("a"), now, 0).unwrap().0;
+        let a = admission.admit(request("a"), now, 0, all_clean).unwrap().0;
         let refusal = |admission: &mut Admission, change: fn(&mut CreateVm, &Vm), vm: &Vm| {
             let mut request = request("b");
             change(&mut request, vm);
-            admission.admit(request, now, 0).unwrap_err().to_string()
+            admission.admit(request, now, 0, all_clean).unwrap_err().to_string()
         };
         let taken = refusal(&mut admission, |r, vm| r.mac = Some(vm.mac), &a);
         assert!(taken.contains("06:00:0a:64:00:02") && taken.contains("VM a"), "{taken}");
@@ -282,7 +301,10 @@ mod tests {
         let unusable = refusal(&mut admission, |r, _| r.address = Some([10, 101, 0, 9].into()), &a);
         assert!(unusable.contains("10.100.0.0/16"), "{unusable}");
         // None of the refusals took anything.
-        assert_eq!(admission.admit(request("b"), now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 3]));
+        assert_eq!(
+            admission.admit(request("b"), now, 0, all_clean).unwrap().0.address,
+            Ipv4Addr::from([10, 100, 0, 3])
+        );
     }
 
     #[test]
@@ -291,43 +313,111 @@ mod tests {
         let mut a = request("a");
         a.address = Some([10, 100, 0, 9].into());
         a.mac = Some(Mac::for_address([10, 100, 0, 2].into()));
-        admission.admit(a, now, 0).unwrap();
-        assert_eq!(admission.admit(request("b"), now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 3]));
+        admission.admit(a, now, 0, all_clean).unwrap();
+        assert_eq!(
+            admission.admit(request("b"), now, 0, all_clean).unwrap().0.address,
+            Ipv4Addr::from([10, 100, 0, 3])
+        );
         let mut c = request("c");
         c.address = Some([10, 100, 0, 2].into());
-        assert!(matches!(admission.admit(c.clone(), now, 0), Err(ManagerError::MacTaken { .. })));
+        assert!(matches!(admission.admit(c.clone(), now, 0, all_clean), Err(ManagerError::MacTaken { .. })));
         c.mac = Some("02:00:00:00:00:01".parse().unwrap());
-        assert_eq!(admission.admit(c, now, 0).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 2]));
+        assert_eq!(admission.admit(c, now, 0, all_clean).unwrap().0.address, Ipv4Addr::from([10, 100, 0, 2]));
     }
 
     #[test]
     fn a_reserved_address_is_nobodys_but_stays_who_has_it() {
         let now = Instant::now();
-        let a = admission().admit(request("a"), now, 0).unwrap().0;
+        let a = admission().admit(request("a"), now, 0, all_clean).unwrap().0;
         let reserved = a.address..=Ipv4Addr::from([10, 100, 0, 9]);
         let network = Network { reserved: vec![reserved], ..testing::network() };
         let mut admission = Admission::new(&[Arc::new(network)]);
         admission.readmit(&a).unwrap();
         assert_eq!(
-            admission.admit(request("b"), now, 0).unwrap().0.address,
+            admission.admit(request("b"), now, 0, all_clean).unwrap().0.address,
             Ipv4Addr::from([10, 100, 0, 10])
         );
         let mut c = request("c");
         c.address = Some([10, 100, 0, 5].into());
-        let refused = admission.admit(c, now, 0).unwrap_err().to_string();
+        let refused = admission.admit(c, now, 0, all_clean).unwrap_err().to_string();
         assert!(refused.contains("10.100.0.5") && refused.contains("reserved"), "{refused}");
         admission.release(&a, now);
-        assert!(admission.admit(CreateVm { address: Some(a.address), ..request("d") }, now, 0).is_err());
+        assert!(
+            admission
+                .admit(CreateVm { address: Some(a.address), ..request("d") }, now, 0, all_clean)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn what_no_guest_has_had_is_as_it_was_before() {
+        let small = Network {
+            subnet: "10.9.0.0/30".parse().unwrap(),
+            gateway: [10, 9, 0, 1].into(),
+            ..testing::network()
+        };
+        let (mut admission, now) = (Admission::new(&[Arc::new(small)]), Instant::now());
+        let a = admission.admit(request("a"), now, 0, all_clean).unwrap().0;
+        admission.put_back(&a);
+        assert_eq!(admission.admit(request("b"), now, 0, all_clean).unwrap().0.address, a.address);
+        // A guest has had it: it rests, whoever has asked for it by name meanwhile and got nothing.
+        admission.release(&a, now);
+        let named = CreateVm { address: Some(a.address), ..request("c") };
+        let c = admission.admit(named, now, 0, all_clean).unwrap().0;
+        admission.put_back(&c);
+        assert!(matches!(
+            admission.admit(request("d"), now, 0, all_clean),
+            Err(ManagerError::SubnetFull { .. })
+        ));
+        assert_eq!(
+            admission.admit(request("d"), now + QUARANTINE, 0, all_clean).unwrap().0.address,
+            a.address
+        );
+    }
+
+    #[test]
+    fn a_mac_that_is_refused_takes_no_rest_from_an_address() {
+        let (mut admission, now) = (admission(), Instant::now());
+        let a = admission.admit(request("a"), now, 0, all_clean).unwrap().0;
+        let named = |id: &str, mac: Option<Mac>| CreateVm {
+            address: Some([10, 100, 0, 3].into()),
+            mac,
+            ..request(id)
+        };
+        let b = admission.admit(named("b", None), now, 0, all_clean).unwrap().0;
+        admission.release(&b, now);
+        // a's MAC is that of the address which c asks for.
+        admission.macs.insert(b.mac, a.vm_id.clone());
+        assert!(matches!(
+            admission.admit(named("c", None), now, 0, all_clean),
+            Err(ManagerError::MacTaken { .. })
+        ));
+        assert_eq!(
+            admission.admit(request("d"), now, 0, all_clean).unwrap().0.address,
+            Ipv4Addr::from([10, 100, 0, 4])
+        );
+    }
+
+    #[test]
+    fn an_address_that_is_not_clean_is_given_to_who_names_it_alone() {
+        let (mut admission, now) = (admission(), Instant::now());
+        let unclean = |_: &NetworkName, address: Ipv4Addr| address != Ipv4Addr::from([10, 100, 0, 2]);
+        let a = admission.admit(request("a"), now, 0, unclean).unwrap().0;
+        assert_eq!(a.address, Ipv4Addr::from([10, 100, 0, 3]));
+        assert_eq!(
+            admission.admit(request("b"), now, 0, all_clean).unwrap().0.address,
+            Ipv4Addr::from([10, 100, 0, 2])
+        );
     }
 
     #[test]
     fn a_restart_takes_the_same_again() {
         let (mut before, mut after, now) = (admission(), admission(), Instant::now());
-        let a = before.admit(request("a"), now, 0).unwrap().0;
-        let b = before.admit(request("b"), now, 0).unwrap().0;
+        let a = before.admit(request("a"), now, 0, all_clean).unwrap().0;
+        let b = before.admit(request("b"), now, 0, all_clean).unwrap().0;
         after.readmit(&b).unwrap();
         after.readmit(&a).unwrap();
-        let c = after.admit(request("c"), now, 0).unwrap().0;
+        let c = after.admit(request("c"), now, 0, all_clean).unwrap().0;
         assert_eq!(c.address, Ipv4Addr::from([10, 100, 0, 4]));
     }
 }

@@ -9,11 +9,12 @@ use super::admission::Admission;
 use super::error::failed;
 use super::{CreateVm, Inner, ManagerError, UpdateVm};
 use crate::events::EventKind;
-use crate::kernel::{Failed, For, HeldTap};
-use crate::model::{Account, DhcpOptions, Network, Place, Rate, RateLimit, Slot, Vm, VmId};
+use crate::kernel::{Failed, For, HeldTap, NotApplied};
+use crate::model::{DhcpOptions, Network, NetworkName, Place, Rate, RateLimit, Slot, Vm, VmId};
 use crate::plan::{self, Step, Undo};
 use crate::registry::{Binding, Reserved};
-use crate::walls::Guest;
+use crate::stats::Opened;
+use crate::walls::{Guest, WallsError};
 
 impl Inner {
     pub(super) async fn create(&self, request: CreateVm) -> Result<Arc<Binding>, ManagerError> {
@@ -22,70 +23,81 @@ impl Inner {
         if let Some(binding) = self.registry.by_vm(&request.vm_id) {
             return same(&request, binding);
         }
-        let admitted = self.admission().admit(request, Instant::now(), microseconds_now())?;
+        let clean = |name: &NetworkName, address| self.pool.may_be_clean(name, address);
+        let admitted = self.admission().admit(request, Instant::now(), microseconds_now(), clean)?;
         let network = self.admission().network(admitted.network())?;
         let take = self.pool.take(&network, admitted.multi_queue());
         let place = match take.instrument(info_span!("slot.take")).await {
             Ok(place) => place,
             Err(error) => {
                 let vm = admitted.on(Slot(0));
-                self.admission().release(&vm, Instant::now());
+                self.admission().put_back(&vm);
                 return Err(failed(&vm, &[error]));
             }
         };
         let vm = admitted.on(place.slot);
         // What the kernel remembers of the address's last guest is about that one.
-        let cleaned = self.pool.cleaned(&vm).await;
-        let remembered = match cleaned {
-            Ok(()) => self.remember(&vm).await,
-            Err(error) => Err(error),
-        };
-        let account = match remembered {
-            Ok(account) => account,
+        if let Err(error) = self.pool.cleaned(&vm).await {
+            self.admission().put_back(&vm);
+            if vm.tap.multi_queue {
+                self.pool.leave(&vm, network, None, false);
+            } else {
+                self.pool.put_back(network, place.slot);
+            }
+            return Err(error);
+        }
+        let opened = match self.make(&vm, &place, &network).await {
+            Ok(opened) => opened,
             Err(error) => {
-                self.admission().release(&vm, Instant::now());
-                if vm.tap.multi_queue {
-                    self.pool.leave(&vm, network, None, false);
-                } else {
-                    self.pool.put_back(network, place.slot);
-                }
+                // No guest has had it: nobody has been told of it.
+                self.admission().put_back(&vm);
+                self.pool.leave(&vm, network, None, true);
                 return Err(error);
             }
         };
-        let bind = self.bind(&vm, &place, &network).instrument(info_span!("kernel.bind"));
-        if let Err(mut errors) = bind.await {
-            if let Err(error) = self.store.remove(vm.vm_id.clone()).await {
-                errors.push(error.to_string());
-            }
-            self.admission().release(&vm, Instant::now());
-            self.pool.leave(&vm, network, None, true);
-            return Err(failed(&vm, &errors));
-        }
-        self.stats.begin(vm.vm_id.clone(), account);
+        self.stats.begin(vm.vm_id.clone(), opened);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
         self.tell(EventKind::Bound, &binding);
         Ok(binding)
     }
 
-    /// Makes the VM durable, with what it begins to be counted from.
-    async fn remember(&self, vm: &Vm) -> Result<Account, ManagerError> {
-        let account = self.stats.open_account(&vm.slot.host_device());
-        let account = account.map_err(|error| failed(vm, &[error.to_string()]))?;
-        self.store.insert(vm.clone(), account.clone()).instrument(info_span!("store.commit")).await?;
-        Ok(account)
+    /// Binds the VM, then makes it durable, or leaves nothing of it. In this order there is no record of a VM that could not be
+    /// bound, which a full disk would keep and the next start bring to life; what is bound and has no record, a start takes away.
+    /// What it begins to be counted from.
+    async fn make(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<Opened, ManagerError> {
+        let bound = self.bind(vm, place, network).instrument(info_span!("kernel.bind")).await;
+        let opened = bound.map_err(|errors| failed(vm, &errors))?;
+        let insert = self.store.insert(vm.clone(), opened.account().clone());
+        let Err(refused) = insert.instrument(info_span!("store.commit")).await else { return Ok(opened) };
+        let mut errors = self.take_back(plan::unbind(vm, place, network)).await;
+        errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
+        for what in errors {
+            error!(vm_id = %vm.vm_id, what, "of a VM that could not be made durable something is left");
+        }
+        Err(refused.into())
     }
 
     /// Binds the VM to its slot, or leaves nothing of it: a step that fails has left nothing, the earlier ones are taken back.
-    async fn bind(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<(), Vec<String>> {
-        // The walls first: there is no moment in which the guest could speak without them.
-        self.walls.bind(Guest::new(vm, network.clone())).map_err(|error| vec![error.to_string()])?;
-        let bound = self.kernel.apply(For::Caller, plan::bind(vm, place, network)).await;
-        let Err(Failed { applied, error }) = bound else { return Ok(()) };
-        let mut errors = vec![error.to_string()];
-        errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
-        errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
-        Err(errors)
+    async fn bind(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<Opened, Vec<String>> {
+        let (stats, walls) = (self.stats.clone(), self.walls.clone());
+        let (device, guest) = (vm.slot.host_device(), Guest::new(vm, network.clone()));
+        let first = move || {
+            let opened = stats.open_account(&device)?;
+            // The walls first: there is no moment in which the guest could speak without them.
+            walls.bind(guest)?;
+            Ok(opened)
+        };
+        match self.kernel.apply_after(first, plan::bind(vm, place, network)).await {
+            Ok(opened) => Ok(opened),
+            Err(NotApplied::First(error)) => Err(vec![error.to_string()]),
+            Err(NotApplied::Steps(Failed { applied, error })) => {
+                let mut errors = vec![error.to_string()];
+                errors.extend(self.take_back(applied.iter().rev().filter_map(Step::undo).collect()).await);
+                errors.extend(self.walls.unbind(&vm.vm_id).err().map(|error| error.to_string()));
+                Err(errors)
+            }
+        }
     }
 
     /// Goes on past errors; all of them.
@@ -107,13 +119,21 @@ impl Inner {
         if vm == before.vm {
             return Ok(before);
         }
-        self.store.update(vm.clone()).await?;
-        if vm.rate_limit != before.vm.rate_limit
-            && let Err(mut errors) = self.set_limit(&vm).await
-        {
-            errors.extend(self.set_limit(&before.vm).await.err().into_iter().flatten());
-            errors.extend(self.store.update(before.vm.clone()).await.err().map(|error| error.to_string()));
-            return Err(failed(&vm, &errors));
+        let other_limit = vm.rate_limit != before.vm.rate_limit;
+        // Set first: a record of a limit that could not be set might stay, on a full disk, for the next start to set.
+        let updated = match other_limit {
+            true => self.set_limit(&vm).await.map_err(|errors| failed(&vm, &errors)),
+            false => Ok(()),
+        };
+        let updated = match updated {
+            Ok(()) => self.store.update(vm.clone()).await.map(drop).map_err(ManagerError::from),
+            refused => refused,
+        };
+        if let Err(error) = updated {
+            if other_limit && let Err(errors) = self.set_limit(&before.vm).await {
+                error!(%vm_id, errors = errors.join("; then "), "a limit that was not to be could not be taken back");
+            }
+            return Err(error);
         }
         let binding = Arc::new(Binding::new(vm, before.network.clone()));
         self.registry.rebind(binding.clone());
@@ -137,7 +157,9 @@ impl Inner {
             self.registry.bind(binding);
             return Err(error);
         }
-        let connected = self.walls.forget(vm_id).unwrap_or_else(|error| {
+        let (walls, gone) = (self.walls.clone(), vm_id.clone());
+        let forgotten = self.kernel.run(move || walls.forget(&gone)).await;
+        let connected = forgotten.map_err(WallsError::from).flatten().unwrap_or_else(|error| {
             error!(%error, "a VM that is gone is still in the walls: restart guestnet");
             true
         });

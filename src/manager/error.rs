@@ -25,6 +25,11 @@ pub enum ManagerError {
     AddressTaken { address: Ipv4Addr, by: VmId },
     #[error("ip_address {address} cannot be a guest's in {subnet}: {why}")]
     AddressUnusable { address: Ipv4Addr, subnet: Subnet, why: &'static str },
+    #[error(
+        "ip_address {address}: the kernel still tracks connections of its last guest and does not let go of them ({why}); repeat \
+         the call, or leave the address unset"
+    )]
+    AddressRemembered { address: Ipv4Addr, why: String },
     #[error("network {network} has no free address in {subnet}: {detail}")]
     SubnetFull { network: NetworkName, subnet: Subnet, detail: String },
     #[error(

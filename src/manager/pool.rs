@@ -15,7 +15,7 @@ use self::work::WIPED_AT_ONCE;
 use super::ManagerError;
 use super::stock::Stock;
 use crate::bridges::Bridges;
-use crate::kernel::{HeldTap, Kernel};
+use crate::kernel::{HeldTap, Kernel, KernelError};
 use crate::model::{IndexRange, Network, NetworkName, Place, Shard, Slot, Vm};
 use crate::plan::{self, Observed};
 
@@ -48,10 +48,11 @@ struct State {
     left: Vec<Left>,
     /// Addresses that something of the kernel's may still know their last guest by.
     unclean: HashSet<(NetworkName, Ipv4Addr)>,
-    /// Those that VMs had before this start, whose connections the kernel would not forget yet.
-    remembered: Vec<(NetworkName, Ipv4Addr)>,
-    /// When it is asked again.
+    /// Those of them whose last guests' connections the kernel would not forget: nobody waits for them.
+    remembered: HashSet<(NetworkName, Ipv4Addr)>,
+    /// When it is asked again, and how long after that if it will not then.
     forget_at: Instant,
+    forget_after: Duration,
     /// Calls that wait until an address is clean.
     awaiting_clean: usize,
     /// Calls under way, and when the last one ended.
@@ -61,6 +62,21 @@ struct State {
 }
 
 impl State {
+    /// The kernel would not forget the connections of these addresses' last guests: it is asked again, later and later.
+    fn remember(&mut self, addresses: impl IntoIterator<Item = (NetworkName, Ipv4Addr)>) {
+        self.remembered.extend(addresses);
+        self.forget_at = Instant::now() + self.forget_after;
+        self.forget_after = LONGEST_FORGET.min(self.forget_after * 2);
+    }
+
+    /// A guest may have the address from here on, unless the kernel still remembers its last one.
+    fn is_wiped(&mut self, network: &NetworkName, address: Ipv4Addr) {
+        let key = (network.clone(), address);
+        if !self.remembered.contains(&key) {
+            self.unclean.remove(&key);
+        }
+    }
+
     /// When what is to be done next may begin.
     fn may_begin(&mut self) -> Begin {
         let urgent = self.stopping
@@ -103,8 +119,9 @@ impl Drop for Call<'_> {
     }
 }
 
-/// Until connections that could not be forgotten are tried again.
+/// Until connections that could not be forgotten are tried again, doubled each time.
 const FORGET_AGAIN: Duration = Duration::from_millis(100);
+const LONGEST_FORGET: Duration = Duration::from_secs(10);
 
 /// A slot that a VM has left.
 struct Left {
@@ -130,8 +147,9 @@ impl Pool {
             stock: Stock::new(&networks),
             left: Vec::new(),
             unclean: HashSet::new(),
-            remembered: Vec::new(),
+            remembered: HashSet::new(),
             forget_at: Instant::now(),
+            forget_after: FORGET_AGAIN,
             awaiting_clean: 0,
             calls: 0,
             last_call: Instant::now(),
@@ -265,13 +283,20 @@ impl Pool {
     pub(super) fn forget_later(&self, addresses: Vec<(NetworkName, Ipv4Addr)>) {
         let mut state = self.state();
         state.unclean.extend(addresses.iter().cloned());
-        state.remembered = addresses;
-        state.forget_at = Instant::now() + FORGET_AGAIN;
+        state.remember(addresses);
         drop(state);
         self.0.work.notify_one();
     }
 
-    /// Waits until nothing knows the last guest by this address any more. An error when that will not be.
+    /// Whether a guest can have the address now, or once the slot of its last one is wiped.
+    pub(super) fn may_be_clean(&self, network: &NetworkName, address: Ipv4Addr) -> bool {
+        let state = self.state();
+        // The common case without a copy of the name.
+        state.remembered.is_empty() || !state.remembered.contains(&(network.clone(), address))
+    }
+
+    /// Waits until the slot of the address's last guest is wiped. What the kernel did not forget of that guest, it is asked for once more:
+    /// an error when it refuses again, for nobody waits until it does not.
     pub(super) async fn cleaned(&self, vm: &Vm) -> Result<(), ManagerError> {
         let key = (vm.network.clone(), vm.address);
         if !self.state().unclean.contains(&key) {
@@ -279,21 +304,28 @@ impl Pool {
         }
         self.state().awaiting_clean += 1;
         self.0.work.notify_one();
-        let cleaned = loop {
+        let remembered = loop {
             let done = self.0.done.notified();
             {
                 let state = self.state();
-                if !state.unclean.contains(&key) {
-                    break Ok(());
-                }
                 if state.stopping {
                     break Err(ManagerError::Stopping);
+                }
+                if !state.unclean.contains(&key) || state.remembered.contains(&key) {
+                    break Ok(state.remembered.contains(&key));
                 }
             }
             done.await;
         };
         self.state().awaiting_clean -= 1;
-        cleaned
+        if remembered? {
+            let refused = |why: KernelError| ManagerError::AddressRemembered {
+                address: vm.address,
+                why: why.to_string(),
+            };
+            self.0.forget().await.map_err(refused)?;
+        }
+        Ok(())
     }
 
     /// Takes over what an earlier run left: a place for each of `vms`, its slot whole or to be built; slots of no VM are to be

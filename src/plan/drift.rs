@@ -29,6 +29,8 @@ pub enum Change {
     Limit { index: u32, limit: Option<ObservedLimit> },
     /// Rules of nf_tables.
     Rules(Rules),
+    /// A queue, or what a device sends on to another, of the devices that slots have, in the namespace of that number.
+    Inside { namespace: i32 },
     /// The TAP of a slot is gone, whose port has this index.
     TapGone { port: u32 },
     /// There were more changes than the kernel kept for us.
@@ -50,6 +52,8 @@ pub struct Rules {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RulesFamily {
     Ipv4,
+    /// Of iptables-legacy, where our own rules are not in it.
+    Legacy,
     Inet,
     Bridge,
     Other,
@@ -81,6 +85,8 @@ pub struct Suspicion {
     pub guests: bool,
     /// Into these slots, though their ports are there.
     pub taps: BTreeSet<Slot>,
+    /// Into slots whose namespaces have these numbers, if any has.
+    pub namespaces: BTreeSet<i32>,
     /// Into every slot.
     pub every_tap: bool,
     /// At the host-wide rules of iptables.
@@ -105,17 +111,14 @@ impl Suspicion {
     }
 
     pub fn everything() -> Self {
-        let (walls, taps) = (false, BTreeSet::new());
-        let external = true;
         Self {
             bridges: true,
             guests: true,
-            taps,
             every_tap: true,
             rules: true,
-            external,
-            walls,
+            external: true,
             walls_unseen: true,
+            ..Self::default()
         }
     }
 
@@ -123,6 +126,7 @@ impl Suspicion {
         self.bridges |= other.bridges;
         self.guests |= other.guests;
         self.taps.extend(&other.taps);
+        self.namespaces.extend(&other.namespaces);
         self.every_tap |= other.every_tap;
         self.rules |= other.rules;
         self.external |= other.external;
@@ -136,6 +140,10 @@ impl Suspicion {
             bridges: self.bridges && !other.bridges,
             guests: self.guests && !other.guests,
             taps: if other.every_tap { BTreeSet::new() } else { &self.taps - &other.taps },
+            namespaces: match other.every_tap {
+                true => BTreeSet::new(),
+                false => &self.namespaces - &other.namespaces,
+            },
             every_tap: self.every_tap && !other.every_tap,
             rules: self.rules && !other.rules,
             external: self.external && !other.external,
@@ -177,6 +185,10 @@ impl Suspicion {
                 let wanted = (ours.slot)(*index).and_then(|(slot, _)| (ours.limit)(slot));
                 self.guests |= wanted.is_some_and(|wanted| !is_limited(*limit, wanted));
             }
+            Change::Inside { namespace } => {
+                self.guests = true;
+                self.namespaces.insert(*namespace);
+            }
             Change::TapGone { port } => {
                 let slot = (ours.slot)(*port).map(|(slot, _)| slot);
                 self.guests |= slot.is_some();
@@ -190,7 +202,7 @@ impl Suspicion {
     fn note_rules(&mut self, rules: &Rules) {
         match rules.family {
             RulesFamily::Inet | RulesFamily::Bridge => self.walls |= rules.table == OWN_TABLE,
-            RulesFamily::Ipv4 if ["filter", "nat"].contains(&rules.table.as_str()) => {
+            RulesFamily::Ipv4 | RulesFamily::Legacy if ["filter", "nat"].contains(&rules.table.as_str()) => {
                 self.rules |= rules.chain.as_ref().is_none_or(|chain| CHAINS.contains(&chain.as_str()));
             }
             _ => {}
@@ -294,6 +306,10 @@ impl Closed {
                 (RulesFamily::Ipv4, "filter", "FORWARD") => {
                     "the policy of FORWARD is DROP now: guestnet's rules come first and let guests through".to_owned()
                 }
+                (RulesFamily::Legacy, ..) => {
+                    "the policy of FORWARD in iptables-legacy is DROP now: guests are cut off unless its own rules accept them \
+                     (guestnet doctor)".to_owned()
+                }
                 _ => format!(
                     "chain {chain} of the nf_tables table {table} drops by policy what is forwarded: guests are cut off \
                      unless its own rules accept them (guestnet doctor)"
@@ -347,6 +363,7 @@ mod tests {
     fn what_is_ours_and_was_changed_is_looked_at() {
         let guests = Suspicion { guests: true, ..Suspicion::default() };
         let tap = Suspicion { taps: [Slot(0)].into(), ..guests.clone() };
+        let inside = Suspicion { namespaces: [3].into(), ..guests.clone() };
         let bridges = Suspicion { bridges: true, ..Suspicion::default() };
         let of_rules = Suspicion { rules: true, ..Suspicion::default() };
         let walls = Suspicion { walls: true, ..Suspicion::default() };
@@ -367,6 +384,7 @@ mod tests {
             (Change::Neighbour { index: BRIDGE, address: guest }, &guests),
             (Change::ForwardingGone { index: PORT, mac: "06:00:0a:64:00:02".parse().unwrap() }, &guests),
             (Change::TapGone { port: PORT }, &tap),
+            (Change::Inside { namespace: 3 }, &inside),
             (Change::Queue { index: PORT }, &guests),
             (Change::Limit { index: PORT, limit: None }, &guests),
             (Change::Limit { index: PORT, limit: Some(another_limit()) }, &guests),

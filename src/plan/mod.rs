@@ -13,7 +13,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 
 pub use firewall::{CHAINS, COMMENT, HostRules, host_rules, nat_rule};
-pub use observed::{Anchor, Observed, ObservedLimit, ObservedPort, is_limited};
+pub use observed::{Anchor, Observed, ObservedInside, ObservedLimit, ObservedPort, is_limited};
 pub use slot::{build_slot, clear_slot, is_whole, replug_slot, wire_slot};
 pub use vm::{Mend, bind, limit, mend, rebind, strays, unbind};
 

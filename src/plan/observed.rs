@@ -8,6 +8,8 @@ use crate::model::{Mac, RateLimit, Slot};
 pub struct Observed {
     /// What is under /run/netns with the name of a slot.
     pub anchors: BTreeMap<Slot, Anchor>,
+    /// What is in those that were looked into.
+    pub inside: BTreeMap<Slot, ObservedInside>,
     /// VMs' names under /run/netns that lead to a slot.
     pub names: BTreeMap<String, Slot>,
     /// Host devices that are ours by index and name.
@@ -30,6 +32,18 @@ pub enum Anchor {
     Tap,
     /// The TAP and this end of the veth.
     Whole,
+}
+
+/// What there is of a slot's devices in its netns.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ObservedInside {
+    /// Who alone may open the TAP.
+    pub owner: Option<u32>,
+    pub group: Option<u32>,
+    /// Every frame goes from the TAP to the veth, and back.
+    pub joined: bool,
+    /// The token bucket at this end of the veth.
+    pub limit: Option<ObservedLimit>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -35,10 +35,14 @@ pub fn clear_slot(place: &Place) -> Vec<Undo> {
     vec![Undo::Veth { port: place.port }, Undo::Namespace { slot: place.slot }]
 }
 
-/// Whether a slot without a VM is as it was built: on its bridge, closed, up, with the network's limit.
+/// Whether a slot without a VM is as it was built: on its bridge, closed, up, with the network's limit; inside, too, if it was
+/// looked into.
 pub fn is_whole(place: &Place, network: &Network, observed: &Observed) -> bool {
     let Some(port) = observed.ports.get(&place.slot) else { return false };
-    let limited = is_limited(port.limit, network.rate_limit);
+    let inside = observed.inside.get(&place.slot);
+    let inside_limited =
+        inside.is_none_or(|inside| inside.joined && is_limited(inside.limit, network.rate_limit));
+    let limited = is_limited(port.limit, network.rate_limit) && inside_limited;
     observed.standing(place.slot) == Some(place.shard.index) && port.in_shape && limited
 }
 

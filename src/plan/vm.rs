@@ -49,6 +49,14 @@ pub struct Mend {
 /// What of a bound VM is missing or in the way. Of a slot that is not whole the TAP is kept, if it is there: a VMM may have it
 /// open, and its guest is back as soon as it is wired again.
 pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> Mend {
+    let inside = observed.inside.get(&place.slot);
+    // Of a TAP that was made and not finished by a run that was cut off. Last: if a VMM has it open all the same it fails, and
+    // nothing else.
+    let fits = |wanted: Option<u32>, is: Option<u32>| wanted.is_none() || wanted == is;
+    let unfinished =
+        inside.is_some_and(|inside| !fits(vm.tap.uid, inside.owner) || !fits(vm.tap.gid, inside.group));
+    let finish = unfinished.then_some(Step::TapOptions { slot: place.slot, tap: vm.tap });
+    let kept = |steps: [Vec<Step>; 2]| steps.into_iter().flatten().chain(finish.clone()).collect();
     if observed.standing(place.slot) != Some(place.shard.index) {
         let veth = vec![Undo::Veth { port: place.port }];
         let build = || [build_slot(place, network, vm.tap.multi_queue), bind(vm, place, network)].concat();
@@ -56,10 +64,10 @@ pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> M
         let (undo, steps) = match observed.anchors.get(&place.slot) {
             // Its bridge was removed, or it was taken off it.
             Some(Anchor::Whole) if mtu == Some(network.mtu.into()) => {
-                (Vec::new(), [replug_slot(place, network), rebind(vm, place, network)].concat())
+                (Vec::new(), kept([replug_slot(place, network), rebind(vm, place, network)]))
             }
             Some(Anchor::Tap | Anchor::Whole) => {
-                (veth, [wire_slot(place, network), rebind(vm, place, network)].concat())
+                (veth, kept([wire_slot(place, network), rebind(vm, place, network)]))
             }
             Some(_) => (clear_slot(place), build()),
             None => (veth, build()),
@@ -71,18 +79,20 @@ pub fn mend(vm: &Vm, place: &Place, network: &Network, observed: &Observed) -> M
     let undo = strangers.map(|mac| Undo::ForwardingEntry { port: place.port, mac: *mac }).collect();
     let again = Step::Port { slot: place.slot, port: place.port, bridge: place.shard.index };
     let again = (!port.in_shape).then_some(again);
-    let missing = bind(vm, place, network).into_iter().filter(|step| !is_in(step, place, observed));
+    let join = inside.is_some_and(|inside| !inside.joined).then_some(Step::Redirect { slot: place.slot });
+    let missing = rebind(vm, place, network).into_iter().filter(|step| !is_in(step, place, observed));
     // Whether it is the network's own or another, from before a configuration or a call that was cut off.
-    let limit = (!is_limited(port.limit, vm.rate_limit)).then(|| limit(vm, place));
-    Mend { undo, steps: again.into_iter().chain(limit).chain(missing).collect() }
+    let limited = is_limited(port.limit, vm.rate_limit)
+        && inside.is_none_or(|inside| is_limited(inside.limit, vm.rate_limit));
+    let limit = (!limited).then(|| limit(vm, place));
+    let steps = again.into_iter().chain(join).chain(limit).chain(missing);
+    Mend { undo, steps: kept([steps.collect(), Vec::new()]) }
 }
 
 fn is_in(step: &Step, place: &Place, observed: &Observed) -> bool {
     match step {
         // Seen to apart from the others.
         Step::RateLimit { .. } => true,
-        // Set before the name is given.
-        Step::TapOptions { slot, .. } => observed.names.values().any(|named| named == slot),
         Step::Name { vm_id, slot } => observed.names.get(&vm_id.namespace()) == Some(slot),
         Step::Neighbour { bridge, address, mac } => observed.neighbours.contains(&(*bridge, *address, *mac)),
         Step::GuestRoute { bridge, address, .. } => observed.routes.contains(&(*bridge, *address)),
@@ -129,7 +139,7 @@ pub fn strays<'a>(
 mod tests {
     use super::*;
     use crate::model::testing;
-    use crate::plan::{ObservedLimit, ObservedPort};
+    use crate::plan::{ObservedInside, ObservedLimit, ObservedPort};
 
     fn standing() -> (Network, Vm, Place, Observed) {
         let (network, vm, place) = (testing::network(), testing::vm(1), testing::place(1));
@@ -167,6 +177,51 @@ mod tests {
         observed.ports.get_mut(&vm.slot).unwrap().in_shape = false;
         let steps = mend(&vm, &place, &network, &observed).steps;
         assert!(matches!(steps[..], [Step::Port { .. }, Step::GuestRoute { .. }]));
+    }
+
+    #[test]
+    fn what_was_changed_inside_a_slot_is_made_again() {
+        let (network, vm, place, mut observed) = standing();
+        let whole = ObservedInside {
+            joined: true,
+            limit: network.rate_limit.map(ObservedLimit::of),
+            ..ObservedInside::default()
+        };
+        let mut steps = |inside: ObservedInside| {
+            observed.inside.insert(vm.slot, inside);
+            mend(&vm, &place, &network, &observed).steps
+        };
+        assert_eq!(steps(whole), []);
+        assert!(matches!(steps(ObservedInside { joined: false, ..whole })[..], [Step::Redirect { .. }]));
+        for limit in [None, Some(ObservedLimit { bytes_per_second: 1, burst: 1 })] {
+            assert!(matches!(steps(ObservedInside { limit, ..whole })[..], [Step::RateLimit { .. }]));
+        }
+    }
+
+    #[test]
+    fn a_taps_owner_is_set_where_it_is_not_and_after_all_else() {
+        let (network, mut vm, place, mut observed) = standing();
+        vm.tap.uid = Some(1000);
+        // Its name was taken away under a VMM that has the TAP open.
+        observed.names.clear();
+        let inside = |owner| ObservedInside {
+            owner,
+            joined: true,
+            limit: network.rate_limit.map(ObservedLimit::of),
+            ..ObservedInside::default()
+        };
+        observed.inside.insert(vm.slot, inside(Some(1000)));
+        assert!(matches!(mend(&vm, &place, &network, &observed).steps[..], [Step::Name { .. }]));
+        observed.inside.clear();
+        assert!(matches!(mend(&vm, &place, &network, &observed).steps[..], [Step::Name { .. }]));
+        // A run that was cut off when it had made the TAP and no more.
+        for anchor in [Anchor::Whole, Anchor::Tap] {
+            observed.anchors.insert(vm.slot, anchor);
+            observed.inside.insert(vm.slot, inside(None));
+            let steps = mend(&vm, &place, &network, &observed).steps;
+            assert!(matches!(steps.last(), Some(Step::TapOptions { .. })), "{steps:?}");
+            assert!(steps.iter().any(|step| matches!(step, Step::Name { .. })));
+        }
     }
 
     #[test]

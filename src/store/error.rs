@@ -31,6 +31,11 @@ pub enum StoreError {
     Damaged { file: PathBuf, detail: String },
     #[error("the disk of {} is full: free some space and repeat; the change was not made", file.display())]
     DiskFull { file: PathBuf },
+    #[error(
+        "{} cannot be written or read ({detail}): see to its disk, which may be read-only, and repeat; the change was not made",
+        file.display()
+    )]
+    NotWritable { file: PathBuf, detail: String },
     #[error("{}: {source}; the change was not made, repeat it once the cause is gone", file.display())]
     Sqlite { file: PathBuf, source: Arc<rusqlite::Error> },
     #[error("{what} is already taken by VM {by}")]
@@ -74,6 +79,12 @@ impl StoreError {
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                     Self::Damaged { file, detail: source.to_string() }
                 }
+                Some(
+                    ErrorCode::ReadOnly
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::CannotOpen
+                    | ErrorCode::PermissionDenied,
+                ) => Self::NotWritable { file, detail: source.to_string() },
                 // A row that does not hold what its column promises.
                 None => Self::Damaged { file, detail: source.to_string() },
                 Some(_) => Self::Sqlite { file, source: Arc::new(source) },

@@ -3,6 +3,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::StoreError;
@@ -90,7 +91,15 @@ pub(super) fn open(directory: &Path) -> Result<(Connection, PathBuf), StoreError
         create(directory, &file)?;
     }
     let mut connection = connect(&file).map_err(StoreError::sqlite(&file))?;
+    // Of a database that is refused nothing is written, not even what its log has for it when the connection closes.
+    let fold = |does_not: bool| {
+        connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, does_not)
+            .map_err(StoreError::sqlite(&file))
+    };
+    fold(true)?;
     check(&connection, &file)?;
+    fold(false)?;
     // FULL: a commit is on the disk when it returns, not only after the next checkpoint.
     let durable = connection
         .pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get::<_, String>(0))

@@ -1,10 +1,13 @@
 //! A state directory that lets the service down: a clear message, nothing half done, and guests keep their networks.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::lab::daemon::{Paths, serve_command};
 use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
+use crate::slots::Traced;
 
 fn database(lab: &Lab) -> PathBuf {
     Paths::of(lab).state.join("guestnet.db")
@@ -28,7 +31,7 @@ fn assert_refused(lab: &Lab, guest: &TapGuest, named: &[&str]) {
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
 }
 
-fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str) -> String {
+pub(crate) fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str) -> String {
     let mut curl = lab.host_command("curl");
     curl.args(["-sS", "--unix-socket"]).arg(daemon.socket());
     curl.args(["-H", "Content-Type: application/json", "-d", body]);
@@ -68,6 +71,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     assert_eq!(connect_code(&lab, &daemon, "DeleteVmNetwork", r#"{"vmId":"vm1"}"#), "resource_exhausted");
     assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
     assert_same(&before, &lab.host_state());
+    let vms = daemon.json(&["vm", "list"]);
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1, "it has its network still");
     let guest = TapGuest::attach(&lab, &vm1);
     // A crash, and a start that needs more room than there is: refused, and no guest notices.
@@ -76,7 +80,8 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     drop(guest);
     lab.on_host("rm", &[filler.to_str().unwrap()]);
     let daemon = Daemon::start(&lab);
-    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1);
+    // What was refused is not there, and what was not is.
+    assert_eq!(daemon.json(&["vm", "list"]), vms);
     daemon.guestnet(&["vm", "create", "vm2"]);
     daemon.guestnet(&["vm", "delete", "vm1"]);
     assert_eq!(daemon.client(&["vm", "show", "vm1"]).status.code(), Some(1));
@@ -93,6 +98,70 @@ fn a_read_only_state_directory_stops_the_start_and_no_guest() {
     assert_refused(&lab, &guest, &[state, "Read-only", "readable and writable"]);
     lab.on_host("umount", &[state]);
     assert_eq!(Daemon::start(&lab).json(&["vm", "list"])[0]["vm_id"], "vm1");
+}
+
+/// As a file system does that the kernel has made read-only, or a disk that fails, under the service: every write is refused.
+#[test]
+fn a_disk_that_turns_read_only_or_fails_refuses_changes_by_name_and_loses_nothing() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm1 = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm1);
+    let before = lab.host_state();
+    for (calls, error) in [("pwrite64", "EROFS"), ("pwrite64", "EIO"), ("fsync,fdatasync", "EIO")] {
+        let (trace, inject) = (format!("trace={calls}"), format!("inject={calls}:error={error}"));
+        let traced = Traced::start(&lab, &daemon, &["-e", &trace, "-e", &inject]);
+        let refused = |rpc, body| {
+            assert_eq!(connect_code(&lab, &daemon, rpc, body), "failed_precondition", "{calls}: {error}");
+        };
+        refused("CreateVmNetwork", r#"{"vmId":"vm2"}"#);
+        refused("UpdateVmNetwork", r#"{"vmId":"vm1","rateLimitMbps":7}"#);
+        guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+        let state = Paths::of(&lab).state;
+        assert_says(&daemon.client(&["vm", "create", "vm2"]), 1, &[state.to_str().unwrap(), "read-only"]);
+        assert_same(&before, &lab.host_state());
+        assert!(traced.stop().contains("INJECTED"));
+        crate::crash::assert_consistent(&lab, &daemon);
+        // And goes on as if nothing had been.
+        daemon.guestnet(&["vm", "create", "vm2"]);
+        daemon.guestnet(&["vm", "delete", "vm2"]);
+        assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([vm1]));
+    }
+    daemon.crash();
+    let daemon = Daemon::start(&lab);
+    assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([vm1]));
+    assert_same(&before, &lab.host_state());
+    crate::crash::assert_consistent(&lab, &daemon);
+}
+
+/// What a running service has read before it goes on with; what it has to read it says is damaged, and so does the next start.
+#[test]
+fn a_database_that_is_torn_under_the_service_is_written_over_by_nobody() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm1 = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm1);
+    assert!(daemon.stop().success());
+    let daemon = Daemon::start(&lab);
+    let file = database(&lab);
+    let length = fs::metadata(&file).unwrap().len() as usize;
+    let torn = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    torn.write_all_at(&vec![0x5a; length - 100], 100).unwrap();
+    let mut codes = BTreeSet::new();
+    for n in 0..20 {
+        let body = format!(r#"{{"vmId":"more{n}"}}"#);
+        codes.insert(connect_code(&lab, &daemon, "CreateVmNetwork", &body));
+        codes.insert(connect_code(&lab, &daemon, "GetUserData", r#"{"vmId":"vm1"}"#));
+    }
+    let clear = |code: &String| code == "ok" || code == "data_loss";
+    assert!(codes.iter().all(clear) && codes.contains("data_loss"), "{codes:?}");
+    // What has been answered is there, on the host too; nothing else is.
+    let vms = daemon.json(&["vm", "list"]);
+    let routes = lab.on_host("ip", &["-4", "route", "show", "proto", "103", "type", "unicast"]);
+    assert_eq!(routes.lines().count(), vms.as_array().unwrap().len(), "{routes}");
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    daemon.crash();
+    assert_refused(&lab, &guest, &[&file.display().to_string(), "damaged", "left as it is", ".recover"]);
 }
 
 #[test]

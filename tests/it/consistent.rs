@@ -9,6 +9,7 @@ use guestnet::model::{IndexRange, Network, Plumbing, Slot};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
+use crate::attributes::OfHost;
 use crate::lab::daemon::Paths;
 use crate::lab::{Daemon, Lab};
 use crate::slots::eventually;
@@ -82,6 +83,8 @@ pub(crate) fn assert_consistent(lab: &Lab, daemon: &Daemon<'_>) {
     let vms = vms.as_array().unwrap();
     assert_bindings(lab, daemon, vms);
     assert_devices(lab, vms);
+    let host = OfHost::read(lab);
+    vms.iter().for_each(|vm| host.assert_as_said(lab, vm));
     // No address is anybody's who is not there.
     let networks = daemon.json(&["network", "list"]);
     let counted = networks.as_array().unwrap().iter().map(|network| network["vm_count"].as_u64().unwrap());

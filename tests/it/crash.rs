@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::attributes::OfHost;
 use crate::lab::daemon::Paths;
 use crate::lab::{Daemon, Lab, TapGuest, WEB, guestnet_binary};
 use crate::slots::{eventually, slots};
@@ -139,8 +140,10 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
     let lab = Lab::new();
     let ready = Faults::new(&lab, "[[network]]\npool_size = 2\n");
     let daemon = ready.start();
-    let live = daemon.json(&["vm", "create", "live"]);
+    let live = daemon.json(&["vm", "create", "live", "--rate-mbps", "7"]);
     let train = Train::start(&lab, &live);
+    let fresh = OfHost::read(&lab).attributes(&lab, &live);
+    let mut cut_off = 0;
     let mut running = Some(daemon);
     let creates = BIND.iter().chain(&BUILD[..4]).chain(["port"].iter());
     let deletes = UNBIND.iter().chain(["undo-walls", "clear"].iter());
@@ -148,7 +151,10 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
     for (step, verb) in steps {
         for when in ["before", "after"] {
             let daemon = running.take().unwrap();
-            daemon.guestnet(&["vm", if verb == "create" { "delete" } else { "create" }, "vm1"]);
+            match verb {
+                "create" => daemon.guestnet(&["vm", "delete", "vm1"]),
+                _ => daemon.guestnet(&["vm", "create", "vm1", "--rate-mbps", "7"]),
+            };
             if step == "clear" {
                 eventually("one more would be too many", || slots(&lab) == 4);
             }
@@ -163,12 +169,23 @@ fn killed_at_any_step_it_comes_back_to_what_it_has_answered() {
             let daemon = ready.start();
             assert_eq!(daemon.json(&["vm", "show", "live"]), live);
             assert_consistent(&lab, &daemon);
+            // What was cut off and is there all the same is as it would be on a host where nothing ever was: for a guest, too.
+            let host = OfHost::read(&lab);
+            for vm in daemon.json(&["vm", "list"]).as_array().unwrap() {
+                assert_eq!(host.attributes(&lab, vm), fresh, "{when} {step}: {vm}");
+                if vm["vm_id"] != "live" {
+                    let guest = TapGuest::attach(&lab, vm);
+                    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+                    cut_off += 1;
+                }
+            }
             daemon.guestnet(&["vm", "delete", "vm1", "vm2", "vm3"]);
             assert_consistent(&lab, &daemon);
             running = Some(daemon);
         }
     }
     train.arrive();
+    assert!(cut_off > 10, "only {cut_off} VMs outlived a crash");
 }
 
 #[test]

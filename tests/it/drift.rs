@@ -166,6 +166,73 @@ fn a_ports_state_its_route_its_neighbour_and_its_entry_come_back() {
 }
 
 #[test]
+fn what_somebody_changes_inside_a_guests_namespace_is_made_again() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let inside = |arguments: &[&'static str]| [&["tc", "-n", "vm-vm1"], arguments].concat();
+    let filters =
+        |device: &str| lab.on_host("tc", &["-n", "vm-vm1", "filter", "show", "dev", device, "ingress"]);
+    let joined = || {
+        [("in0", "tap0"), ("tap0", "in0")]
+            .iter()
+            .all(|(from, to)| filters(from).contains(&format!("mirred (Egress Redirect to device {to})")))
+    };
+    assert!(joined(), "{}", filters("in0"));
+    let slower =
+        ["qdisc", "change", "dev", "in0", "root", "tbf", "rate", "1mbit", "burst", "64k", "limit", "1m"];
+    for (broken, words) in [
+        (&["qdisc", "del", "dev", "in0", "root"][..], "made again, the rate limit"),
+        (&slower, "made again, the rate limit"),
+        (&["qdisc", "del", "dev", "in0", "ingress"], "made again, the redirect"),
+        (&["qdisc", "del", "dev", "tap0", "ingress"], "made again, the redirect"),
+        (&["filter", "del", "dev", "in0", "ingress"], "made again, the redirect"),
+        (&["filter", "del", "dev", "tap0", "ingress"], "made again, the redirect"),
+    ] {
+        let events = mended(&lab, &daemon, &inside(broken), words);
+        assert!(events.iter().any(|event| event["vm_id"] == "vm1"), "{broken:?}: {events:?}");
+        eventually("the redirect both ways", joined);
+        online(&guest, &vm);
+    }
+    // A limit that we change ourselves is no drift.
+    let before = quiet(&daemon);
+    daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", "50"]);
+    daemon.guestnet(&["vm", "create", "other", "--rate-mbps", "7"]);
+    daemon.guestnet(&["vm", "delete", "other"]);
+    assert_eq!(quiet(&daemon), before, "our own changes are no drift\n{}", daemon.log());
+    // One that waits for a VM is given to none.
+    let told = Told::by(&daemon);
+    let ready = lab.on_host("sh", &["-c", "ls /run/netns | grep guestnet- | grep -v guestnet-0 | head -1"]);
+    lab.on_host("tc", &["-n", ready.trim(), "qdisc", "del", "dev", "in0", "root"]);
+    told.until(&daemon, "drift_repaired", "kept ready were broken");
+    crate::crash::assert_consistent(&lab, &daemon);
+}
+
+/// A VMM of another user has its TAP open, when its name and more is taken away.
+#[test]
+fn all_but_an_open_tap_is_made_again_at_a_start_and_while_it_runs() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--tap-uid", "65534"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    online(&guest, &vm);
+    let before = lab.host_state();
+    let break_it = || {
+        lab.on_host("rm", &["/run/netns/vm-vm1"]);
+        lab.on_host("ip", &["neigh", "del", vm["ip_address"].as_str().unwrap(), "dev", "br-vms"]);
+        lab.on_host("ip", &["route", "del", &format!("{}/32", vm["ip_address"].as_str().unwrap())]);
+    };
+    break_it();
+    eventually("the host is as it was", || lab.host_state() == before);
+    online(&guest, &vm);
+    assert!(daemon.stop().success());
+    break_it();
+    let daemon = Daemon::start(&lab);
+    assert_same(&before, &lab.host_state());
+    online(&guest, &vm);
+    assert!(!daemon.log().contains("could not be mended"), "{}", daemon.log());
+}
+
+#[test]
 fn a_slot_that_waits_for_a_vm_is_given_to_none_once_somebody_has_changed_it() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
@@ -299,9 +366,37 @@ fn a_flushed_iptables_legacy_comes_back_too() {
         mended(&lab, &daemon, broken, "of iptables were gone");
         online(&guest, &vm);
     }
+    // As many rules as before, of the same size: the jump leads to a chain of somebody else's.
+    lab.on_host("iptables", &["-N", "GUESTNET-FORWARE"]);
+    quiet(&daemon);
+    let told = Told::by(&daemon);
+    let rule = ["-m", "comment", "--comment", "guestnet", "-j"];
+    lab.on_host("iptables", &[&["-R", "FORWARD", "1"], &rule[..], &["GUESTNET-FORWARE"]].concat());
+    told.until(&daemon, "drift_repaired", "of iptables were gone");
+    online(&guest, &vm);
+    for _ in 0..2 {
+        lab.on_host("iptables", &["-P", "FORWARD", "DROP"]);
+        told.until(&daemon, "drift_reported", "policy of FORWARD is DROP now: guestnet's rules come first");
+        online(&guest, &vm);
+        lab.on_host("iptables", &["-P", "FORWARD", "ACCEPT"]);
+        quiet(&daemon);
+        std::thread::sleep(Duration::from_secs(1));
+    }
     let before = quiet(&daemon);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(looks(&daemon), before, "nothing was changed: what is looked for?\n{}", daemon.log());
+}
+
+/// Somebody uses it beside the iptables that our rules are in.
+#[test]
+fn a_policy_of_iptables_legacy_that_drops_is_reported_where_ours_is_another() {
+    let lab = Lab::new();
+    let (daemon, vm, guest) = scene(&lab);
+    let told = Told::by(&daemon);
+    lab.on_host("iptables-legacy", &["-P", "FORWARD", "DROP"]);
+    told.until(&daemon, "drift_reported", "iptables-legacy is DROP now: guests are cut off");
+    lab.on_host("iptables-legacy", &["-P", "FORWARD", "ACCEPT"]);
+    online(&guest, &vm);
 }
 
 #[test]
@@ -329,7 +424,8 @@ fn a_forward_chain_that_drops_is_reported_and_guests_go_on() {
 }
 
 /// What is done to a host, and what it is that is repaired then.
-const BROKEN: [(&[&str], &str); 5] = [
+const BROKEN: [(&[&str], &str); 6] = [
+    (&["tc", "-n", "vm-vm1", "qdisc", "del", "dev", "in0", "ingress"], "made again, the redirect"),
     (&["ip", "link", "del", "gv0"], "made again, veth"),
     (&["iptables", "-F"], "of iptables were gone"),
     (&["nft", "flush", "ruleset"], "of iptables were gone"),

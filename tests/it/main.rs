@@ -14,6 +14,7 @@
 mod lab;
 
 mod api;
+mod attributes;
 mod bad_input;
 mod bad_state;
 mod batch;
@@ -32,6 +33,7 @@ mod garbage;
 mod guest_config;
 mod in_use;
 mod inventory;
+mod killed_calls;
 mod kills;
 mod limits;
 mod metadata;

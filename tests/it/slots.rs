@@ -64,7 +64,15 @@ impl Traced {
     /// Ends it; all of them.
     pub(crate) fn stop(mut self) -> String {
         kill(Pid::from_raw(self.tracer.id() as i32), Signal::SIGINT).unwrap();
-        self.tracer.wait().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.tracer.try_wait().unwrap().is_none() {
+            if Instant::now() > deadline {
+                // It waits for a thread to stop that has just made a process (vfork), and that for the process, which strace has not yet
+                // let go on: without strace both do.
+                self.tracer.kill().unwrap();
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.calls()
     }
 }

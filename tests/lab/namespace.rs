@@ -58,6 +58,11 @@ impl Namespace {
         Self { net, mnt }
     }
 
+    /// The same network namespace, once more, with this machine's mounts.
+    pub fn again(&self) -> Self {
+        Self::of(self.net.try_clone().expect("a file descriptor"))
+    }
+
     pub fn net_fd(&self) -> i32 {
         self.net.as_raw_fd()
     }

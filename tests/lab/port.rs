@@ -1,5 +1,5 @@
-//! A guest that is a network namespace: programs of this machine at the inner end of a VM's port, with the guest's MAC and
-//! address, so that everything on the way to the host is as for a VM.
+//! A guest that is a network namespace, in which programs of this machine run with the guest's MAC and address, so that everything
+//! on the way to the host is as for a VM.
 
 use std::net::UdpSocket;
 use std::path::Path;
@@ -8,29 +8,44 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Lab, Namespace, succeed, text};
+use super::{Lab, Namespace, TapGuest, succeed, text};
 
 pub struct PortGuest {
     pub inside: Namespace,
     pub gateway: String,
     pub address: String,
+    /// At the VM's TAP.
+    _plugged: Option<TapGuest>,
 }
 
 impl PortGuest {
-    /// `vm` as `vm create --json` gave it. Its TAP is out of use from here on.
+    /// `vm` as `vm create --json` gave it.
     pub fn of(lab: &Lab, vm: &Value) -> Self {
-        let text = |key: &str| vm[key].as_str().expect("text").to_owned();
-        let inside = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
-        let guest = Self { inside, gateway: text("gateway"), address: text("ip_address") };
-        guest.succeed("tc", &["qdisc", "del", "dev", "in0", "ingress"]);
-        guest.succeed("ip", &["link", "set", "in0", "down"]);
-        guest.succeed("ip", &["link", "set", "in0", "address", &text("mac_address")]);
+        let guest = TapGuest::attach(lab, vm);
+        guest.run("ip", &["link", "set", "lo", "up"]);
+        Self::with(guest.namespace.again(), vm, Some(guest))
+    }
+
+    /// The same at the inner end of the VM's veth, with no program between it and the host: for benchmarks. That end is moved out of the
+    /// VM's own namespace, where its frames would go to the TAP; the next start of the service makes another.
+    pub fn at_the_veth(lab: &Lab, vm: &Value) -> Self {
+        let text = |key: &str| vm[key].as_str().expect("text");
+        let guest = Self::with(Namespace::new(), vm, None);
+        let own = format!("/proc/{}/fd/{}", std::process::id(), guest.inside.net_fd());
+        let slot = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
+        succeed(slot.command("ip").args(["link", "set", "in0", "netns", &own]));
+        guest.succeed("ip", &["link", "set", "in0", "address", text("mac_address")]);
         guest.succeed("ip", &["link", "set", "in0", "up"]);
         guest.succeed("ip", &["link", "set", "lo", "up"]);
         let prefix = format!("{}/{}", guest.address, vm["prefix_len"]);
         guest.succeed("ip", &["addr", "add", &prefix, "dev", "in0"]);
         guest.succeed("ip", &["route", "add", "default", "via", &guest.gateway]);
         guest
+    }
+
+    fn with(inside: Namespace, vm: &Value, plugged: Option<TapGuest>) -> Self {
+        let text = |key: &str| vm[key].as_str().expect("text").to_owned();
+        Self { inside, gateway: text("gateway"), address: text("ip_address"), _plugged: plugged }
     }
 
     pub fn command(&self, program: &str) -> Command {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use tracing::warn;
 
 use super::{FORGET_AGAIN, Inner, Left, hand_over};
-use crate::kernel::{Failed, For, Limit};
+use crate::kernel::{Failed, For, KernelError, Limit, Wipe};
 use crate::manager::stock::Need;
 use crate::model::{Network, Place, Shard, Slot};
 use crate::plan::{self, Step, Undo};
@@ -18,7 +18,7 @@ pub(super) const WIPED_AT_ONCE: usize = 64;
 
 impl Inner {
     /// One thing that is needed; false when nothing is.
-    pub(super) async fn do_next(&self) -> bool {
+    pub(super) async fn do_next(self: &Arc<Self>) -> bool {
         self.forget_again().await;
         let left: Vec<Left> = {
             let mut state = self.state();
@@ -41,44 +41,56 @@ impl Inner {
         true
     }
 
-    /// Asks the kernel once more, when it is time, to forget what it would not at the start. Everything else goes on meanwhile.
+    /// Asks the kernel once more, when it is time, to forget what it would not. Everything else goes on meanwhile.
     async fn forget_again(&self) {
-        let due: HashSet<Ipv4Addr> = {
+        let is_due = {
             let state = self.state();
-            let due = state.remembered.iter().filter(|_| state.forget_at <= Instant::now());
-            due.map(|(_, address)| *address).collect()
+            !state.remembered.is_empty() && state.forget_at <= Instant::now()
         };
-        if due.is_empty() {
-            return;
-        }
-        let forgotten = self.kernel.forget_connections(due).await;
-        let mut state = self.state();
-        match forgotten {
-            Ok(_) => {
-                let clean = std::mem::take(&mut state.remembered);
-                clean.iter().for_each(|key| _ = state.unclean.remove(key));
-            }
-            Err(error) => {
-                warn!(%error, "former guests' connections are not forgotten yet: their addresses wait");
-                state.forget_at = Instant::now() + FORGET_AGAIN;
-            }
+        if is_due && let Err(error) = self.forget().await {
+            warn!(%error, "former guests' connections are not forgotten yet: their addresses wait");
         }
     }
 
+    /// Asks the kernel to forget what it would not before.
+    pub(super) async fn forget(&self) -> Result<(), KernelError> {
+        let asked = self.state().remembered.clone();
+        let forgotten =
+            self.kernel.forget_connections(asked.iter().map(|(_, address)| *address).collect()).await;
+        let mut state = self.state();
+        if let Err(error) = forgotten {
+            state.remember([]);
+            return Err(error);
+        }
+        for key in asked {
+            state.remembered.remove(&key);
+            state.unclean.remove(&key);
+        }
+        state.forget_after = FORGET_AGAIN;
+        Ok(())
+    }
+
     /// Makes slots that VMs have left as good as new; one that is not whole any more is taken away.
-    async fn wipe(&self, left: Vec<Left>) {
-        let mut broken = Vec::new();
+    async fn wipe(self: &Arc<Self>, left: Vec<Left>) {
         let connected = left.iter().filter(|left| left.connected);
-        let gone: HashSet<Ipv4Addr> = connected.filter_map(|left| left.address).collect();
+        let gone: HashSet<Ipv4Addr> = connected.clone().filter_map(|left| left.address).collect();
         if !gone.is_empty()
             && let Err(error) = self.kernel.forget_connections(gone).await
         {
-            warn!(%error, "a former guest's connections are not forgotten yet: its address waits");
-            self.state().left.extend(left);
-            tokio::time::sleep(FORGET_AGAIN).await;
-            return;
+            warn!(%error, "former guests' connections are not forgotten yet: their addresses wait");
+            let of = connected.filter_map(|left| Some((left.network.name.clone(), left.address?)));
+            self.state().remember(of);
+            self.done.notify_waiters();
         }
-        let mut surplus = Vec::new();
+        // All of them in one go: whoever waits for a slot has it as soon as it is wiped.
+        let inner = self.clone();
+        let broken = self.kernel.wiping(move |wipe| inner.wipe_each(left, wipe)).await;
+        self.clear(&broken.unwrap_or_default()).await;
+    }
+
+    /// Gives each to whom it is for, when it is wiped; those that are to be taken away.
+    fn wipe_each(&self, left: Vec<Left>, wipe: &mut Wipe<'_>) -> Vec<Slot> {
+        let (mut broken, mut surplus) = (Vec::new(), Vec::new());
         for left in left {
             // What would be taken away right after need not be wiped: nobody gets it.
             if self.state().stock.is_full(&left.network.name) {
@@ -87,39 +99,37 @@ impl Inner {
             }
             let Left { slot, network, address, own_limit, tap, .. } = left;
             let place = self.state().stock.place(slot).cloned();
-            let wiped = match place {
-                Some(place) => {
-                    let limit = match own_limit {
-                        true => Limit::Set(network.rate_limit),
-                        false => Limit::Stands(network.rate_limit),
-                    };
-                    self.kernel.wipe(place, limit, tap).await
-                }
-                None => Ok(false),
+            let limit = match own_limit {
+                true => Limit::Set(network.rate_limit),
+                false => Limit::Stands(network.rate_limit),
             };
-            let whole = wiped.unwrap_or_else(|error| {
-                warn!(%error, "a slot could not be wiped: it is taken away");
-                false
+            let whole = place.is_some_and(|place| {
+                wipe(&place, limit, tap).unwrap_or_else(|error| {
+                    warn!(%error, "a slot could not be wiped: it is taken away");
+                    false
+                })
             });
             let mut state = self.state();
             if let Some(address) = address {
-                state.unclean.remove(&(network.name.clone(), address));
+                state.is_wiped(&network.name, address);
             }
             if whole {
                 state.stock.give(&network.name, slot, hand_over);
             } else {
                 broken.push(slot);
             }
+            drop(state);
+            self.done.notify_waiters();
         }
         for Left { slot, network, address, tap, .. } in surplus {
             // Held until here, so that no VMM could take it.
             drop(tap);
             if let Some(address) = address {
-                self.state().unclean.remove(&(network.name.clone(), address));
+                self.state().is_wiped(&network.name, address);
             }
             broken.push(slot);
         }
-        self.clear(&broken).await;
+        broken
     }
 
     pub(super) async fn clear(&self, slots: &[Slot]) {

@@ -1,8 +1,10 @@
 //! Of what is made, changed and taken away for one VM, and of the slots that wait for one.
 
+use serde_json::Value;
+
 use super::{LEFT, assert_injected, assert_nothing_left, at_every_operation, before_and_after};
 use crate::crash::{BIND, BUILD, Faults, UNBIND, assert_consistent, walled};
-use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, text};
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says, text};
 use crate::slots::{eventually, slots};
 
 #[test]
@@ -144,21 +146,85 @@ fn an_address_whose_connections_cannot_be_forgotten_at_a_start_is_nobodys_until_
     assert!(tracked().contains("10.100.0.9"), "nothing was to be forgotten");
     let daemon = faults.start();
     let begun = daemon.log().len();
-    // Others are served, from slots that are built meanwhile too; who asks for this one waits.
-    let mut heir = daemon.client_command(&["vm", "create", "heir", "--ip", "10.100.0.9"]).spawn().unwrap();
+    // Others are served, from slots that are built meanwhile too; who asks for this one is told to come back.
+    let heir = ["vm", "create", "heir", "--ip", "10.100.0.9"];
+    assert_says(&daemon.client(&heir), 1, &["10.100.0.9", "its last guest", "repeat the call"]);
     for n in 0..6 {
         daemon.guestnet(&["vm", "create", &format!("other{n}")]);
     }
     eventually("it is tried again and again", || {
         daemon.log()[begun..].matches("former guests' connections are not forgotten yet").count() >= 3
     });
-    assert!(heir.try_wait().unwrap().is_none() && tracked().contains("10.100.0.9"), "{}", daemon.log());
+    assert!(tracked().contains("10.100.0.9"), "{}", daemon.log());
     assert!(faults.disarm());
-    assert!(heir.wait().unwrap().success());
+    eventually("it is forgotten", || daemon.client(&heir).status.success());
     assert_eq!(tracked(), "", "the heir has its predecessor's connections");
     let heir = daemon.json(&["vm", "show", "heir"]);
     TapGuest::attach(&lab, &heir).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
     assert_consistent(&lab, &daemon);
+}
+
+/// The same while it runs. Nobody waits for it: not who asks for another address, not who has all calls wait.
+#[test]
+fn a_kernel_that_does_not_forget_holds_up_no_call() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 2\n");
+    let daemon = faults.start();
+    let online = |vm: &Value| {
+        TapGuest::attach(&lab, vm).run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+    };
+    let former = ["former", "other"].map(|vm_id| daemon.json(&["vm", "create", vm_id]));
+    former.iter().for_each(online);
+    faults.inject("before", "forget-connections", "refuse");
+    daemon.guestnet(&["vm", "delete", "former"]);
+    let address = former[0]["ip_address"].as_str().unwrap();
+    let heir = ["vm", "create", "heir", "--ip", address];
+    assert_says(&daemon.client(&heir), 1, &[address, "its last guest", "repeat the call"]);
+    let body = format!(r#"{{"vmId":"heir","ipAddress":"{address}"}}"#);
+    assert_eq!(crate::bad_state::connect_code(&lab, &daemon, "CreateVmNetwork", &body), "unavailable");
+    daemon.guestnet(&["vm", "delete", "other"]);
+    for n in 0..6 {
+        let vm = daemon.json(&["vm", "create", &format!("next{n}")]);
+        assert!(former.iter().all(|former| former["ip_address"] != vm["ip_address"]), "{vm}");
+        online(&vm);
+        // Each of these has all calls wait until none is under way.
+        daemon.guestnet(&["reload"]);
+        lab.on_host("ip", &["route", "add", "10.100.0.77/32", "dev", "br-vms", "proto", "103"]);
+        assert_eq!(daemon.json(&["gc", "--apply"]).as_array().unwrap().len(), 1);
+    }
+    assert!(!faults.happened() && lab.on_host("conntrack", &["-L", "-s", address]).contains(address));
+    assert!(faults.disarm());
+    eventually("it is forgotten", || daemon.client(&heir).status.success());
+    assert_eq!(lab.on_host("conntrack", &["-L", "-s", address]), "");
+    online(&daemon.json(&["vm", "show", "heir"]));
+    assert_consistent(&lab, &daemon);
+}
+
+/// No guest has had its address, so it is the next one's at once.
+#[test]
+fn a_create_that_fails_costs_the_smallest_subnet_no_address() {
+    let lab = Lab::new();
+    let network = "[[network]]\nbridge_ip = \"10.9.0.1/30\"\nvm_subnet = \"10.9.0.0/30\"\npool_size = 1\n";
+    let faults = Faults::new(&lab, network);
+    let mut daemon = faults.start();
+    for (when, step) in before_and_after(&["walls", "name", "forwarding"]) {
+        for _ in 0..2 {
+            faults.inject(when, step, "fail");
+            assert_injected(&daemon.client(&["vm", "create", "vm1"]), step);
+        }
+        // Nor is there anything of it after a crash.
+        daemon.crash();
+        daemon = faults.start();
+        assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([]), "{when} {step}");
+    }
+    assert_eq!(daemon.json(&["vm", "create", "vm1"])["ip_address"], "10.9.0.2");
+    daemon.guestnet(&["vm", "delete", "vm1"]);
+    // Now a guest may have had it: it rests, whoever asks for it by name meanwhile and gets nothing.
+    let resting = || assert_says(&daemon.client(&["vm", "create", "vm2"]), 1, &["1 in quarantine"]);
+    resting();
+    faults.inject("before", "forwarding", "fail");
+    assert_injected(&daemon.client(&["vm", "create", "vm2", "--ip", "10.9.0.2"]), "by name");
+    resting();
 }
 
 fn failing_create(lab: &Lab, faults: &Faults<'_>, daemon: &Daemon<'_>, when: &str, step: &str) {
