@@ -72,9 +72,10 @@ impl Key {
         Self::new(&question.name, question.qtype, question.dnssec_ok, question.checking_disabled)
     }
 
-    /// For the fact that a name does not exist, whatever the type: under type 0, which nobody can ask for.
+    /// For the fact that a name does not exist, whatever the type: under type 0, which nobody can ask for. With DO or without
+    /// is the same fact.
     pub(super) fn of_nxdomain(name: &Name, question: &Question) -> Self {
-        Self::new(name, 0, question.dnssec_ok, question.checking_disabled)
+        Self::new(name, 0, false, question.checking_disabled)
     }
 
     fn new(name: &Name, qtype: u16, dnssec_ok: bool, checking_disabled: bool) -> Self {
@@ -173,7 +174,6 @@ impl Cache {
     }
 
     /// Keeps an answer. One with TTL 0 is for those who asked only (RFC 1035 section 3.2.1), and ends what was held.
-    #[cfg(test)]
     pub(super) fn put(&self, key: &Key, answer: Arc<Answer>, now: Instant) {
         self.put_if(key, answer, now, || true);
     }
@@ -216,6 +216,15 @@ impl Cache {
     pub(super) fn note_late(&self, key: &Key, now: Instant) {
         if let Some(entry) = self.shard(key).entries.get_mut(key.as_bytes()) {
             entry.failed = Some(now);
+        }
+    }
+
+    /// Forgets one answer.
+    pub(super) fn forget(&self, key: &Key) {
+        let mut shard = self.shard(key);
+        // What was held goes without its place in a queue, which it has until its turn comes.
+        if shard.entries.contains_key(key.as_bytes()) {
+            shard.store(key, self.capacity.load(Relaxed), |entry| entry.answer = None);
         }
     }
 
@@ -374,6 +383,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 mod tests {
     use super::super::answer::{Verdict, read};
     use super::super::name::Name;
+    use super::super::tests::resident;
     use super::*;
 
     fn question(name: &str) -> Question {
@@ -437,13 +447,6 @@ mod tests {
         cache.put(&key("a"), answer("a", 10), start);
         cache.put(&key("a"), answer("a", 0), start);
         assert!(cache.get(&key("a"), start).is_none());
-    }
-
-    /// KiB that this process has in memory, its program aside.
-    fn resident() -> usize {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches("kB").trim().parse().unwrap()
     }
 
     #[test]
