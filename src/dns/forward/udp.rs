@@ -172,9 +172,11 @@ impl Pool {
     /// A socket to ask from: a new one as long as there are few, else any of them.
     async fn socket(&self) -> io::Result<Arc<Socket>> {
         {
+            // Once: every question looks at all of them.
+            let now = Instant::now();
             let mut sockets = lock(&self.sockets);
             sockets.retain(|socket| {
-                let fit = socket.is_fit();
+                let fit = socket.is_fit(now);
                 if !fit {
                     socket.retire();
                 }
@@ -214,8 +216,9 @@ impl Drop for Pool {
 }
 
 impl Socket {
-    fn is_fit(&self) -> bool {
-        self.uses.load(Relaxed) < USES && self.born.elapsed() < AGE && !self.retired.load(Relaxed)
+    fn is_fit(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.born);
+        self.uses.load(Relaxed) < USES && age < AGE && !self.retired.load(Relaxed)
     }
 
     fn retire(&self) {

@@ -27,6 +27,7 @@ mod forwarding;
 mod hostile;
 mod lifecycle;
 mod queries;
+mod secure;
 mod settings;
 mod tcp;
 mod upstreams;
