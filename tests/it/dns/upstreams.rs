@@ -187,10 +187,9 @@ fn forward_and_reverse_zones_of_the_configuration_go_where_it_says() {
     }
 }
 
-/// A link that loses every third datagram each way, which is more than half of all exchanges, with one upstream and nobody else to
-/// ask.
+/// A link that loses every third question, with one upstream and nobody else to ask.
 #[test]
-fn no_look_up_is_lost_with_the_datagrams_of_a_lossy_link() {
+fn no_look_up_is_lost_with_the_questions_that_a_link_loses() {
     let lab = Lab::new();
     with_server_address(&lab);
     let _unbound = unbound(
@@ -205,10 +204,8 @@ fn no_look_up_is_lost_with_the_datagrams_of_a_lossy_link() {
     until("an answer", || {
         guest.look_up("first.secure.example").filter(|(_, rcode)| *rcode == 0).ok_or_else(String::new)
     });
-    for (chain, side) in [("INPUT", "--dport"), ("OUTPUT", "--sport")] {
-        let every_third = ["-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "0", "-j", "DROP"];
-        lab.in_inet("iptables", &[&["-I", chain, "-p", "udp", side, "53"], &every_third[..]].concat());
-    }
+    let every_third = ["-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "0", "-j", "DROP"];
+    lab.in_inet("iptables", &[&["-I", "INPUT", "-p", "udp", "--dport", "53"], &every_third[..]].concat());
     for n in 0..30 {
         let name = format!("n{n}.secure.example");
         assert_eq!(guest.look_up(&name).map(|(_, rcode)| rcode), Some(0), "{name}");
