@@ -24,9 +24,7 @@ impl From<DnsAdminError> for ConnectError {
             DnsAdminError::NoResolver(_) => (ErrorCode::NotFound, "NO_RESOLVER"),
             DnsAdminError::Record(_) => (ErrorCode::InvalidArgument, "INVALID_RECORD"),
             DnsAdminError::Store(_) => (ErrorCode::Internal, "STATE_NOT_SAVED"),
-            DnsAdminError::Hosts(_) | DnsAdminError::Reload(_) => {
-                (ErrorCode::FailedPrecondition, "UNREADABLE_FILE")
-            }
+            DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE"),
             DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF"),
         };
         refusal(code, reason, error.to_string())

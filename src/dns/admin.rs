@@ -6,7 +6,7 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::control::{DnsControl, Prepared};
-use super::local::{HostsError, check_record};
+use super::local::check_record;
 use super::server::DnsError;
 use crate::config::{Config, Problem};
 use crate::model::{DnsMode, DnsName, DnsRecord, Network, NetworkName};
@@ -21,8 +21,6 @@ pub enum DnsAdminError {
     Record(String),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error(transparent)]
-    Hosts(#[from] HostsError),
     #[error(transparent)]
     Reload(#[from] DnsError),
     #[error("reading hosts files and lists was broken off")]
@@ -70,7 +68,7 @@ impl DnsAdmin {
         let control = self.one(network)?;
         let _changing = self.changing.lock().await;
         self.store.set_dns_record(control.network(), record.clone()).await?;
-        control.set_records(&self.store.dns_records(&control.network())?)?;
+        control.set_records(&self.store.dns_records(&control.network())?);
         Ok(record)
     }
 
@@ -93,7 +91,7 @@ impl DnsAdmin {
                 deleted += 1;
             }
         }
-        control.set_records(&self.store.dns_records(&control.network())?)?;
+        control.set_records(&self.store.dns_records(&control.network())?);
         Ok(deleted)
     }
 

@@ -26,6 +26,7 @@ const NOERROR: u16 = 0;
 const FORMERR: u16 = 1;
 const NXDOMAIN: u16 = 3;
 const NOTIMP: u16 = 4;
+const BADVERS: u16 = 16;
 
 /// What was asked upstream: all that decides the answer. Guests that ask the same share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +60,8 @@ pub(super) enum Verdict {
     NoEdns,
     /// It cannot or will not say: another upstream may (the rcode).
     Unable(u16),
+    /// It sends us to other servers (RFC 1034 section 4.3.1): it is no resolver, or not of this name. To a stub that is NODATA.
+    Referral,
     /// Not an answer to this question.
     Foreign,
 }
@@ -122,6 +125,14 @@ pub(super) fn read(message: &[u8], id: u16, question: &Question) -> Verdict {
     }
     let counts = [word(6), word(8), word(10)];
     match sections(message, question_end, counts, question.qtype, rcode) {
+        // RFC 6891 section 6.1.3: the rcode's upper bits stand in the OPT record.
+        Some(Sections { upper_rcode: upper @ 1.., .. }) => match u16::from(upper) << 4 | rcode {
+            BADVERS => Verdict::NoEdns,
+            other => Verdict::Unable(other),
+        },
+        Some(Sections { refers: true, .. }) if rcode == NOERROR && flags & (flag::AA | flag::RA) == 0 => {
+            Verdict::Referral
+        }
         Some(Sections { opt: Opt::Inside, .. }) => match without_opt(message) {
             // The OPT record stands before others: written anew, the answer has it no more.
             Some(rewritten) => read(&rewritten, id, question),
@@ -144,14 +155,25 @@ struct Sections {
     ttl_at: Vec<u16>,
     lifetime: u32,
     denial: bool,
+    /// Name servers instead of an answer.
+    refers: bool,
     opt: Opt,
+    upper_rcode: u8,
     end: usize,
 }
 
 /// Walks all records once. `None` if one is broken.
 fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u16) -> Option<Sections> {
-    let mut found = Sections { ttl_at: vec![], lifetime: MOST, denial: false, opt: Opt::None, end: start };
-    let mut has_asked = false;
+    let mut found = Sections {
+        ttl_at: vec![],
+        lifetime: MOST,
+        denial: false,
+        refers: false,
+        opt: Opt::None,
+        upper_rcode: 0,
+        end: start,
+    };
+    let (mut has_asked, mut has_servers) = (false, false);
     let mut denial = None;
     for (section, count) in counts.into_iter().enumerate() {
         for _ in 0..count {
@@ -165,6 +187,7 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
                     return None;
                 }
                 found.opt = if matches!(found.opt, Opt::None) { Opt::Last(found.end) } else { Opt::Inside };
+                found.upper_rcode = record.ttl.to_be_bytes()[0];
             } else {
                 found.ttl_at.push(u16::try_from(record.ttl_at).ok()?);
                 let ttl = held(record.ttl);
@@ -172,6 +195,7 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
                     found.lifetime = found.lifetime.min(ttl);
                     has_asked |= record.rtype == asked || asked == qtype::ANY;
                 }
+                has_servers |= section == 1 && record.rtype == qtype::NS;
                 if section == 1 && record.rtype == qtype::SOA {
                     // RFC 2308 section 3: the lesser of the SOA's own TTL and its last field.
                     let minimum =
@@ -182,6 +206,7 @@ fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u
             found.end = record.end;
         }
     }
+    found.refers = counts[0] == 0 && has_servers && denial.is_none();
     // A denial without SOA is not held (RFC 2308 section 5); that of a CNAME's target no longer than the CNAME.
     if rcode == NXDOMAIN || !has_asked {
         found.denial = true;
@@ -264,6 +289,13 @@ impl Answer {
         &self.wire
     }
 
+    /// The message with the TTLs that are left after `age` seconds.
+    pub(super) fn aged(&self, age: u32) -> Vec<u8> {
+        let mut message = self.wire.to_vec();
+        age_ttls(&mut message, &self.ttl_at, Age::Seconds(age));
+        message
+    }
+
     pub(super) fn rcode(&self) -> u16 {
         u16::from(self.wire[3]) & flag::RCODE
     }
@@ -331,11 +363,7 @@ impl Answer {
         out.extend_from_slice(&message[HEADER..question_end]);
         if whole {
             out.extend_from_slice(&self.wire[question_end..]);
-            for &at in &self.ttl_at {
-                let at = usize::from(at);
-                let Some(field) = out.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { continue };
-                *field = ttl_now(u32::from_be_bytes(*field), age).to_be_bytes();
-            }
+            age_ttls(out, &self.ttl_at, age);
         } else {
             // RFC 2181 section 9: whoever sees TC asks again by TCP, so half an answer serves nobody.
             out[6..HEADER].fill(0);
@@ -353,6 +381,14 @@ impl Answer {
         let ad = if query.wants_ad() { upstream & flag::AD } else { 0 };
         let tc = if whole { 0 } else { flag::TC };
         flag::QR | flag::RA | tc | ad | (query.flags & (flag::RD | flag::CD)) | (upstream & flag::RCODE)
+    }
+}
+
+fn age_ttls(message: &mut [u8], ttl_at: &[u16], age: Age) {
+    for &at in ttl_at {
+        let at = usize::from(at);
+        let Some(field) = message.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { continue };
+        *field = ttl_now(u32::from_be_bytes(*field), age).to_be_bytes();
     }
 }
 

@@ -12,7 +12,6 @@ use super::counters::DnsCounters;
 use super::forward::UpstreamReport;
 use super::guests::GuestReport;
 use super::histogram::Latencies;
-use super::local::{HostsError, LocalData};
 use super::name::Name;
 use super::policy::RuleReport;
 use super::reply::Transport;
@@ -117,15 +116,19 @@ impl DnsControl {
 
     /// Forgets `name` and all below it; the root is everything. How many answers that were.
     pub fn flush(&self, name: &DnsName) -> u64 {
-        Name::from_text(name.as_str()).map_or(0, |name| self.0.cache.flush(&name))
+        let Some(name) = Name::from_text(name.as_str()) else { return 0 };
+        if let Some(validator) = &self.0.setup.load().validator {
+            validator.flush(&name);
+        }
+        self.0.cache.flush(&name)
     }
 
-    /// Puts other records of the API in the place of those before, and reads the hosts file anew.
-    pub fn set_records(&self, records: &[DnsRecord]) -> Result<(), HostsError> {
-        let local = LocalData::load(&self.settings().resolver, records)?;
-        let local = Arc::new(local);
-        self.0.setup.rcu(|setup| setup.with_local(local.clone()));
-        Ok(())
+    /// Puts other records of the API in the place of those before. The hosts file's names stay as they were last read.
+    pub fn set_records(&self, records: &[DnsRecord]) {
+        self.0.setup.rcu(|setup| {
+            let local = setup.local.with_records(&setup.network.resolver, records);
+            setup.with_local(Arc::new(local))
+        });
     }
 
     /// Makes ready for other settings of the network, and reads all that they name anew; nothing changes before they are put
@@ -138,7 +141,6 @@ impl DnsControl {
             records,
             own_subnets: &resolver.own_subnets,
             listen: resolver.listen,
-            exchanges: resolver.exchanges,
             events: &resolver.events,
         };
         let setup = Setup::load(network, &materials, Some(&resolver.setup.load()))?;

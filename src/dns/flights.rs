@@ -2,6 +2,7 @@
 //! who joined, and to the cache: a flight goes on to its end whoever stops waiting.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -11,7 +12,11 @@ use tokio::sync::watch;
 use super::answer::{Answer, Question};
 use super::cache::Key;
 use super::counters::count;
-use super::fair::{PLACES, Share};
+#[cfg(any(test, fuzzing))]
+use super::exchanges::Exchanges;
+use super::exchanges::{Payers, Share};
+use super::fair::OF_FLIGHTS;
+use super::forward::{BUDGET, Failure, Paid};
 use super::name::Name;
 use super::reply::Ede;
 use super::resolve::Resolver;
@@ -22,7 +27,13 @@ const WITHHELD_FOR: u32 = 30;
 
 pub(super) type Outcome = Result<Arc<Answer>, Ede>;
 /// Holds the outcome once there is one; closed without if the resolver was stopped.
-type Flight = watch::Receiver<Option<Outcome>>;
+type Landed = watch::Receiver<Option<Outcome>>;
+
+/// A question on its way.
+struct Flight {
+    landed: Landed,
+    payers: Arc<Payers>,
+}
 
 /// The flights under way.
 #[derive(Default)]
@@ -43,7 +54,12 @@ impl Flights {
     pub(super) fn landed(&self, key: &Key, outcome: Option<Outcome>) {
         let mut open = self.lock();
         match outcome {
-            Some(outcome) => drop(open.insert(key.as_bytes().into(), watch::channel(Some(outcome)).1)),
+            Some(outcome) => {
+                let exchanges = Arc::new(Exchanges::new(1));
+                let payers = Arc::new(Payers::new(&exchanges, &exchanges.share()));
+                let landed = watch::channel(Some(outcome)).1;
+                open.insert(key.as_bytes().into(), Flight { landed, payers });
+            }
             None => drop(open.remove(key.as_bytes())),
         }
     }
@@ -59,26 +75,36 @@ impl Flights {
 }
 
 impl Resolver {
-    /// Joins the question's flight, or starts it as things are now, with `share` of the exchanges. `None` if too many are under
-    /// way, or none can be.
-    pub(super) fn fly(self: &Arc<Self>, question: &Question, key: &Key, share: &Share) -> Option<Flight> {
+    /// Joins the question's flight, or starts it as things are now, with `share` of the exchanges. `None` if who has the share
+    /// has had its part of those under way, or none can be.
+    pub(super) fn fly(
+        self: &Arc<Self>,
+        question: &Question,
+        key: &Key,
+        share: &Arc<Share>,
+    ) -> Option<Landed> {
         let mut open = self.flights.lock();
         if let Some(flight) = open.get(key.as_bytes()) {
-            return Some(flight.clone());
+            flight.payers.join(share);
+            return Some(flight.landed.clone());
         }
         // Guests' places bound those who wait; this bounds what goes on after they have left.
-        if open.len() >= PLACES {
+        let free = OF_FLIGHTS.all.saturating_sub(open.len());
+        if !OF_FLIGHTS.may_have_more(share.flights.load(Relaxed), free) {
             return None;
         }
         let runtime = self.flights.runtime.get()?;
-        let (land, flight) = watch::channel(None);
-        open.insert(key.as_bytes().into(), flight.clone());
+        let (land, landed) = watch::channel(None);
+        let payers = Arc::new(Payers::new(&self.exchanges, share));
+        open.insert(key.as_bytes().into(), Flight { landed: landed.clone(), payers: payers.clone() });
         count(&self.counters.asked);
-        let landing = Landing { resolver: self.clone(), key: *key, flight: flight.clone() };
+        share.flights.fetch_add(1, Relaxed);
+        let landing =
+            Landing { resolver: self.clone(), key: *key, landed: landed.clone(), share: share.clone() };
         // Under the lock that a change of setup takes as well: a flight of the setup before it is off the list after it.
         let setup = self.setup.load_full();
-        runtime.spawn(fly(landing, setup, question.clone(), share.clone(), land));
-        Some(flight)
+        runtime.spawn(fly(landing, setup, question.clone(), payers, land));
+        Some(landed)
     }
 
     /// Judges an upstream's answer and puts it into the cache: what guests are given. `setup` is the one that it was asked
@@ -100,7 +126,16 @@ impl Resolver {
         let (answer, now) = (Arc::new(answer), Instant::now());
         let holds = || self.would_keep(setup, &question.name, Some(&answer));
         if answer.is_plain_nxdomain() {
-            self.cache.put_if(&Key::of_nxdomain(&question.name, question), answer.clone(), now, holds);
+            if !question.dnssec_ok {
+                self.cache.put_if(&Key::of_nxdomain(&question.name, question), answer.clone(), now, holds);
+            }
+        } else {
+            // It is there, and so is what it is below: what was held to the contrary is over.
+            let domain = setup.forwarder.domain(&question.name);
+            let above = (0..).map(|count| question.name.parent(count));
+            for name in above.take_while(|name| name != domain) {
+                self.cache.forget(&Key::of_nxdomain(&name, question));
+            }
         }
         self.cache.put_if(key, answer.clone(), now, holds);
         answer
@@ -116,21 +151,29 @@ async fn fly(
     landing: Landing,
     setup: Arc<Setup>,
     question: Question,
-    share: Share,
+    payers: Arc<Payers>,
     land: watch::Sender<Option<Outcome>>,
 ) {
     let Landing { resolver, key, .. } = &landing;
-    let asked = match &setup.validator {
-        Some(validator) if !question.checking_disabled => {
-            // One of the share for all that a chain of trust needs: its questions are asked one after the other.
-            let _exchange = share.acquire().await;
+    let asked = match (payers.permit_within(BUDGET).await, &setup.validator) {
+        (None, _) => Err(Failure::Busy),
+        (Some(permit), Some(validator)) if validator.judges(&question) => {
+            // One exchange for all that a chain of trust needs: its questions are asked one after the other.
+            let _permit = permit;
             validator.ask(&question).await
         }
-        _ => setup.forwarder.ask(&question, Some(&share)).await,
+        (Some(first), validator) => {
+            let asked = setup.forwarder.ask(&question, Some(Paid { payers: &payers, first })).await;
+            // Where answers are validated, no upstream's word stands for it.
+            let unjudged = validator.is_some() && !question.checking_disabled;
+            if unjudged { asked.map(|answer| answer.authentic(false)) } else { asked }
+        }
     };
     // In the cache first: who comes after the flight is off the list finds the answer there.
     let outcome = match asked {
         Ok(answer) => Ok(resolver.keep(&setup, &question, key, answer)),
+        // Nobody upstream was asked: of the name that says nothing.
+        Err(Failure::Busy) => Err(Failure::Busy.into()),
         Err(failure) => {
             let holds = || resolver.would_keep(&setup, &question.name, None);
             resolver.cache.put_failure_if(key, Instant::now(), holds);
@@ -144,15 +187,17 @@ async fn fly(
 struct Landing {
     resolver: Arc<Resolver>,
     key: Key,
-    flight: Flight,
+    landed: Landed,
+    share: Arc<Share>,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
         let mut open = self.resolver.flights.lock();
         // Another may have begun since, when the setup changed.
-        if open.get(self.key.as_bytes()).is_some_and(|open| open.same_channel(&self.flight)) {
+        if open.get(self.key.as_bytes()).is_some_and(|open| open.landed.same_channel(&self.landed)) {
             open.remove(self.key.as_bytes());
         }
+        self.share.flights.fetch_sub(1, Relaxed);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use hickory_proto::rr::rdata::PTR;
 use hickory_proto::rr::{self, RData, RecordType};
@@ -24,6 +25,8 @@ pub(super) struct LocalData {
     /// Names that have nothing themselves, but have names below them (RFC 4592 section 2.2.2).
     between: HashSet<Box<[u8]>>,
     zones: Vec<Name>,
+    /// The hosts file as it was last read.
+    hosts: Arc<str>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +68,17 @@ fn data(record: &DnsRecord) -> Result<RData, String> {
 impl LocalData {
     /// All of the settings, and `records` from the API.
     pub(super) fn load(settings: &ResolverSettings, records: &[DnsRecord]) -> Result<Self, HostsError> {
-        let mut local = Self::default();
+        let hosts = settings.hosts_file.as_deref().map(read).transpose()?.unwrap_or_default();
+        Ok(Self::of(settings, records, hosts.into()))
+    }
+
+    /// The same with other records of the API; the hosts file is not read again.
+    pub(super) fn with_records(&self, settings: &ResolverSettings, records: &[DnsRecord]) -> Self {
+        Self::of(settings, records, self.hosts.clone())
+    }
+
+    fn of(settings: &ResolverSettings, records: &[DnsRecord], hosts: Arc<str>) -> Self {
+        let mut local = Self { hosts: hosts.clone(), ..Self::default() };
         local.zones.extend(settings.zones.iter().filter_map(|zone| Name::from_text(zone.as_str())));
         for record in settings.records.iter().chain(records) {
             // Both have been checked when they came in.
@@ -73,10 +86,8 @@ impl LocalData {
                 local.add(&name, record.ttl, data);
             }
         }
-        if let Some(path) = &settings.hosts_file {
-            local.add_hosts(&read(path)?);
-        }
-        Ok(local)
+        local.add_hosts(&hosts);
+        local
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -122,6 +133,11 @@ impl LocalData {
     pub(super) fn zone(&self, name: &Name) -> Option<Name> {
         let zones = self.zones.iter().filter(|zone| name.is_in(zone));
         zones.max_by_key(|zone| zone.as_wire().len()).copied()
+    }
+
+    /// What was added for just this name.
+    pub(super) fn at(&self, name: &Name) -> &[(u32, RData)] {
+        self.by_name.get(name.as_wire()).map_or(&[], Vec::as_slice)
     }
 
     /// What stands at `name`: its own data, or that of the wildcard at its closest encloser (RFC 4592 section 3.3.1).

@@ -20,6 +20,7 @@ mod batch;
 mod cache;
 mod control;
 mod counters;
+mod exchanges;
 #[cfg(any(test, fuzzing))]
 mod exercise;
 mod fair;

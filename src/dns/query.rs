@@ -7,8 +7,11 @@ use super::records;
 
 /// Type numbers that decide something here (IANA "DNS parameters").
 pub(super) mod qtype {
+    pub(in crate::dns) const NS: u16 = 2;
     pub(in crate::dns) const SOA: u16 = 6;
     pub(in crate::dns) const OPT: u16 = 41;
+    pub(in crate::dns) const DS: u16 = 43;
+    pub(in crate::dns) const DNSKEY: u16 = 48;
     pub(in crate::dns) const TKEY: u16 = 249;
     pub(in crate::dns) const MAILA: u16 = 254;
     pub(in crate::dns) const ANY: u16 = 255;
@@ -23,6 +26,7 @@ pub(super) const HEADER: usize = 12;
 pub(super) mod flag {
     pub(in crate::dns) const QR: u16 = 0x8000;
     pub(in crate::dns) const OPCODE: u16 = 0x7800;
+    pub(in crate::dns) const AA: u16 = 0x0400;
     pub(in crate::dns) const TC: u16 = 0x0200;
     pub(in crate::dns) const RD: u16 = 0x0100;
     pub(in crate::dns) const RA: u16 = 0x0080;

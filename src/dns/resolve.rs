@@ -15,6 +15,7 @@ use super::alias;
 use super::answer::{Age, Answer, Question};
 use super::cache::{Cache, Held, Key};
 use super::counters::{Counters, count};
+use super::exchanges::Exchanges;
 use super::fair::{Fair, Place};
 use super::flights::Flights;
 use super::forward::BUDGET;
@@ -43,7 +44,7 @@ pub(super) struct Resolver {
     pub(super) guests_only: bool,
     pub(super) own_subnets: Arc<[Subnet]>,
     pub(super) listen: SocketAddr,
-    pub(super) exchanges: usize,
+    pub(super) exchanges: Arc<Exchanges>,
     pub(super) events: Events,
     pub(super) cache: Cache,
     pub(super) fair: Fair,
@@ -209,7 +210,7 @@ impl Resolver {
             }
             Some(Held::Failed) => Look::Failed,
             Some(Held::Stale { answer, wait, retry, .. }) => {
-                if wait && !asked.setup.forwarder.all_down(&question.name) {
+                if wait && !asked.setup.forwarder.all_silent(&question.name) {
                     return Look::Wait(Some(answer));
                 }
                 // Nothing better is to be had in time: answer, and look again behind the guest's back.
@@ -281,7 +282,9 @@ impl Resolver {
         let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
         let (setup, key) = (self.setup.load_full(), Key::of(&question));
         let landed = async {
-            let mut flight = self.fly(&question, &key, place.share())?;
+            let Some(mut flight) = self.fly(&question, &key, place.share()) else {
+                return Some(Err(Ede::Other));
+            };
             let landed = flight.wait_for(Option::is_some).await.ok()?;
             landed.clone()
         };
@@ -290,7 +293,7 @@ impl Resolver {
             None => timeout_at(begun_at + BUDGET + GRACE, landed).await.ok().flatten(),
             Some(_) => tokio::select! {
                 outcome = landed => outcome,
-                () = setup.forwarder.until_all_down(&question.name) => None,
+                () = setup.forwarder.until_all_silent(&question.name) => None,
                 () = sleep_until(begun_at + STALE_AFTER) => {
                     self.cache.note_late(&key, Instant::now());
                     None

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::cache::Cache;
 use super::control::DnsControl;
 use super::counters::{Counters, DnsCounters};
+use super::exchanges::{Exchanges, GUEST_PART};
 use super::fair::Fair;
 use super::flights::Flights;
 use super::forward::SecureError;
@@ -36,8 +37,6 @@ use crate::registry::Registry;
 
 /// Exchanges with upstreams at once at most, and at most this part of the descriptors the process may have.
 const EXCHANGES: (usize, usize) = (4_096, 4);
-/// Exchanges a guest may have under way: this part of them.
-const GUEST_SHARE: usize = 8;
 /// Between two looks at who has been quiet.
 const LOOK: Duration = Duration::from_millis(500);
 /// Without a query for so long, guests ask nothing, and nobody needs to know how upstreams do.
@@ -240,13 +239,13 @@ pub(super) fn resolver(
     registry: Registry,
     endpoints: &DnsEndpoints,
 ) -> Result<Resolver, DnsError> {
-    let (exchanges, own_subnets) = (exchanges(), Arc::from(&*endpoints.own_subnets));
+    let exchanges = Arc::new(Exchanges::new(exchanges()));
+    let own_subnets = Arc::from(&*endpoints.own_subnets);
     let materials = Materials {
         upstreams: &endpoints.upstreams,
         records: &endpoints.records,
         own_subnets: &own_subnets,
         listen: endpoints.listen,
-        exchanges,
         events: &endpoints.events,
     };
     let setup = Setup::load(network, &materials, None)?;
@@ -254,10 +253,10 @@ pub(super) fn resolver(
         registry: registry.clone(),
         guests_only: endpoints.guests_only,
         listen: endpoints.listen,
+        fair: Fair::new(exchanges.clone()),
         exchanges,
         events: endpoints.events.clone(),
         cache: Cache::new(setup.network.resolver.cache_bytes),
-        fair: Fair::new(exchanges / GUEST_SHARE),
         guests: Guests::new(setup.network.name.clone(), registry),
         flights: Flights::default(),
         counters: Counters::default(),
@@ -292,7 +291,7 @@ fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle
 fn exchanges() -> usize {
     let soft = getrlimit(Resource::RLIMIT_NOFILE).map_or(1_024, |(soft, _)| soft);
     let open_files = usize::try_from(soft).unwrap_or(usize::MAX);
-    (open_files / EXCHANGES.1).clamp(GUEST_SHARE, EXCHANGES.0)
+    (open_files / EXCHANGES.1).clamp(GUEST_PART, EXCHANGES.0)
 }
 
 fn bind(listen: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr), DnsError> {

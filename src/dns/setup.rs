@@ -46,8 +46,6 @@ pub(super) struct Materials<'a> {
     pub(super) own_subnets: &'a Arc<[Subnet]>,
     /// The resolver's own address, which is no upstream.
     pub(super) listen: SocketAddr,
-    /// How many exchanges with upstreams may be under way.
-    pub(super) exchanges: usize,
     pub(super) events: &'a Events,
 }
 
@@ -78,7 +76,7 @@ impl Setup {
         let trust = Trust::new(&servers, settings.upstream_ca.as_deref())
             .map_err(|source| DnsError::Secure { network: name(), source })?;
         let forwarder = Arc::new(match before {
-            None => Forwarder::new(&network, upstreams, trust, materials.exchanges, materials.events.clone()),
+            None => Forwarder::new(&network, upstreams, trust, materials.events.clone()),
             Some(before) => before.forwarder.with(&network, upstreams, trust),
         });
         let refused = |source| DnsError::Anchor { network: name(), source };

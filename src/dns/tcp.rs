@@ -29,6 +29,9 @@ const PIPELINE: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 /// What one read takes at most.
 const READ: usize = 16 << 10;
+/// Bytes of answers that have not been taken yet; with more, no further query of the connection is looked at. One answer goes
+/// beyond it at most.
+const UNSENT: usize = 16 << 10;
 
 pub(super) async fn serve(resolver: Arc<Resolver>, listener: TcpListener) {
     let mut connections = JoinSet::new();
@@ -102,7 +105,7 @@ async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: Socket
     let mut open = true;
     loop {
         let mut taken = 0;
-        while waiting.len() < PIPELINE {
+        while waiting.len() < PIPELINE && outgoing.len() < UNSENT {
             let Some(message) = first_message(&received[taken..]) else { break };
             taken += 2 + message.len();
             idle_at = Instant::now() + IDLE;
@@ -118,14 +121,22 @@ async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: Socket
         }
         received.drain(..taken);
         if !outgoing.is_empty() {
-            // All answers of what one read brought, in one write.
+            // All answers of what one read brought, in one write if they are short.
             timeout(IDLE, writer.write_all(&outgoing)).await??;
+            let more = outgoing.len() >= UNSENT;
             outgoing.clear();
+            outgoing.shrink_to(UNSENT);
+            if more {
+                continue;
+            }
         }
         if !open && waiting.is_empty() {
             return Ok(());
         }
         let full = waiting.len() >= PIPELINE;
+        if received.is_empty() {
+            received.shrink_to(READ);
+        }
         received.reserve(READ);
         tokio::select! {
             Some(answer) = waiting.next() => {

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream::{Stream, StreamExt, once};
 use hickory_net::dnssec::DnssecDnsHandle;
@@ -14,14 +15,20 @@ use hickory_net::{DnsHandle, NetError};
 use hickory_proto::dnssec::{Proof, TrustAnchors};
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query, ResponseCode};
 use hickory_proto::rr::{self, RecordType};
+use hickory_proto::serialize::txt::trust_anchor::{Entry, Parser};
 use tokio::time::timeout;
 
-use super::answer::{self, Answer, Question, Verdict};
+use super::answer::{self, Age, Answer, Question, Verdict};
+use super::cache::{Cache, Held, Key};
 use super::forward::{BUDGET, Failure, Forwarder};
 use super::name::Name;
+use super::query::qtype;
 
 /// Chains longer than this are none: a name has that many zones above it at most in practice.
 const DEPTH: usize = 26;
+/// Bytes of keys, delegations and proofs that are held beside the guests' cache: each answer's chain of trust needs the same
+/// few again.
+const CHAINS: usize = 2 << 20;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read trust_anchor {}: {detail}", path.display())]
@@ -39,24 +46,51 @@ impl AnchorError {
 #[derive(Clone)]
 pub(super) struct Validator {
     handle: DnssecDnsHandle<Upstreams>,
+    upstreams: Upstreams,
+    /// Names below which answers are validated from keys of their own, the root aside.
+    anchors: Arc<[Name]>,
 }
 
-/// The forwarder as hickory's validator sees it.
+/// The forwarder as hickory's validator sees it, with what chains of trust are made of.
 #[derive(Clone)]
-struct Upstreams(Arc<Forwarder>);
+struct Upstreams {
+    forwarder: Arc<Forwarder>,
+    chains: Arc<Cache>,
+}
 
 impl Validator {
     pub(super) fn new(forwarder: Arc<Forwarder>, anchor: Option<&Path>) -> Result<Self, AnchorError> {
-        let upstreams = Upstreams(forwarder);
-        let handle = match anchor {
-            None => DnssecDnsHandle::new(upstreams),
-            Some(path) => {
-                let anchors =
-                    TrustAnchors::from_file(path).map_err(|error| AnchorError::new(path, &error))?;
-                DnssecDnsHandle::with_trust_anchor(upstreams, Arc::new(anchors))
-            }
+        let upstreams = Upstreams { forwarder, chains: Arc::new(Cache::new(CHAINS)) };
+        let Some(path) = anchor else {
+            let handle = DnssecDnsHandle::new(upstreams.clone());
+            return Ok(Self { handle, upstreams, anchors: [].into() });
         };
-        Ok(Self { handle })
+        let text = std::fs::read_to_string(path).map_err(|error| AnchorError::new(path, &error))?;
+        let refused = |error| AnchorError::new(path, &error);
+        let keys = text.parse::<TrustAnchors>().map_err(refused)?;
+        let entries = Parser::new(&text).parse().map_err(refused)?;
+        let names = entries.iter().filter_map(|entry| match entry {
+            Entry::DNSKEY(key) => Name::from_labels(key.name().iter()),
+            _ => None,
+        });
+        let anchors = names.filter(|name| *name != Name::root()).collect();
+        let handle = DnssecDnsHandle::with_trust_anchor(upstreams.clone(), Arc::new(keys));
+        Ok(Self { handle, upstreams, anchors })
+    }
+
+    /// Whether the answer is judged: not for who wants to judge for itself, nor of a suffix with upstreams of its own. That is
+    /// a private zone, most likely, which the world's signatures deny or know nothing of (a negative trust anchor, RFC 7646),
+    /// unless there is a key for it.
+    pub(super) fn judges(&self, question: &Question) -> bool {
+        let forwarder = &self.upstreams.forwarder;
+        let domain = forwarder.domain(&question.name);
+        let anchored = || self.anchors.iter().any(|anchor| anchor.is_in(domain) || domain.is_in(anchor));
+        !question.checking_disabled && (!forwarder.is_conditional(&question.name) || anchored())
+    }
+
+    /// Forgets what chains of trust of `name` and all below it were made of.
+    pub(super) fn flush(&self, name: &Name) {
+        self.upstreams.chains.flush(name);
     }
 
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
@@ -129,7 +163,7 @@ impl DnsHandle for Upstreams {
     type Runtime = TokioRuntimeProvider;
 
     fn send(&self, request: DnsRequest) -> Self::Response {
-        let forwarder = self.0.clone();
+        let Self { forwarder, chains } = self.clone();
         Box::pin(once(async move {
             let query =
                 request.queries.first().ok_or_else(|| NetError::from("a request without a question"))?;
@@ -142,8 +176,22 @@ impl DnsHandle for Upstreams {
                 // The upstream is not to withhold what we want to judge ourselves.
                 checking_disabled: true,
             };
+            let key = Key::of(&question);
+            let of_chain = matches!(question.qtype, qtype::NS | qtype::DS | qtype::DNSKEY);
+            if of_chain
+                && let Some(Held::Fresh { answer, age: Age::Seconds(age), .. }) =
+                    chains.get(&key, Instant::now())
+            {
+                return DnsResponse::from_buffer(answer.aged(age)).map_err(NetError::from);
+            }
             match forwarder.ask(&question, None).await {
-                Ok(answer) => DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from),
+                Ok(answer) => {
+                    let answer = Arc::new(answer);
+                    if of_chain {
+                        chains.put(&key, answer.clone(), Instant::now());
+                    }
+                    DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from)
+                }
                 Err(Failure::Silence) => Err(NetError::Timeout),
                 Err(_) => Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),
             }

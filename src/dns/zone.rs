@@ -86,7 +86,8 @@ impl Zones<'_> {
                 let zone = LocalZone::of_subnet(zone, &self.network.domain)?;
                 let mut data = if apex { vec![zone.soa_data(), zone.ns_data()] } else { vec![] };
                 data.extend(self.host_of(*address));
-                if data.is_empty() { zone.nxdomain() } else { zone.data(asked, &owner, data) }
+                let data = self.with_added(&zone, name, data);
+                if data.is_empty() { zone.nxdomain() } else { zone.timed_data(asked, &owner, data) }
             }
             Local::ReverseParent { zone } => {
                 let apex = zone == name;
@@ -118,8 +119,8 @@ impl Zones<'_> {
         Some(found)
     }
 
-    /// A name in the guests' domain: the gateway, else the VMs of that host name, else the VM of that id, else what the
-    /// operator added.
+    /// A name in the guests' domain: the gateway, else the VMs of that host name, else the VM of that id, with what the operator
+    /// added for just that name; else what the operator added for it or by a wildcard.
     fn in_domain(&self, labels: &[Vec<u8>], name: &Name, asked: u16, aliases: usize) -> Option<Answer> {
         let zone = LocalZone::of_domain(&self.network.domain)?;
         let found = match labels {
@@ -131,7 +132,17 @@ impl Zones<'_> {
             return self.added(&domain, name, asked, aliases);
         }
         let data = found.into_iter().map(|address| RData::A(A(address))).collect();
-        Some(zone.data(asked, &wire_name(name)?, data))
+        Some(zone.timed_data(asked, &wire_name(name)?, self.with_added(&zone, name, data)))
+    }
+
+    /// What a VM or the gateway has at `name`, and what the operator added for it: neither hides the other. But an alias stands
+    /// beside nothing (RFC 1034 section 3.6.2), so it is left out where there is something.
+    fn with_added(&self, zone: &LocalZone, name: &Name, own: Vec<RData>) -> Vec<(u32, RData)> {
+        let added = self.added.at(name).iter();
+        let beside =
+            added.filter(|(_, data)| !matches!(data, RData::CNAME(_)) && !own.contains(data)).cloned();
+        let beside: Vec<_> = beside.collect();
+        own.into_iter().map(|data| (zone.ttl, data)).chain(beside).collect()
     }
 
     /// What the operator added at `name`, in `zone`; an alias is followed as long as its target is ours.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::upstream::{Trouble, Upstream};
+use super::upstream::Upstream;
 use super::{Context, PROBE};
 use crate::dns::answer::Question;
 use crate::dns::name::Name;
@@ -20,6 +20,10 @@ const LATE: (Duration, Duration) = (Duration::from_millis(30), Duration::from_mi
 /// Unanswered questions in a row, and how long nothing has come, before an upstream counts as down. Names whose own
 /// servers are dead stay unanswered too, but other names of a live upstream are answered in between.
 const DOWN_AFTER: (u32, Duration) = (3, Duration::from_secs(1));
+/// An answer is late when it takes longer than answers take, within these: a pause of the machine is no silence.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(30), PROBE);
+/// So many names in a row that an upstream could not say and another could, and how long it then comes after the others.
+const DECLINES: (u32, Duration) = (3, Duration::from_secs(10));
 /// Between two signs of life that a down upstream is asked for.
 const WATCH: Duration = Duration::from_secs(1);
 /// Without an answer for so long, an upstream is cold: it may have died unseen.
@@ -34,10 +38,18 @@ const CHECK: (Duration, Duration) = (Duration::from_millis(500), PROBE);
 
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// Smoothed time to answer in microseconds; 0 before the first.
+    /// Smoothed time to answer in microseconds, 0 before the first; and how much it varies.
     srtt: AtomicU64,
+    rttvar: AtomicU64,
     unanswered: AtomicU32,
     answered_at: AtomicU64,
+    /// When it was last found out that it does not even give a sign of life.
+    silent_at: AtomicU64,
+    doubted: AtomicBool,
+    /// Names in a row that it could not say and another upstream could: how many, the last one, and when.
+    declined: AtomicU32,
+    declined_name: AtomicU64,
+    declined_at: AtomicU64,
     /// Guests' questions, and checks.
     asked_at: AtomicU64,
     checked_at: AtomicU64,
@@ -50,14 +62,66 @@ pub(super) struct Health {
 impl Health {
     pub(super) fn answered(&self, took: Duration, now: u64) {
         let took = micros(took).max(1);
-        let srtt = match self.srtt.load(Relaxed) {
-            0 => took,
-            before => (before * 7 + took) / 8, // RFC 6298 section 2.3
+        // RFC 6298 sections 2.2 and 2.3
+        let (srtt, rttvar) = match self.srtt.load(Relaxed) {
+            0 => (took, took / 2),
+            srtt => ((srtt * 7 + took) / 8, (self.rttvar.load(Relaxed) * 3 + srtt.abs_diff(took)) / 4),
         };
         self.srtt.store(srtt.max(1), Relaxed);
+        self.rttvar.store(rttvar, Relaxed);
+        self.answers.fetch_add(1, Relaxed);
+        self.declined.store(0, Relaxed);
+        self.heard(now);
+    }
+
+    /// It gives a sign of life: how soon says nothing if it is no answer.
+    fn heard(&self, now: u64) {
         self.answered_at.store(now, Relaxed);
         self.unanswered.store(0, Relaxed);
-        self.answers.fetch_add(1, Relaxed);
+    }
+
+    /// It said that it cannot or will not say.
+    pub(super) fn unable(&self, now: u64) {
+        self.failures.fetch_add(1, Relaxed);
+        self.heard(now);
+    }
+
+    /// It could not say what another could. The same name again and again may be a name's fault (its zone's signatures, say).
+    pub(super) fn declined(&self, name: &Name, now: u64) {
+        let hash = name.as_wire().iter().fold(1, |sum: u64, byte| sum.wrapping_mul(31) + u64::from(*byte));
+        if self.declined_name.swap(hash, Relaxed) != hash {
+            self.declined.fetch_add(1, Relaxed);
+        }
+        self.declined_at.store(now, Relaxed);
+    }
+
+    /// Whether it could say nothing of late: others first, but for a try now and then.
+    fn is_declining(&self, now: u64) -> bool {
+        self.declined.load(Relaxed) >= DECLINES.0
+            && now.saturating_sub(self.declined_at.load(Relaxed)) < micros(DECLINES.1)
+    }
+
+    /// Whether nothing is to be expected of it: it is down, or a question and then a check stayed unanswered for longer than it
+    /// usually takes, with nothing heard since.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_down() || self.silent_at.load(Relaxed) > self.answered_at.load(Relaxed)
+    }
+
+    /// Whether an answer to a question that was sent at `sent` is late without anything else heard, which is to be looked into;
+    /// once at a time.
+    pub(super) fn is_to_be_doubted(&self, sent: u64) -> bool {
+        self.answered_at.load(Relaxed) <= sent && !self.is_silent() && !self.doubted.swap(true, Relaxed)
+    }
+
+    /// How long an answer may take at most, going by those before (RFC 6298 section 2.3).
+    pub(super) fn patience(&self) -> Duration {
+        match self.srtt.load(Relaxed) {
+            0 => PATIENCE.1,
+            srtt => {
+                let longest = srtt.saturating_add(self.rttvar.load(Relaxed).saturating_mul(4));
+                Duration::from_micros(longest).clamp(PATIENCE.0, PATIENCE.1)
+            }
+        }
     }
 
     /// Whether the upstream has just gone down.
@@ -107,9 +171,11 @@ impl Health {
         Duration::from_micros(self.srtt.load(Relaxed).saturating_mul(4)).clamp(CHECK.0, CHECK.1)
     }
 
-    /// Lower is asked first: those that answer, then those that have just missed a question, then those that are down.
-    pub(super) fn rank(&self) -> (bool, bool, u64) {
-        (self.is_down(), self.unanswered.load(Relaxed) > 0, self.srtt.load(Relaxed))
+    /// Lower is asked first: those that answer, then those that say they cannot, then those that have just missed a
+    /// question, then those that are down.
+    pub(super) fn rank(&self, now: u64) -> (bool, bool, bool, u64) {
+        let missed = self.unanswered.load(Relaxed) > 0;
+        (self.is_down(), missed, self.is_declining(now), self.srtt.load(Relaxed))
     }
 
     pub(super) fn late(&self) -> Duration {
@@ -132,11 +198,23 @@ async fn is_alive(context: &Context, upstream: &Upstream, time: Duration) -> boo
     let question = Question { name: Name::root(), qtype: 2, dnssec_ok: false, checking_disabled: false };
     let begun = tokio::time::Instant::now();
     let sign = tokio::time::timeout(time, upstream.exchange(&question)).await;
-    let alive = matches!(sign, Ok(Ok(_) | Err(Trouble::Unable(_))));
-    if alive {
-        upstream.health.answered(begun.elapsed(), context.now());
+    match sign {
+        Ok(Ok(_)) => upstream.health.answered(begun.elapsed(), context.now()),
+        Ok(Err(trouble)) if trouble.is_sign_of_life() => upstream.health.heard(context.now()),
+        _ => return false,
     }
-    alive
+    true
+}
+
+/// Finds out whether an upstream that is late with a question is there at all: then it is the question that takes time.
+pub(super) async fn doubt(context: Context, upstream: Arc<Upstream>) {
+    let health = &upstream.health;
+    let begun = context.now();
+    if !is_alive(&context, &upstream, health.patience()).await && health.answered_at.load(Relaxed) <= begun {
+        health.silent_at.store(context.now(), Relaxed);
+        context.fell.notify_waiters();
+    }
+    health.doubted.store(false, Relaxed);
 }
 
 /// Checks an upstream that has been quiet; one that gives no sign counts as down, until `watch` finds otherwise.

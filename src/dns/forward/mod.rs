@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{Notify, Semaphore};
-use tokio::time::timeout_at;
+use tokio::sync::Notify;
+use tokio::time::{timeout, timeout_at};
 use tracing::trace;
 
 pub(super) use self::secure::{SecureError, Trust};
 pub use self::upstream::UpstreamReport;
 use self::upstream::{Trouble, Upstream};
 use super::answer::{Answer, Question};
-use super::fair::Share;
+use super::exchanges::{Payers, Permit};
 use super::name::Name;
 use super::reply::Ede;
 use crate::events::Events;
@@ -44,6 +44,8 @@ pub(super) enum Failure {
     Unable,
     /// The answer's signatures are wrong (`validate`).
     Bogus,
+    /// Nobody was asked: who waits for it has too much under way.
+    Busy,
 }
 
 impl From<Failure> for Ede {
@@ -52,8 +54,15 @@ impl From<Failure> for Ede {
             Failure::Silence => Self::NoReachableAuthority,
             Failure::Unable => Self::NetworkError,
             Failure::Bogus => Self::DnssecBogus,
+            Failure::Busy => Self::Other,
         }
     }
+}
+
+/// Leave for a question's first exchange, and who pays for further ones.
+pub(super) struct Paid<'a> {
+    pub(super) payers: &'a Payers,
+    pub(super) first: Permit,
 }
 
 struct Group {
@@ -65,8 +74,6 @@ pub(super) struct Forwarder {
     /// The longest suffix first; the last is the root's.
     groups: Vec<Group>,
     trust: Trust,
-    /// One permit per exchange with an upstream.
-    exchanges: Arc<Semaphore>,
     context: Context,
 }
 
@@ -76,7 +83,7 @@ struct Context {
     epoch: Instant,
     network: NetworkName,
     events: Events,
-    /// Told when an upstream goes down.
+    /// Told when an upstream goes down, or falls silent.
     fell: Arc<Notify>,
 }
 
@@ -88,19 +95,12 @@ impl Context {
 }
 
 impl Forwarder {
-    /// `exchanges`: how many may be under way at once.
-    pub(super) fn new(
-        network: &Network,
-        servers: &[Server],
-        trust: Trust,
-        exchanges: usize,
-        events: Events,
-    ) -> Self {
+    pub(super) fn new(network: &Network, servers: &[Server], trust: Trust, events: Events) -> Self {
         let (epoch, fell) = (Instant::now(), Arc::default());
         let context = Context { epoch, network: network.name.clone(), events, fell };
         let upstream = |_: &Name, server: &Server| Arc::new(Upstream::new(server.clone(), &trust));
         let groups = groups(network, servers, upstream);
-        Self { groups, trust, exchanges: Arc::new(Semaphore::new(exchanges)), context }
+        Self { groups, trust, context }
     }
 
     /// The same with other upstreams; of those that it has too, what is known of them stays.
@@ -112,7 +112,7 @@ impl Forwarder {
             same.cloned().unwrap_or_else(|| Arc::new(Upstream::new(server.clone(), &trust)))
         };
         let groups = groups(network, servers, upstream);
-        Self { groups, trust, exchanges: self.exchanges.clone(), context: self.context.clone() }
+        Self { groups, trust, context: self.context.clone() }
     }
 
     /// Whether every name is asked for at the same upstreams, in whatever order they are.
@@ -128,16 +128,16 @@ impl Forwarder {
         self.group(name).is_like(other.group(name))
     }
 
-    /// Whether no upstream that would be asked has been answering lately.
-    pub(super) fn all_down(&self, name: &Name) -> bool {
-        self.group(name).upstreams.iter().all(|upstream| upstream.health.is_down())
+    /// Whether nothing is to be expected of any upstream that would be asked.
+    pub(super) fn all_silent(&self, name: &Name) -> bool {
+        self.group(name).upstreams.iter().all(|upstream| upstream.health.is_silent())
     }
 
-    /// Ends when no upstream that would be asked counts as alive.
-    pub(super) async fn until_all_down(&self, name: &Name) {
+    /// Ends when that is so.
+    pub(super) async fn until_all_silent(&self, name: &Name) {
         loop {
             let fell = self.context.fell.notified();
-            if self.all_down(name) {
+            if self.all_silent(name) {
                 return;
             }
             fell.await;
@@ -180,13 +180,14 @@ impl Forwarder {
         found.unwrap_or(&self.groups[self.groups.len() - 1])
     }
 
-    /// Asks with a guest's share of the exchanges, if it is one's question: with many under way, a further upstream is asked
-    /// when another of the guest's exchanges has ended.
+    /// Asks; with many under way for those who pay, a further upstream only when one of these has ended. Without payers it is
+    /// part of what is paid for already.
     pub(super) async fn ask(
         self: &Arc<Self>,
         question: &Question,
-        share: Option<&Share>,
+        paid: Option<Paid<'_>>,
     ) -> Result<Answer, Failure> {
+        let (payers, mut first) = paid.map(|paid| (paid.payers, paid.first)).unzip();
         let deadline = tokio::time::Instant::now() + BUDGET;
         let order = self.ranked(self.group(&question.name));
         let mut waiting = order.iter();
@@ -195,7 +196,7 @@ impl Forwarder {
         let mut unsent = sent.iter();
         let mut running = FuturesUnordered::new();
         let mut started: Vec<(&Arc<Upstream>, &OnceLock<Instant>)> = vec![];
-        let mut failure = Failure::Silence;
+        let (mut failure, mut declined) = (Failure::Silence, vec![]);
         let mut at_once =
             if order.first().is_some_and(|best| best.health.is_cold(self.context.now())) { 2 } else { 1 };
         loop {
@@ -204,7 +205,7 @@ impl Forwarder {
                 // There are as many as upstreams in `order`.
                 let Some(sent) = unsent.next() else { break };
                 started.push((upstream, sent));
-                running.push(self.attempt(upstream, question, share, sent));
+                running.push(self.attempt(upstream, question, payers, first.take(), sent));
                 next_at = deadline.min(tokio::time::Instant::now() + upstream.health.late());
             }
             if waiting.len() == 0 {
@@ -213,12 +214,17 @@ impl Forwarder {
             match timeout_at(next_at, running.next()).await {
                 Ok(Some((upstream, Ok(answer)))) => {
                     self.settle(&started, Some(upstream));
+                    let now = self.context.now();
+                    declined
+                        .iter()
+                        .for_each(|other: &&Arc<Upstream>| other.health.declined(&question.name, now));
                     return Ok(answer);
                 }
                 Ok(Some((upstream, Err(trouble)))) => {
                     trace!(upstream = %upstream.server, %trouble, "no answer");
-                    if matches!(trouble, Trouble::Unable(_)) {
+                    if trouble.is_sign_of_life() {
                         failure = Failure::Unable;
+                        declined.push(upstream);
                     }
                     self.settle_one(&mut started, upstream, &trouble);
                 }
@@ -233,10 +239,11 @@ impl Forwarder {
         }
     }
 
-    /// The first few by health, then by how fast they answer, then as configured. One not yet tried counts as fastest.
+    /// The first few by health, then by whether they can say, then by how fast they answer, then as configured. One not yet tried counts as fastest.
     fn ranked<'a>(&self, group: &'a Group) -> Vec<&'a Arc<Upstream>> {
         let mut order: Vec<_> = group.upstreams.iter().collect();
-        order.sort_by_key(|upstream| upstream.health.rank());
+        let now = self.context.now();
+        order.sort_by_key(|upstream| upstream.health.rank(now));
         order.truncate(ABREAST);
         order
     }
@@ -268,12 +275,11 @@ impl Forwarder {
         trouble: &Trouble,
     ) {
         let Some(at) = started.iter().position(|(other, _)| Arc::ptr_eq(other, upstream)) else { return };
-        let (upstream, sent) = started.swap_remove(at);
-        let took = sent.get().map(Instant::elapsed).unwrap_or_default();
+        let (upstream, _) = started.swap_remove(at);
         upstream.health.note(trouble);
         match trouble {
             // It is alive, whatever it says.
-            Trouble::Unable(_) => upstream.health.answered(took, self.context.now()),
+            Trouble::Unable(_) | Trouble::Referral => upstream.health.unable(self.context.now()),
             Trouble::Io(_) => self.missed(upstream),
         }
     }
@@ -290,18 +296,28 @@ impl Forwarder {
         &self,
         upstream: &'a Arc<Upstream>,
         question: &Question,
-        share: Option<&Share>,
+        payers: Option<&Payers>,
+        first: Option<Permit>,
         sent: &OnceLock<Instant>,
     ) -> (&'a Arc<Upstream>, Result<Answer, Trouble>) {
-        // Never closed, so the permits come: the guest's first, so that who has many waiting keeps none from others.
-        let _own = match share {
-            Some(share) => Some(share.acquire().await),
-            None => None,
+        let _permit = match (first, payers) {
+            (None, Some(payers)) => Some(payers.permit().await),
+            (first, _) => first,
         };
-        let _exchange = self.exchanges.acquire().await;
-        upstream.health.asked(self.context.now());
+        let (health, begun) = (&upstream.health, self.context.now());
+        health.asked(begun);
         sent.get_or_init(Instant::now);
-        (upstream, upstream.exchange(question).await)
+        let mut exchange = std::pin::pin!(upstream.exchange(question));
+        let outcome = match timeout(health.patience(), exchange.as_mut()).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                if health.is_to_be_doubted(begun) {
+                    tokio::spawn(health::doubt(self.context.clone(), upstream.clone()));
+                }
+                exchange.await
+            }
+        };
+        (upstream, outcome)
     }
 }
 

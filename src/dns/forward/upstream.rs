@@ -15,8 +15,17 @@ use crate::model::{Upstream as Server, UpstreamTransport};
 pub(super) enum Trouble {
     #[error("it answers with rcode {0}")]
     Unable(u16),
+    #[error("it refers to other servers: it does not resolve this name")]
+    Referral,
     #[error(transparent)]
     Io(#[from] io::Error),
+}
+
+impl Trouble {
+    /// Whether something came, if not what was asked for: it is there.
+    pub(super) fn is_sign_of_life(&self) -> bool {
+        matches!(self, Self::Unable(_) | Self::Referral)
+    }
 }
 
 /// An upstream, how it is spoken to and how it has been doing.
@@ -75,6 +84,7 @@ impl Upstream {
                 Verdict::NoEdns if edns => edns = false,
                 Verdict::NoEdns => return Err(Trouble::Unable(1)),
                 Verdict::Unable(rcode) => return Err(Trouble::Unable(rcode)),
+                Verdict::Referral => return Err(Trouble::Referral),
                 Verdict::Truncated | Verdict::Foreign => {
                     return Err(io::Error::other("its answer by TCP was not to the question").into());
                 }

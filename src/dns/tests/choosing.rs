@@ -114,7 +114,8 @@ async fn an_answer_is_held_no_shorter_and_no_longer_than_the_network_says() {
 /// neighbour with a share of its own has its answer meanwhile.
 #[tokio::test]
 async fn a_guests_share_is_of_exchanges_and_not_of_questions() {
-    use crate::dns::forward::{Forwarder, Trust};
+    use crate::dns::exchanges::{Exchanges, GUEST_PART, Payers, Share};
+    use crate::dns::forward::{Forwarder, Paid, Trust};
     use crate::dns::{answer, name};
 
     const SHARE: usize = 5;
@@ -122,8 +123,14 @@ async fn a_guests_share_is_of_exchanges_and_not_of_questions() {
     let (one, two) = (Upstream::that(behaves).await, Upstream::that(behaves).await);
     let servers = [&one, &two].map(|upstream| super::server(upstream.address));
     let trust = Trust::new(&[], None).unwrap();
-    let forwarder = Forwarder::new(&network("default"), &servers, trust, 100, Events::default());
-    let (forwarder, share) = (Arc::new(forwarder), Arc::new(tokio::sync::Semaphore::new(SHARE)));
+    let forwarder = Arc::new(Forwarder::new(&network("default"), &servers, trust, Events::default()));
+    let exchanges = Arc::new(Exchanges::new(SHARE * GUEST_PART));
+    let share = exchanges.share();
+    let asked = async |question: &answer::Question, share: Arc<Share>| {
+        let payers = Payers::new(&exchanges, &share);
+        let first = payers.permit().await;
+        forwarder.ask(question, Some(Paid { payers: &payers, first })).await
+    };
     let question = |owner: &str| answer::Question {
         name: name::Name::from_text(owner).unwrap(),
         qtype: 1,
@@ -131,7 +138,7 @@ async fn a_guests_share_is_of_exchanges_and_not_of_questions() {
         checking_disabled: false,
     };
     let slow: Vec<_> = (0..20).map(|n| question(&format!("slow{n}.example"))).collect();
-    let flood = join_all(slow.iter().map(|question| forwarder.ask(question, Some(&share))));
+    let flood = join_all(slow.iter().map(|question| asked(question, share.clone())));
     let neighbour = async {
         let out = || {
             let seen = [&one, &two].map(|upstream| upstream.from.lock().unwrap().clone());
@@ -143,10 +150,73 @@ async fn a_guests_share_is_of_exchanges_and_not_of_questions() {
         // Long enough for each to be late, and the other upstream's turn.
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(out(), SHARE);
-        let own = Arc::new(tokio::sync::Semaphore::new(SHARE));
-        forwarder.ask(&question("fast.example"), Some(&own)).await.unwrap().lifetime()
+        asked(&question("fast.example"), exchanges.share()).await.unwrap().lifetime()
     };
     let (failed, lifetime) = tokio::join!(flood, neighbour);
     assert!(failed.iter().all(Result::is_err));
     assert_eq!(lifetime, 300);
+}
+
+/// Its refusals come sooner than any answer; that makes it no better.
+#[tokio::test]
+async fn an_upstream_that_only_refuses_is_asked_after_one_that_answers() {
+    let refuses = Upstream::that(|asked| now(asked.code(ResponseCode::Refused))).await;
+    let answers = after(20).await;
+    let server = forwarding(&[&refuses, &answers]);
+    for n in 0..30 {
+        assert_eq!(addresses(&lookup(&server, &format!("n{n}.example.com.")).await), [ANSWER]);
+    }
+    // The first few, and where the other was late for once.
+    assert!(refuses.seen() < 15 && answers.seen() >= 30, "{} {}", refuses.seen(), answers.seen());
+    let report = &server.control().upstreams()[0];
+    assert!(report.up && report.answers == 0 && report.last_error.contains("rcode 5"), "{report:?}");
+}
+
+/// As a validating upstream does beside one that does not, for a zone with wrong signatures.
+#[tokio::test]
+async fn a_name_that_an_upstream_cannot_say_does_not_put_it_behind_others() {
+    let strict = Upstream::that(|asked| {
+        let broken = asked.name().starts_with("broken");
+        now(if broken { asked.code(ResponseCode::ServFail) } else { asked.a(300) })
+    })
+    .await;
+    let other = Upstream::that(|asked| vec![(Duration::from_millis(60), asked.a(0))]).await;
+    let server = forwarding(&[&strict, &other]);
+    lookup(&server, "first.example.com.").await;
+    for _ in 0..10 {
+        assert_eq!(addresses(&lookup(&server, "broken.example.com.").await), [ANSWER]);
+    }
+    let (strict_before, other_before) = (strict.seen(), other.seen());
+    for n in 0..20 {
+        assert_eq!(addresses(&lookup(&server, &format!("n{n}.example.com.")).await), [ANSWER]);
+    }
+    assert!(strict.seen() >= strict_before + 20);
+    assert!(other.seen() < other_before + 15, "{} {other_before}", other.seen());
+}
+
+/// What a guest has under way is its own matter: who asks the same as it has its answer from its own share.
+#[tokio::test]
+async fn who_joins_a_question_does_not_wait_for_what_its_first_asker_has_under_way() {
+    let behaves = |asked: &Asked| if asked.name().starts_with("slow") { vec![] } else { now(asked.a(300)) };
+    let (one, two) = (Upstream::that(behaves).await, Upstream::that(behaves).await);
+    let server = forwarding(&[&one, &two]);
+    let greedy = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    greedy.connect(server.local_addr()).await.unwrap();
+    for n in 0..500 {
+        let query = question(&format!("slow{n}.example.com."), RecordType::A);
+        greedy.send(&query.to_vec().unwrap()).await.unwrap();
+    }
+    let shared = question("shared.example.com.", RecordType::A);
+    greedy.send(&shared.to_vec().unwrap()).await.unwrap();
+    while server.counters().forwarded < 501 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // It waits behind the slow ones, which take all that one guest may have under way, until one of them is given up.
+    let mut buffer = [0; 512];
+    assert!(greedy.try_recv(&mut buffer).is_err());
+    assert_eq!(addresses(&lookup(&server, "shared.example.com.").await), [ANSWER]);
+    let length = timeout(PATIENCE, greedy.recv(&mut buffer)).await.expect("its answer too").unwrap();
+    let first = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!((first.metadata.id, addresses(&first)), (shared.metadata.id, vec![ANSWER]));
+    assert_eq!(server.counters().servfail, 0);
 }

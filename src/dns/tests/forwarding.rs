@@ -1,5 +1,7 @@
 //! Names of the internet, with upstreams that behave as told.
 
+use std::sync::atomic::AtomicBool;
+
 use super::*;
 
 #[tokio::test]
@@ -273,13 +275,14 @@ async fn an_expired_answer_is_given_when_upstreams_fall_silent() {
     };
     // The first may wait: nobody knows yet.
     stale().await;
-    let mut fastest = PATIENCE;
+    let mut took = vec![];
     for _ in 0..20 {
         let since = Instant::now();
         stale().await;
-        fastest = fastest.min(since.elapsed());
+        took.push(since.elapsed());
     }
-    assert!(fastest < Duration::from_millis(10), "{fastest:?}");
+    took.sort();
+    assert!(took[10] < Duration::from_millis(10), "{took:?}");
     // Further ones waited for nothing.
     assert_eq!((server.counters().stale, server.counters().forwarded), (21, 2));
 }
@@ -327,6 +330,118 @@ async fn that_all_upstreams_are_silent_is_found_out_before_a_guest_waits_for_the
     assert_eq!((server.counters().stale, server.counters().forwarded), (1, forwarded));
 }
 
+/// Two upstreams that answer after so long, until they are told to fall silent, and say nothing to a name that begins with `dead`.
+async fn two_until_silent(answer_after: u64) -> (Arc<AtomicBool>, [Upstream; 2]) {
+    let silent = Arc::new(AtomicBool::new(false));
+    let one = || {
+        let silent = silent.clone();
+        Upstream::that(move |asked| {
+            let dead = silent.load(Ordering::SeqCst) || asked.name().starts_with("dead");
+            if dead { vec![] } else { vec![(Duration::from_millis(answer_after), asked.a(1))] }
+        })
+    };
+    let both = [one().await, one().await];
+    (silent, both)
+}
+
+async fn is_stale(server: &DnsServer, owner: &str) -> bool {
+    let answer = ask(server, with_edns(question(owner, RecordType::A), 1232, false)).await;
+    assert_eq!(addresses(&answer), [ANSWER], "{owner}");
+    extended_error(&answer) == Some(3)
+}
+
+/// Held names, the first for longer than it takes until upstreams are known to be down.
+#[tokio::test]
+async fn held_names_are_answered_as_soon_as_upstreams_take_longer_than_they_do() {
+    let (silent, upstreams) = two_until_silent(0).await;
+    let server = forwarding(&[&upstreams[0], &upstreams[1]]);
+    for n in 0..30 {
+        lookup(&server, &format!("n{n}.example.com.")).await;
+    }
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    // Heard of just now: no check is due for a second.
+    lookup(&server, "fresh.example.com.").await;
+    silent.store(true, Ordering::SeqCst);
+    let forwarded = server.counters().forwarded;
+    for n in 0..30 {
+        assert!(is_stale(&server, &format!("n{n}.example.com.")).await, "n{n}");
+    }
+    let counters = server.counters();
+    // The first waited, for what it takes to find out, and not for what it takes to call an upstream down.
+    assert_eq!((counters.stale, counters.forwarded), (30, forwarded + 1));
+    let reports = server.control().upstreams();
+    assert!(reports.iter().all(|upstream| upstream.up), "{reports:?}");
+}
+
+/// Upstreams that always take as long as this, and ones that are quick but for one name.
+#[tokio::test]
+async fn upstreams_that_take_their_usual_time_or_have_one_dead_name_are_waited_for() {
+    for (usual, dead) in [(200, false), (0, true)] {
+        let (_silent, upstreams) = two_until_silent(usual).await;
+        let server = forwarding(&[&upstreams[0], &upstreams[1]]);
+        for n in 0..4 {
+            lookup(&server, &format!("n{n}.example.com.")).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let asker = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        if dead {
+            let query = question("dead.example.com.", RecordType::A).to_vec().unwrap();
+            asker.send_to(&query, server.local_addr()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        }
+        for n in 0..4 {
+            assert!(!is_stale(&server, &format!("n{n}.example.com.")).await, "{usual} ms, n{n}");
+        }
+        assert_eq!(server.counters().stale, 0);
+    }
+}
+
+/// A flood of names that are asked for once does not push out the few that are asked for again and again.
+#[tokio::test]
+async fn a_flood_of_random_subdomains_leaves_the_names_in_use_in_the_cache() {
+    const HOT: usize = 50;
+    let hot_asked = Arc::new(AtomicUsize::new(0));
+    let counted = hot_asked.clone();
+    let upstream = Upstream::that(move |asked| {
+        if asked.name().starts_with("random") {
+            return now(asked.denied(60));
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        now(asked.a(300))
+    })
+    .await;
+    // Room for some 1,500 answers.
+    let settings = ResolverSettings { cache_bytes: 1 << 20, ..Default::default() };
+    let server = resolver(settings, &[&upstream]);
+    let hot = async || {
+        for n in 0..HOT {
+            assert_eq!(addresses(&lookup(&server, &format!("hot{n}.example.com.")).await), [ANSWER]);
+        }
+    };
+    hot().await;
+    hot().await;
+    let flood = UdpSocket::bind("127.0.0.2:0").await.unwrap();
+    flood.connect(server.local_addr()).await.unwrap();
+    let mut buffer = [0; 512];
+    for round in 0..40 {
+        for n in 0..200 {
+            let query = question(&format!("random{round}x{n}.victim.example."), RecordType::A);
+            flood.send(&query.to_vec().unwrap()).await.unwrap();
+        }
+        for n in 0..200 {
+            timeout(PATIENCE, flood.recv(&mut buffer)).await.unwrap_or_else(|_| panic!("{n}")).unwrap();
+        }
+        if round % 10 == 9 {
+            hot().await;
+        }
+    }
+    // Each of the hot ones was asked for once; and one of them, at most three times, to see if it keeps a name's case.
+    let asked = hot_asked.load(Ordering::SeqCst);
+    assert!((HOT..=HOT + 3).contains(&asked) && upstream.seen() >= HOT + 8_000, "{asked}");
+    let usage = server.control().cache();
+    assert!(usage.bytes <= 1 << 20 && usage.entries < 4_000, "{usage:?}");
+}
+
 /// The address that a name of the test is at: its own.
 fn address_of(owner: &str) -> Ipv4Addr {
     let number = owner.trim_start_matches("slow").split('.').next().unwrap().parse::<u16>().unwrap_or(0);
@@ -371,18 +486,20 @@ async fn one_guests_slow_names_do_not_slow_another_and_are_all_answered() {
         assert_eq!(addresses(&answer), [address_of(owner)]);
         assert!(flood.try_recv(&mut buffer).is_err(), "{owner} came after a slow name");
     }
-    // The fastest of some: the machine may do much else meanwhile.
-    let mut fastest = PATIENCE;
+    // All before the first slow one is there; and most in 5 ms, as the machine may do much else meanwhile.
+    let mut took = vec![];
     for _ in 0..20 {
         let since = Instant::now();
         let answer = lookup(&server, "cached.example.com.").await;
-        fastest = fastest.min(since.elapsed());
+        took.push(since.elapsed());
         assert_eq!(
             (answer.metadata.response_code, addresses(&answer)),
             (ResponseCode::NoError, vec![address_of("cached.example.com.")])
         );
+        assert!(flood.try_recv(&mut buffer).is_err(), "it came after a slow name");
     }
-    assert!(fastest < Duration::from_millis(5), "{fastest:?}");
+    took.sort();
+    assert!(took[10] < Duration::from_millis(5), "{took:?}");
     let mut answered = std::collections::BTreeSet::new();
     while answered.len() < NAMES {
         let length = timeout(PATIENCE, flood.recv(&mut buffer)).await.expect("400 answers").unwrap();

@@ -27,9 +27,11 @@ mod forwarding;
 mod hostile;
 mod lifecycle;
 mod queries;
+mod secure;
 mod settings;
 mod tcp;
 mod upstreams;
+mod validating;
 mod zone;
 
 const PATIENCE: Duration = Duration::from_secs(6);
@@ -334,4 +336,38 @@ fn extended_error(message: &Message) -> Option<u16> {
         EdnsOption::Unknown(15, data) => Some(u16::from_be_bytes([data[0], data[1]])),
         _ => None,
     }
+}
+
+/// KiB that this process has in memory, its program aside.
+pub(super) fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches("kB").trim().parse().unwrap()
+}
+
+/// An upstream that has an answer of 65,535 bytes by TCP to any question.
+async fn with_the_longest_answer() -> Upstream {
+    Upstream::that(|asked| {
+        let mut reply = asked.reply();
+        reply.edns = None;
+        reply.metadata.truncation = !asked.tcp;
+        let mut bytes = reply.to_vec().unwrap();
+        if asked.tcp {
+            // By hand: the name is a pointer to the question's, then one text of 255 bytes; the last fills what is left.
+            let mut count = 0_u16;
+            while bytes.len() < usize::from(u16::MAX) {
+                let room = usize::from(u16::MAX) - bytes.len() - 13;
+                let length = if (256..300).contains(&room) { 200 } else { room.min(255) };
+                bytes.extend_from_slice(b"\xc0\x0c\0\x10\0\x01\0\0\x01\x2c");
+                bytes.extend_from_slice(&(length as u16 + 1).to_be_bytes());
+                bytes.push(length as u8);
+                bytes.resize(bytes.len() + length, b'x');
+                count += 1;
+            }
+            assert_eq!(bytes.len(), usize::from(u16::MAX));
+            bytes[6..8].copy_from_slice(&count.to_be_bytes());
+        }
+        now(bytes)
+    })
+    .await
 }

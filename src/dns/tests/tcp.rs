@@ -60,3 +60,45 @@ async fn a_connection_that_brings_no_whole_query_is_closed_however_it_dribbles()
     }
     assert!(since.elapsed() > Duration::from_secs(5), "{:?}", since.elapsed());
 }
+
+/// Its queries are answered from what is held, each with 64 KiB: what it does not take is not made.
+#[tokio::test]
+async fn who_asks_much_and_never_reads_takes_little_memory_and_is_closed() {
+    const CONNECTIONS: usize = 8;
+    const MOST_KIB: usize = 24 << 10;
+    let upstream = with_the_longest_answer().await;
+    let server = forwarding(&[&upstream]);
+    let query = question("big.example.com.", RecordType::TXT);
+    assert!(ask_tcp(&server, query.clone()).await.answers.len() > 230);
+    let bytes = query.to_vec().unwrap();
+    let framed = [&(bytes.len() as u16).to_be_bytes()[..], &bytes].concat();
+    let many = framed.repeat(2_000);
+    let before = resident();
+    let never_reads = async || {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        let mut stream = socket.connect(server.local_addr()).await.unwrap();
+        // Until the server takes no more; then until it ends the connection.
+        let closed = async { while stream.write_all(&many).await.is_ok() {} };
+        timeout(Duration::from_secs(60), closed).await.expect("closed")
+    };
+    let most = Mutex::new(0);
+    let watched = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let mut most = most.lock().unwrap();
+            *most = resident().saturating_sub(before).max(*most);
+        }
+    };
+    let neighbour = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(ask_tcp(&server, query.clone()).await.answers.len() > 230);
+    };
+    tokio::select! {
+        _ = async { tokio::join!(join_all((0..CONNECTIONS).map(|_| never_reads())), neighbour) } => {}
+        () = watched => {}
+    }
+    let most = *most.lock().unwrap();
+    assert!(most < MOST_KIB, "{most} KiB");
+}

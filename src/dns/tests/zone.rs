@@ -92,3 +92,45 @@ async fn special_names_are_answered_here() {
     }
     assert_eq!(upstream.seen(), 0);
 }
+
+/// Neither hides the other: a VM made under a name that the operator has records for, and a record for a VM's address.
+#[tokio::test]
+async fn what_the_operator_added_for_a_vms_name_or_address_stands_beside_the_vms_own() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    bind(&registry, &network, "i-1", "web", 7);
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    std::fs::write(&hosts, "10.100.0.9 printer\n10.100.0.7 www.corp\n").unwrap();
+    let settings = ResolverSettings {
+        hosts_file: Some(hosts),
+        records: vec![
+            settings::record("web", "A", "10.9.0.1"),
+            settings::record("web", "A", "10.100.0.7"),
+            settings::record("web", "MX", "10 mail.example"),
+            settings::record("*", "TXT", "wild"),
+            settings::record("i-1", "CNAME", "elsewhere.example"),
+        ],
+        ..Default::default()
+    };
+    let with_settings = Arc::new(Network { resolver: settings, ..Network::clone(&network) });
+    let server = start_with(with_settings, registry.clone(), &endpoints(&[upstream.address]));
+    let (vm, operator) = (Ipv4Addr::new(10, 100, 0, 7), Ipv4Addr::new(10, 9, 0, 1));
+    assert_eq!(addresses(&lookup(&server, "web.vm.internal.").await), [vm, operator]);
+    let mail = ask(&server, question("web.vm.internal.", RecordType::MX)).await;
+    assert_eq!(mail.answers[0].data.to_string(), "10 mail.example.");
+    // An alias stands beside nothing, and a wildcard is for names that are not there.
+    assert_eq!(addresses(&lookup(&server, "i-1.vm.internal.").await), [vm]);
+    assert!(ask(&server, question("web.vm.internal.", RecordType::TXT)).await.answers.is_empty());
+    let reverse = async |last: u8| {
+        let answer = ask(&server, question(&format!("{last}.0.100.10.in-addr.arpa."), RecordType::PTR)).await;
+        answer.answers.iter().map(|record| record.data.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(reverse(9).await, ["printer."]);
+    assert_eq!(reverse(7).await, ["web.vm.internal.", "www.corp."]);
+    assert!(reverse(8).await.is_empty());
+    registry.unbind(&"i-1".parse().unwrap());
+    assert_eq!(addresses(&lookup(&server, "web.vm.internal.").await), [operator, vm]);
+    assert_eq!(reverse(7).await, ["www.corp."]);
+    assert_eq!(upstream.seen(), 0);
+}

@@ -133,3 +133,37 @@ fn what_is_not_there_and_what_is_not_signed_is_proven_too() {
     let bogus = ask(&["www.bad.parent.example"]);
     assert!(bogus.contains("SERVFAIL") && bogus.contains("EDE: 6"), "{bogus}");
 }
+
+/// The world's signatures end at the root here, which knows of no `corp.example`: what its own servers say of it is answered, and
+/// not called authentic.
+#[test]
+fn a_private_zone_with_servers_of_its_own_is_answered_under_a_signed_root() {
+    let lab = Lab::new();
+    let root = signed(&lab, ".", "www.example IN A 198.51.100.10\n");
+    let corp = unsigned(&lab, "corp.example", "db IN A 192.168.7.1\n");
+    let _nsd = nsd(&lab, &[&root, &corp]);
+    let anchor = lab.directory().join("anchor");
+    fs::write(&anchor, &root.dnskey).unwrap();
+    let config = |forward: &str| {
+        format!(
+            "[[network]]\ndns_servers = [\"{SERVER}\"]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
+             rebind_protection = false\n{forward}"
+        )
+    };
+    let forward =
+        format!("[[network.resolver.forward]]\ndomain = \"corp.example\"\nservers = [\"{SERVER}\"]\n");
+    let daemon = Daemon::start_with(&lab, &config(&forward));
+    let guest = guest(&lab, &daemon);
+    let secure = until("a validated answer", || {
+        let printed = guest.dig(&["www.example", "+adflag"]);
+        if printed.contains("NOERROR") { Ok(printed) } else { Err(printed) }
+    });
+    assert!(secure.contains("flags: qr rd ra ad;") && secure.contains("198.51.100.10"), "{secure}");
+    let private = guest.dig(&["db.corp.example", "+adflag"]);
+    assert!(private.contains("192.168.7.1") && !private.contains("ra ad;"), "{private}");
+    daemon.stop();
+    // As a zone of the internet it is none that the root knows of.
+    let _daemon = Daemon::start_with(&lab, &config(""));
+    let bogus = guest.dig(&["db.corp.example"]);
+    assert!(bogus.contains("SERVFAIL") && !bogus.contains("192.168.7.1"), "{bogus}");
+}

@@ -31,6 +31,27 @@ fn records_are_answered_at_once_and_outlive_a_restart() {
     assert!(guest.dig(&["db.vm.internal"]).contains("NXDOMAIN"));
 }
 
+/// Each is its own matter: a file that is gone keeps nobody from changing records, and loses no name that it had.
+#[test]
+fn a_hosts_file_that_is_gone_is_named_at_a_reload_and_keeps_no_record_from_being_changed() {
+    let lab = Lab::new();
+    let hosts = lab.directory().join("hosts");
+    fs::write(&hosts, "10.9.0.7 build.corp\n").unwrap();
+    let config = format!("[[network]]\n[network.resolver]\nhosts_file = {hosts:?}\n");
+    let daemon = Daemon::start_with(&lab, &config);
+    let guest = guest(&lab, &daemon);
+    fs::remove_file(&hosts).unwrap();
+    daemon.guestnet(&["dns", "record", "add", "db", "A", "10.9.0.1"]);
+    let refused = daemon.client(&["dns", "reload"]);
+    assert!(!refused.status.success());
+    assert!(crate::lab::text(&refused).contains(hosts.to_str().unwrap()), "{}", crate::lab::text(&refused));
+    for (name, address) in [("db.vm.internal", "10.9.0.1"), ("build.corp", "10.9.0.7")] {
+        assert!(guest.dig(&[name]).contains(address), "{name}");
+    }
+    assert_eq!(daemon.json(&["dns", "record", "delete", "db"])["deleted"], 1);
+    assert!(guest.dig(&["build.corp"]).contains("10.9.0.7"));
+}
+
 #[test]
 fn the_cache_is_looked_at_and_flushed_and_an_answers_way_is_told() {
     let lab = Lab::new();
@@ -194,9 +215,21 @@ fn with_dns_only_resolver_no_other_server_is_reached() {
         })
     };
     assert_eq!(connect().unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    // DNS over QUIC (RFC 9250), and over DTLS: nothing arrives.
+    let quic = lab.inet.run(|| std::net::UdpSocket::bind((WEB, 853)).unwrap());
+    quic.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let arrives = || {
+        let socket = guest.inside.run(|| std::net::UdpSocket::bind("0.0.0.0:0").unwrap());
+        for _ in 0..3 {
+            // It may be told at once that the port is not to be had.
+            let _ = socket.send_to(b"hello", (WEB, 853));
+        }
+        quic.recv_from(&mut [0; 16]).is_ok()
+    };
+    assert!(!arrives());
 
     daemon.stop();
     let _daemon = Daemon::start_with(&lab, &format!("[[network]]\n{rule}"));
     assert!(!elsewhere("www.ads.example", &[]).contains("EDE: 15"));
-    assert!(connect().is_ok());
+    assert!(connect().is_ok() && arrives());
 }

@@ -137,3 +137,85 @@ fn an_upstream_that_cannot_be_or_cannot_be_reached_is_named() {
     assert_eq!(upstream["server"], "198.51.100.99");
     assert!(!upstream["last_error"].as_str().unwrap().is_empty());
 }
+
+/// Zones that the configuration says are ours, or somebody's of their own, forward and reverse: nobody else is asked for them.
+#[test]
+fn forward_and_reverse_zones_of_the_configuration_go_where_it_says() {
+    let lab = Lab::new();
+    with_server_address(&lab);
+    let _unbound = unbound(
+        &lab,
+        &format!(
+            "server:\n  interface: {SERVER}\n  access-control: 0.0.0.0/0 allow\n  local-zone: \"168.192.in-addr.arpa.\" static\n  \
+             local-data: \"db.corp.example. 300 IN A 192.168.7.1\"\n  local-data-ptr: \"192.168.7.1 db.corp.example\"\n"
+        ),
+    );
+    let forward = |domain: &str| {
+        format!("[[network.resolver.forward]]\ndomain = \"{domain}\"\nservers = [\"{SERVER}\"]\n")
+    };
+    let config = format!(
+        "[[network]]\n[network.resolver]\nzones = [\"lan.example\", \"9.10.in-addr.arpa\"]\n\
+         [[network.resolver.record]]\nname = \"nas.lan.example.\"\ntype = \"A\"\nvalue = \"10.9.0.4\"\n\
+         [[network.resolver.record]]\nname = \"4.0.9.10.in-addr.arpa.\"\ntype = \"PTR\"\nvalue = \"nas.lan.example\"\n{}{}",
+        forward("corp.example"),
+        forward("168.192.in-addr.arpa")
+    );
+    let daemon = Daemon::start_with(&lab, &config);
+    let guest = guest(&lab, &daemon);
+    until("an answer of the zone's own server", || {
+        let printed = guest.dig(&["db.corp.example"]);
+        if printed.contains("192.168.7.1") { Ok(()) } else { Err(printed) }
+    });
+    for (arguments, says) in [
+        (&["-x", "192.168.7.1"][..], "db.corp.example."),
+        (&["-x", "192.168.7.2"], "NXDOMAIN"),
+        (&["nas.lan.example"], "10.9.0.4"),
+        (&["other.lan.example"], "NXDOMAIN"),
+        (&["-x", "10.9.0.4"], "nas.lan.example."),
+        (&["-x", "10.9.0.5"], "NXDOMAIN"),
+        // A private reverse zone that nobody was given stays here.
+        (&["-x", "172.16.0.1"], "NXDOMAIN"),
+    ] {
+        let printed = guest.dig(arguments);
+        assert!(printed.contains(says), "{arguments:?} says no {says}:\n{printed}");
+    }
+    // The zones' own server has answered guests' questions, and the internet's none: what it answers is whether it is there, which
+    // is not in the times.
+    let stats = daemon.json(&["dns", "stats"]);
+    for upstream in stats[0]["upstreams"].as_array().unwrap() {
+        let own = upstream["domain"].as_str().is_some_and(|domain| !domain.is_empty());
+        assert_eq!(upstream["latency_p50_us"].as_u64().unwrap() > 0, own, "{stats}");
+    }
+}
+
+/// A link that loses every third question, with one upstream and nobody else to ask.
+#[test]
+fn no_look_up_is_lost_with_the_questions_that_a_link_loses() {
+    let lab = Lab::new();
+    with_server_address(&lab);
+    let _unbound = unbound(
+        &lab,
+        &format!(
+            "server:\n  interface: {SERVER}\n  access-control: 0.0.0.0/0 allow\n  local-zone: \"secure.example.\" redirect\n  \
+             local-data: \"secure.example. 300 IN A 198.51.100.77\"\n"
+        ),
+    );
+    let daemon = Daemon::start_with(&lab, &format!("[[network]]\ndns_servers = [\"{SERVER}\"]\n"));
+    let guest = guest(&lab, &daemon);
+    until("an answer", || {
+        guest.look_up("first.secure.example").filter(|(_, rcode)| *rcode == 0).ok_or_else(String::new)
+    });
+    let every_third = ["-m", "statistic", "--mode", "nth", "--every", "3", "--packet", "0", "-j", "DROP"];
+    lab.in_inet("iptables", &[&["-I", "INPUT", "-p", "udp", "--dport", "53"], &every_third[..]].concat());
+    for n in 0..30 {
+        let name = format!("n{n}.secure.example");
+        assert_eq!(guest.look_up(&name).map(|(_, rcode)| rcode), Some(0), "{name}");
+    }
+    let dropped = lab.in_inet("iptables", &["-nvxL", "INPUT"]);
+    let lost = dropped
+        .lines()
+        .filter(|line| line.contains("DROP"))
+        .filter_map(|line| line.split_whitespace().next());
+    let lost: u64 = lost.map(|packets| packets.parse::<u64>().unwrap()).sum();
+    assert!(lost >= 10, "{dropped}");
+}
