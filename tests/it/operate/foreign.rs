@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::lab::{Daemon, Lab, succeed, text};
+use crate::lab::{Daemon, Lab, lan, succeed, text};
 
 pub(super) fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -16,6 +16,23 @@ pub(super) fn tools() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
     succeed(Command::new(project("tests/foreign/install")).arg(&folder));
     folder
+}
+
+/// A client beside the tools that it uses, and the calls that all clients make.
+fn put(tools: &Path, client: &str) {
+    for file in [client, "calls.json"] {
+        fs::copy(project("tests/foreign").join(file), tools.join(file)).unwrap();
+    }
+}
+
+/// A managed network and one whose plumbing is external: what all calls together ask for.
+fn with_both_plumbings(lab: &Lab) -> Daemon<'_> {
+    lan::make(lab);
+    let networks = format!(
+        "[[network]]\nname = \"default\"\npool_size = 4\n{}",
+        lan::network("domain = \"lan.internal\"")
+    );
+    Daemon::start_with(lab, &networks)
 }
 
 fn protos() -> Vec<String> {
@@ -37,10 +54,10 @@ fn connect_node_speaks_json_and_protobuf_with_the_service() {
     protoc.arg(format!("--plugin=protoc-gen-es={}", tools.join("node_modules/.bin/protoc-gen-es").display()));
     protoc.arg(format!("--es_out=target=js,import_extension=js:{}", generated.display())).args(protos());
     succeed(&mut protoc);
-    fs::copy(project("tests/foreign/client.mjs"), tools.join("client.mjs")).unwrap();
+    put(&tools, "client.mjs");
 
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    let daemon = with_both_plumbings(&lab);
     for form in ["json", "proto"] {
         let mut node = lab.host_command("node");
         node.arg(tools.join("client.mjs")).arg(daemon.socket()).arg(form);
@@ -61,10 +78,10 @@ fn grpcio_speaks_grpc_with_the_service() {
     protoc.arg(format!("--python_out={}", generated.display()));
     protoc.arg(format!("--grpc_python_out={}", generated.display())).args(protos());
     succeed(&mut protoc);
-    fs::copy(project("tests/foreign/client.py"), tools.join("client.py")).unwrap();
+    put(&tools, "client.py");
 
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    let daemon = with_both_plumbings(&lab);
     let mut python = lab.host_command("python3");
     python.arg(tools.join("client.py")).arg(daemon.socket());
     // A namespace without the machine's own network: no proxy is asked for a unix socket.
