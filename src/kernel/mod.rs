@@ -6,6 +6,7 @@ mod counters;
 mod dns;
 mod error;
 mod fault;
+pub mod features;
 mod firewall;
 mod lane;
 mod legacy;
@@ -42,6 +43,7 @@ use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 use lane::Lane;
 use observe::Look;
+use rtnl::Rtnl;
 
 /// The end of a slot's veth inside its netns.
 const GUEST_SIDE: &str = "in0";
@@ -67,6 +69,18 @@ pub enum Limit {
     /// It is the one that the slot's last guest had.
     Stands(Option<RateLimit>),
     Set(Option<RateLimit>),
+}
+
+/// Whether what comes in at `tap` of the calling thread's namespace is sent out at the slot's veth, and the other way round.
+pub fn redirects(tap: &str) -> io::Result<[bool; 2]> {
+    let mut rtnl = Rtnl::open()?;
+    let mut index = |name: &str| links::index(&mut rtnl, name).map_err(io::Error::other);
+    let (tap, inner) = (index(tap)?, index(GUEST_SIDE)?);
+    let mut leads = |from: Option<u32>, to: Option<u32>| match (from, to) {
+        (Some(from), Some(to)) => tc::leads_to(&mut rtnl, from, to),
+        _ => Ok(false),
+    };
+    Ok([leads(tap, inner)?, leads(inner, tap)?])
 }
 
 /// Which slots to look into.

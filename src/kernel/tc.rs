@@ -68,6 +68,40 @@ pub(super) fn redirect(from: u32, to: u32) -> [Request; 2] {
     ]
 }
 
+/// Whether what comes in at `from` is redirected to `to`.
+pub(super) fn leads_to(rtnl: &mut Rtnl, from: u32, to: u32) -> io::Result<bool> {
+    let mut asked = TcMessage::with_index(from as i32);
+    asked.header.parent = INGRESS;
+    let filters = match rtnl.dump(&RouteNetlinkMessage::GetTrafficFilter(asked)) {
+        // There is no such qdisc.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Vec::new(),
+        filters => filters?,
+    };
+    let options = filters.into_iter().filter_map(|filter| match filter {
+        RouteNetlinkMessage::NewTrafficFilter(filter) => Some(filter.attributes),
+        _ => None,
+    });
+    let options = options.flatten().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    let actions = options.flatten().filter_map(|option| match option {
+        TcOption::U32(TcFilterU32Option::Action(actions)) => Some(actions),
+        _ => None,
+    });
+    let options =
+        actions.flatten().flat_map(|action| action.attributes).filter_map(|attribute| match attribute {
+            TcActionAttribute::Options(options) => Some(options),
+            _ => None,
+        });
+    Ok(options.flatten().any(|option| match option {
+        TcActionOption::Mirror(TcActionMirrorOption::Parms(mirror)) => {
+            mirror.eaction == TcMirrorActionType::EgressRedir && mirror.ifindex == to
+        }
+        _ => false,
+    }))
+}
+
 /// A token bucket filter as `device`'s root qdisc (tc-tbf(8)); changes the one that is there, without a gap. Without a limit,
 /// what is there goes.
 pub(super) fn set_limit(rtnl: &mut Rtnl, device: u32, limit: Option<RateLimit>) -> io::Result<()> {
