@@ -75,21 +75,18 @@ fn until<T: Send + 'static>(
 ) -> std::pin::Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>> {
     let late =
         || refusal(ErrorCode::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's deadline has passed");
-    let lateness = stream::once(async move {
-        tokio::time::sleep_until(end).await;
-        Err(late())
-    });
-    // Ends with the items, or with the error that ends them.
-    let both = stream::select(items.map(Some).chain(stream::once(async { None })), lateness.map(Some));
-    let mut over = false;
-    Box::pin(
-        both.take_while(move |item| {
-            let go_on = !over && item.is_some();
-            over |= item.as_ref().is_none_or(Result::is_err);
-            std::future::ready(go_on)
-        })
-        .filter_map(std::future::ready),
-    )
+    // An error is the last item, and nothing is asked for behind it.
+    Box::pin(stream::unfold(Some(Box::pin(items)), move |items| async move {
+        let mut items = items?;
+        tokio::select! {
+            item = items.next() => {
+                let item = item?;
+                let rest = item.is_ok().then_some(items);
+                Some((item, rest))
+            }
+            () = tokio::time::sleep_until(end) => Some((Err(late()), None)),
+        }
+    }))
 }
 
 /// What a caller's own headers give it: Connect's in milliseconds, gRPC's with a unit (gRPC over HTTP/2, Timeout).

@@ -60,7 +60,13 @@ fn a_change_outlives_its_callers_deadline_and_its_caller_and_is_logged_with_who_
         lines.any(|line| line.contains(&format!("\"verb\":\"{verb}\"")) && line.contains("uid 0"))
     };
     eventually("the reload is logged with its caller", || logged("reload DNS"));
-    eventually("the record is logged with its caller", || logged("set DNS record"));
+    // The file is read once more with each change of records.
+    eventually("the record is logged with its caller", || {
+        if let Ok(mut pipe) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&hosts) {
+            pipe.write_all(b"10.9.0.9 new.corp\n").unwrap();
+        }
+        logged("set DNS record")
+    });
     let records = daemon.json(&["dns", "record", "list"]);
     assert!(records.to_string().contains("late.corp"), "{records}");
 }

@@ -4,6 +4,7 @@ mod access;
 mod api;
 mod bounds;
 mod doctor;
+mod floods;
 mod foreign;
 mod metrics;
 mod otlp;

@@ -54,8 +54,11 @@ fn firewalld_cuts_guests_off_and_doctor_says_by_which_rule_and_how_to_let_them_b
     assert_reaches(&guest, (false, false), "firewalld");
     let wrong = findings(&daemon);
     for (check, what) in [
-        ("forward", "of chain inet firewalld filter_FORWARD drops guests' connections to the world"),
-        ("input", "of chain inet firewalld filter_INPUT drops guests' DNS questions"),
+        (
+            "forward",
+            "of chain inet firewalld filter_FWD_public, which filter_FORWARD leads to, drops guests' connections to the world",
+        ),
+        ("input", "drops guests' DNS questions"),
     ] {
         let found = wrong.iter().find(|finding| finding["check"] == check);
         let found = found.unwrap_or_else(|| panic!("no {check}: {wrong:#?}"));
@@ -79,7 +82,7 @@ fn a_policy_or_a_rule_of_anybody_that_drops_guests_packets_is_named_and_mended()
     let guest = Attacker::new(&lab, &daemon.json(&["vm", "create", "a"]));
     let cases: [(&str, &str, &str, (bool, bool)); 6] = [
         (
-            "chain input { type filter hook input priority 0; policy drop; ct state established accept; }",
+            "chain input { type filter hook input priority 0; policy drop; ct state established accept; iifname \"lo\" accept; }",
             "input",
             "the policy of chain inet strict input drops guests' DNS questions",
             (true, false),
@@ -111,7 +114,7 @@ fn a_policy_or_a_rule_of_anybody_that_drops_guests_packets_is_named_and_mended()
             (false, true),
         ),
         (
-            "chain pre { type filter hook prerouting priority -300; ip saddr 10.0.0.0/8 udp dport { 53, 853 } drop; }",
+            "chain pre { type filter hook prerouting priority -300; iifname \"br-*\" ip saddr 10.0.0.0/8 udp dport { 53, 853 } drop; }",
             "input",
             "of chain inet strict pre drops guests' DNS questions",
             (true, false),
