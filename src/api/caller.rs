@@ -90,7 +90,7 @@ impl Gate {
             return Ok(());
         };
         let reads = spec.idempotency_level == IdempotencyLevel::NoSideEffects;
-        let is_secret = SECRETS.contains(&spec.procedure.as_ref());
+        let is_secret = SECRETS.contains(&spec.procedure);
         if is_full(ctx) || (reads && !is_secret) {
             return Ok(());
         }
