@@ -130,8 +130,11 @@ fn callers_that_may_only_read_keep_nobody_out_who_changes_things() {
     let (daemon, socket) = read_only(&lab);
     // Watches of theirs, health's among them, take their own seats and no more.
     let watch = |at: usize| {
-        let path =
-            if at % 2 == 0 { format!("{SERVICE}/WatchEvents") } else { "grpc.health.v1.Health/Watch".into() };
+        let path = if at.is_multiple_of(2) {
+            format!("{SERVICE}/WatchEvents")
+        } else {
+            "grpc.health.v1.Health/Watch".into()
+        };
         stream(&lab, &socket, "connect+json", "", &path, b"{}").0
     };
     let mut watches: Vec<Child> = (0..16).map(watch).collect();
