@@ -64,6 +64,14 @@ impl Origin {
     }
 }
 
+/// Whether the caller may change things, and read what guests are to keep secret.
+pub(super) fn is_full(ctx: &RequestContext) -> bool {
+    ctx.extensions().get::<Caller>().is_some_and(|caller| caller.access == Access::Full)
+}
+
+/// RPCs that only read, and read a guest's secrets.
+const SECRETS: [&str; 1] = ["/guestnet.v1.GuestNetworkService/GetUserData"];
+
 /// Lets read-only callers read.
 pub(super) struct Gate;
 
@@ -82,9 +90,16 @@ impl Gate {
             return Ok(());
         };
         let reads = spec.idempotency_level == IdempotencyLevel::NoSideEffects;
-        let full = caller.is_some_and(|caller| caller.access == Access::Full);
-        if reads || full {
+        let is_secret = SECRETS.contains(&spec.procedure);
+        if is_full(ctx) || (reads && !is_secret) {
             return Ok(());
+        }
+        if is_secret {
+            let words = format!(
+                "{} tells secrets of a guest, and this caller may only read what is none",
+                spec.procedure
+            );
+            return Err(refusal(ErrorCode::PermissionDenied, "READ_ONLY_CALLER", words));
         }
         let words = format!("{} changes something, and this caller may only read", spec.procedure);
         Err(refusal(ErrorCode::PermissionDenied, "READ_ONLY_CALLER", words))

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use connectrpc::{ConnectError, ErrorCode};
 use hickory_proto::rr::RecordType;
 
-use super::errors::refusal;
+use super::errors::{at_field, internal, no_vm, refusal};
 use super::wire::{self, FieldError};
 use crate::dns::{DnsAdmin, DnsAdminError, DnsControl, DnsCounters, GuestReport, UpstreamReport};
 use crate::manager::Manager;
@@ -20,14 +20,20 @@ const TOP: u32 = 10;
 
 impl From<DnsAdminError> for ConnectError {
     fn from(error: DnsAdminError) -> Self {
+        let words = error.to_string();
         let (code, reason) = match error {
-            DnsAdminError::NoResolver(_) => (ErrorCode::NotFound, "NO_RESOLVER"),
-            DnsAdminError::Record(_) => (ErrorCode::InvalidArgument, "INVALID_RECORD"),
+            DnsAdminError::NoResolver(_) => {
+                return at_field(refusal(ErrorCode::NotFound, "NO_RESOLVER", &words), "network_id", &words);
+            }
+            DnsAdminError::Record(_) => {
+                let refused = refusal(ErrorCode::InvalidArgument, "INVALID_RECORD", &words);
+                return at_field(refused, "value", &words);
+            }
             DnsAdminError::Store(_) => (ErrorCode::Internal, "STATE_NOT_SAVED"),
             DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE"),
             DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF"),
         };
-        refusal(code, reason, error.to_string())
+        refusal(code, reason, words)
     }
 }
 
@@ -93,11 +99,10 @@ pub(super) async fn query(
     let expected = "a record type, like A or HTTPS";
     let rtype: RecordType =
         text.parse().map_err(|_| FieldError::new("type", Invalid::new(&text, expected)))?;
-    let unknown = || ConnectError::not_found(format!("VM {vm_id} has no network"));
-    let binding = manager.get(&vm_id).ok_or_else(unknown)?;
+    let binding = manager.get(&vm_id).ok_or_else(|| no_vm(&vm_id))?;
     let control = dns.one(Some(&binding.vm.network))?;
     let explained = control.explain(IpAddr::V4(binding.vm.address), &name, rtype).await;
-    let explained = explained.ok_or_else(|| ConnectError::internal("the resolver gave no answer"))?;
+    let explained = explained.ok_or_else(|| internal("NO_ANSWER", "the resolver gave no answer"))?;
     Ok(v1::QueryDnsResponse {
         rcode: explained.rcode,
         answers: explained.answers,

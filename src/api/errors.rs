@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::wire::FieldError;
 use crate::manager::ManagerError;
+use crate::model::VmId;
 use crate::proto::google::rpc;
 use crate::store::StoreError;
 
@@ -124,6 +125,21 @@ pub(super) fn status(error: ManagerError) -> ConnectError {
     let details = [Some(info(reason, metadata)), field.map(|field| bad_request(field, &words))];
     let refused = ConnectError::new(code, words);
     details.into_iter().flatten().fold(refused, ConnectError::with_detail)
+}
+
+/// The same, and the field that is at fault.
+pub(super) fn at_field(refused: ConnectError, field: &str, words: &str) -> ConnectError {
+    refused.with_detail(bad_request(field, words))
+}
+
+/// Of a VM that has none.
+pub(super) fn no_vm(vm_id: &VmId) -> ConnectError {
+    status(ManagerError::NoVm { vm_id: vm_id.clone() })
+}
+
+/// What went wrong is not the caller's doing.
+pub(super) fn internal(reason: &'static str, error: impl ToString) -> ConnectError {
+    refusal(ErrorCode::Internal, reason, error.to_string())
 }
 
 impl From<FieldError> for ConnectError {

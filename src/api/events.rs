@@ -1,4 +1,4 @@
-//! WatchEvents: what a watcher asked for, out of all that happens.
+//! ListEvents and WatchEvents: what was asked for, out of all that happens.
 
 use std::collections::VecDeque;
 
@@ -21,11 +21,16 @@ struct Filter {
 }
 
 impl Filter {
-    fn read(manager: &Manager, request: &v1::WatchEventsRequestView<'_>) -> Result<Self, ConnectError> {
+    fn read(
+        manager: &Manager,
+        kinds: &[&str],
+        vm_id: Option<&str>,
+        network_id: Option<&str>,
+    ) -> Result<Self, ConnectError> {
         Ok(Self {
-            kinds: request.kinds.iter().map(|kind| wire::event_kind(kind)).collect::<Result<_, _>>()?,
-            vm_id: request.vm_id.map(wire::vm_id).transpose()?,
-            network: networks::known(manager, request.network_id)?,
+            kinds: kinds.iter().map(|kind| wire::event_kind(kind)).collect::<Result<_, _>>()?,
+            vm_id: vm_id.map(wire::vm_id).transpose()?,
+            network: networks::known(manager, network_id)?,
         })
     }
 
@@ -36,13 +41,24 @@ impl Filter {
     }
 }
 
+pub(super) fn list(
+    events: &Events,
+    manager: &Manager,
+    request: &v1::ListEventsRequestView<'_>,
+) -> Result<v1::ListEventsResponse, ConnectError> {
+    let filter = Filter::read(manager, &request.kinds, request.vm_id, request.network_id)?;
+    let remembered = events.recent(usize::MAX);
+    let wanted = remembered.iter().filter(|event| filter.lets_through(event));
+    Ok(v1::ListEventsResponse { events: wanted.map(wire::event).collect(), ..Default::default() })
+}
+
 pub(super) fn watch(
     events: &Events,
     manager: &Manager,
     streams: &Streams,
     request: &v1::WatchEventsRequestView<'_>,
 ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
-    let filter = Filter::read(manager, request)?;
+    let filter = Filter::read(manager, &request.kinds, request.vm_id, request.network_id)?;
     let (recent, live) = events.watch_from_recent();
     let mut first = VecDeque::new();
     if request.include_recent {

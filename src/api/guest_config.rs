@@ -1,9 +1,9 @@
 //! The RPCs about guest configuration. In: checked requests. Out: the same files that `guestnet gen` makes, and the
 //! user-data that they and the metadata service give a guest.
 
-use connectrpc::ConnectError;
+use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors;
+use super::errors::{self, internal, no_vm, refusal, status};
 use super::wire::{self, FieldError};
 use crate::guestcfg::{
     DeviceName, Dialect, Form, Generated, HostSide, NetworkConfigVersion, Options, Refusal, Target, generate,
@@ -16,20 +16,23 @@ use crate::registry::Binding;
 pub(super) fn render(
     manager: &Manager,
     request: &v1::RenderGuestConfigRequestView<'_>,
+    may_read_secrets: bool,
 ) -> Result<v1::RenderGuestConfigResponse, ConnectError> {
     let vm_id = wire::vm_id(request.vm_id)?;
     let target = target(request)?;
     let device = wire::parse_set::<DeviceName>("device", request.device)?.unwrap_or_default();
     let binding = manager.get(&vm_id).ok_or_else(|| no_vm(&vm_id))?;
     let stored = match request.user_data {
-        None if matches!(target, Target::CloudInit(..)) => {
-            manager.user_data(&vm_id).map_err(errors::status)?
-        }
+        None if matches!(target, Target::CloudInit(..)) => manager.user_data(&vm_id).map_err(status)?,
         _ => None,
     };
+    if stored.is_some() && !may_read_secrets {
+        let words = format!("the user-data of VM {vm_id} belongs in there, and this caller may not read it");
+        return Err(refusal(ErrorCode::PermissionDenied, "READ_ONLY_CALLER", words));
+    }
     let left_out = stored.as_deref().and_then(|stored| target.leaves_out(stored));
     let user_data = request.user_data.or(stored.as_deref().filter(|_| target.takes_user_data()));
-    let host = host_side(&binding).map_err(|invalid| ConnectError::internal(invalid.to_string()))?;
+    let host = host_side(&binding).map_err(|invalid| internal("UNFIT_DEVICE", invalid))?;
     let options = Options { device, merge: request.merge, user_data, host: Some(host) };
     let mut generated = generate(target, &binding.guest, &options).map_err(refused)?;
     generated.warnings.extend(left_out);
@@ -99,15 +102,11 @@ fn response(Generated { files, warnings }: Generated) -> v1::RenderGuestConfigRe
 }
 
 fn refused(refusal: Refusal) -> ConnectError {
-    ConnectError::invalid_argument(refusal.to_string())
-}
-
-fn no_vm(vm_id: &VmId) -> ConnectError {
-    ConnectError::not_found(format!("VM {vm_id} has no network"))
+    errors::refusal(ErrorCode::InvalidArgument, "NO_PLACE_FOR_IT", refusal.to_string())
 }
 
 pub(super) fn user_data(manager: &Manager, vm_id: &VmId) -> Result<v1::GetUserDataResponse, ConnectError> {
     manager.get(vm_id).ok_or_else(|| no_vm(vm_id))?;
-    let user_data = manager.user_data(vm_id).map_err(errors::status)?;
+    let user_data = manager.user_data(vm_id).map_err(status)?;
     Ok(v1::GetUserDataResponse { user_data, ..Default::default() })
 }

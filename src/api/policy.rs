@@ -2,7 +2,7 @@
 
 use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors::refusal;
+use super::errors::{at_field, refusal};
 use super::wire::FieldError;
 use crate::kernel::nft::Count;
 use crate::model::{HostSide, Invalid, PortForward, Transport};
@@ -11,25 +11,30 @@ use crate::proto::guestnet::v1;
 use crate::walls::{Applied, Drops, RuleCount, Tested, Walls, WallsError};
 
 pub(super) fn failed(error: WallsError) -> ConnectError {
-    let (code, reason) = match &error {
-        WallsError::Policy(_) => (ErrorCode::InvalidArgument, "INVALID_POLICY"),
+    let (code, reason, field) = match &error {
+        WallsError::Policy(_) => (ErrorCode::InvalidArgument, "INVALID_POLICY", Some("policy")),
         WallsError::NoPorts { .. } | WallsError::PortMissing { .. } => {
-            (ErrorCode::InvalidArgument, "INVALID_FIELD")
+            (ErrorCode::InvalidArgument, "INVALID_FIELD", Some("port"))
         }
-        WallsError::Ephemeral { .. } => (ErrorCode::InvalidArgument, "EPHEMERAL_PORT"),
-        WallsError::NotOurs { .. } | WallsError::NoDevice { .. } => {
-            (ErrorCode::InvalidArgument, "NOT_OF_THIS_HOST")
-        }
-        WallsError::NoVm { .. } | WallsError::NoEndpoint { .. } => (ErrorCode::NotFound, "NO_SUCH_VM"),
-        WallsError::NoPolicy { .. } => (ErrorCode::NotFound, "NO_POLICY"),
-        WallsError::NoForward { .. } => (ErrorCode::NotFound, "NO_FORWARD"),
-        WallsError::ForwardTaken { .. } => (ErrorCode::AlreadyExists, "PORT_TAKEN"),
-        WallsError::PortInUse { .. } => (ErrorCode::FailedPrecondition, "PORT_IN_USE"),
-        WallsError::Stopping => (ErrorCode::Unavailable, "STOPPING"),
-        WallsError::Store(_) => (ErrorCode::Internal, "STORE"),
-        WallsError::Kernel(_) => (ErrorCode::Internal, "KERNEL_REFUSED"),
+        WallsError::Ephemeral { .. } => (ErrorCode::InvalidArgument, "EPHEMERAL_PORT", Some("host_port")),
+        WallsError::NotOurs { .. } => (ErrorCode::InvalidArgument, "NOT_OF_THIS_HOST", Some("host_address")),
+        WallsError::NoDevice { .. } => (ErrorCode::InvalidArgument, "NOT_OF_THIS_HOST", Some("uplink")),
+        WallsError::NoVm { .. } => (ErrorCode::NotFound, "NO_SUCH_VM", Some("vm_id")),
+        WallsError::NoEndpoint { .. } => (ErrorCode::NotFound, "NO_SUCH_VM", None),
+        WallsError::NoPolicy { .. } => (ErrorCode::NotFound, "NO_POLICY", None),
+        WallsError::NoForward { .. } => (ErrorCode::NotFound, "NO_FORWARD", Some("host_port")),
+        WallsError::ForwardTaken { .. } => (ErrorCode::AlreadyExists, "PORT_TAKEN", Some("host_port")),
+        WallsError::PortInUse { .. } => (ErrorCode::FailedPrecondition, "PORT_IN_USE", Some("host_port")),
+        WallsError::Stopping => (ErrorCode::Unavailable, "STOPPING", None),
+        WallsError::Store(_) => (ErrorCode::Internal, "STORE", None),
+        WallsError::Kernel(_) => (ErrorCode::Internal, "KERNEL_REFUSED", None),
     };
-    refusal(code, reason, error.to_string())
+    let words = error.to_string();
+    let refused = refusal(code, reason, &words);
+    match field {
+        Some(field) => at_field(refused, field, &words),
+        None => refused,
+    }
 }
 
 fn policy_error(error: PolicyError) -> ConnectError {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors::refusal;
+use super::errors::{internal, refusal};
 use super::wire::{self, FieldError};
 use crate::model::{DhcpOptions, Invalid, Mac, OptionBytes, RawCode};
 use crate::proto::guestnet::v1;
@@ -32,7 +32,7 @@ pub(super) async fn add(
         let added = added.iter().map(|reserved| reservation(&reservations, reserved)).collect();
         Ok::<Vec<v1::Reservation>, ReservationError>(added)
     });
-    let done = done.await.map_err(|error| ConnectError::internal(error.to_string()))?;
+    let done = done.await.map_err(|error| internal("BROKEN_OFF", error))?;
     let reservations = done.map_err(status)?;
     Ok(v1::AddReservationsResponse { reservations, ..Default::default() })
 }
@@ -60,7 +60,7 @@ pub(super) async fn delete(
     };
     let reservations = reservations.clone();
     let done = tokio::spawn(async move { reservations.delete(network.as_ref(), key).await });
-    let there = done.await.map_err(|error| ConnectError::internal(error.to_string()))?.map_err(status)?;
+    let there = done.await.map_err(|error| internal("BROKEN_OFF", error))?.map_err(status)?;
     tracing::info!(there, "reservation deleted");
     Ok(v1::DeleteReservationResponse::default())
 }

@@ -27,6 +27,7 @@ use super::listener::{Arrival, Listener};
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
 use super::status::Sources;
+use super::streams::Seats;
 use super::tls::Tls;
 use super::trace::Traced;
 use crate::config::{SpiffeIds, TlsConfig};
@@ -43,6 +44,8 @@ pub struct Bounds {
     pub connections: usize,
     /// Requests being received or answered, over all connections; further ones wait.
     pub requests: usize,
+    /// The same of callers that may only read, who keep none of the others waiting.
+    pub read_only_requests: usize,
     /// Of those, on one HTTP/2 connection.
     pub requests_per_connection: u32,
     /// Bytes of a request, as sent and as unpacked.
@@ -60,6 +63,7 @@ impl Default for Bounds {
         Self {
             connections: 256,
             requests: 256,
+            read_only_requests: 64,
             requests_per_connection: 32,
             request_bytes: 1 << 20,
             head: Duration::from_secs(30),
@@ -98,7 +102,10 @@ impl ApiServer {
         let allowed = sources.reloader.allowed();
         let service = Service::new(manager, sources, stop.clone());
         let (drain, rpc) = (bounds.drain, rpc(service.clone(), &bounds)?);
-        let requests = Arc::new(Semaphore::new(bounds.requests));
+        let requests = Requests {
+            full: Arc::new(Semaphore::new(bounds.requests)),
+            read_only: Arc::new(Semaphore::new(bounds.read_only_requests)),
+        };
         let (mut listeners, mut files) = (Vec::new(), Vec::new());
         let sockets = [(Some(entrances.socket), Access::Full), (entrances.read_only, Access::ReadOnly)];
         for (socket, access) in sockets {
@@ -189,15 +196,23 @@ fn rpc(service: Service, bounds: &Bounds) -> io::Result<ConnectRpcService> {
         .with_deadline_policy(deadline)
         .with_interceptor(Traced)
         .with_interceptor(Gate)
+        .with_interceptor(Seats::default())
         // On one machine copying is cheaper than packing.
         .with_compression_policy(CompressionPolicy::disabled()))
+}
+
+/// Room for requests, by what their callers may do.
+#[derive(Clone)]
+struct Requests {
+    full: Arc<Semaphore>,
+    read_only: Arc<Semaphore>,
 }
 
 #[derive(Clone)]
 struct Acceptor {
     rpc: ConnectRpcService,
     connections: Connections,
-    requests: Arc<Semaphore>,
+    requests: Requests,
     bounds: Bounds,
     stop: watch::Receiver<bool>,
 }
@@ -248,6 +263,7 @@ impl Acceptor {
             Err(error) => return tracing::debug!(%error, "an API caller did not say who it is"),
         };
         let in_flight = place.requests();
+        let requests = if caller.access == Access::Full { requests.full } else { requests.read_only };
         let rpc = TowerToHyperService::new(rpc);
         let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
             let (rpc, requests, in_flight) = (rpc.clone(), requests.clone(), in_flight());

@@ -12,8 +12,8 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::{Semaphore, watch};
 use tracing::{Instrument, Span};
 
-use super::caller::Origin;
-use super::errors::{code_of, refusal, status};
+use super::caller::{self, Origin};
+use super::errors::{code_of, internal, no_vm, refusal, status};
 use super::policy;
 use super::streams::Streams;
 use super::{
@@ -108,24 +108,44 @@ impl Service {
             Ok(done) => done.map_err(status),
             Err(error) => {
                 tracing::error!(verb, %error, "a change did not run to its end");
-                Err(ConnectError::internal(format!("{verb} did not run to its end: see the daemon's log")))
+                Err(internal("BROKEN_OFF", format!("{verb} did not run to its end: see the daemon's log")))
             }
         }
     }
-    /// Runs a change of the walls to its end, whoever goes away meanwhile.
+
+    /// Runs a change without a VM to its end, whoever goes away meanwhile, and logs who asked for it.
     async fn finished<T: Send + 'static>(
         &self,
-        work: impl Future<Output = Result<T, WallsError>> + Send + 'static,
+        change: Change,
+        work: impl Future<Output = Result<T, ConnectError>> + Send + 'static,
     ) -> Result<T, ConnectError> {
         let permit = self.changes.clone().acquire_owned().await;
+        let verb = change.verb;
         let work = async move {
             let _permit = permit;
-            work.await
+            let done = work.await;
+            if done.is_ok() {
+                change.origin.log(change.verb, change.what);
+            }
+            done
         };
-        tokio::spawn(work.in_current_span())
-            .await
-            .unwrap_or(Err(WallsError::Stopping))
-            .map_err(policy::failed)
+        tokio::spawn(work.in_current_span()).await.unwrap_or_else(|error| {
+            tracing::error!(verb, %error, "a change did not run to its end");
+            Err(internal("BROKEN_OFF", format!("{verb} did not run to its end: see the daemon's log")))
+        })
+    }
+}
+
+/// What somebody wants to change, as it is logged once it is done.
+struct Change {
+    origin: Origin,
+    verb: &'static str,
+    what: String,
+}
+
+impl Change {
+    fn of(ctx: &RequestContext, verb: &'static str, what: impl ToString) -> Self {
+        Self { origin: Origin::of(ctx), verb, what: what.to_string() }
     }
 }
 
@@ -183,8 +203,7 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::GetVmNetworkRequest>,
     ) -> ServiceResult<v1::GetVmNetworkResponse> {
         let vm_id = wire::vm_id(request.vm_id)?;
-        let unknown = || ConnectError::not_found(format!("VM {vm_id} has no network"));
-        let binding = self.manager.get(&vm_id).ok_or_else(unknown)?;
+        let binding = self.manager.get(&vm_id).ok_or_else(|| no_vm(&vm_id))?;
         let vm_network = wire::vm_network(&binding);
         Response::ok(v1::GetVmNetworkResponse { vm_network: vm_network.into(), ..Default::default() })
     }
@@ -237,11 +256,11 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::AddReservationsRequest>,
     ) -> ServiceResult<v1::AddReservationsResponse> {
-        let (request, origin) = (request.to_owned_message(), Origin::of(&ctx));
-        let count = request.reservations.len();
-        let added = reservations::add(&self.sources.reservations, request).await?;
-        origin.log("add reservations", count);
-        Response::ok(added)
+        let (request, reservations) = (request.to_owned_message(), self.sources.reservations.clone());
+        let change = Change::of(&ctx, "add reservations", request.reservations.len());
+        Response::ok(
+            self.finished(change, async move { reservations::add(&reservations, request).await }).await?,
+        )
     }
 
     async fn list_reservations(
@@ -257,14 +276,15 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteReservationRequest>,
     ) -> ServiceResult<v1::DeleteReservationResponse> {
-        let request = request.to_owned_message();
+        let (request, reservations) = (request.to_owned_message(), self.sources.reservations.clone());
         let key = match &request.key {
             Some(Key::MacAddress(key) | Key::IpAddress(key)) => key.clone(),
             None => String::new(),
         };
-        let deleted = reservations::delete(&self.sources.reservations, request).await?;
-        Origin::of(&ctx).log("delete reservation", key);
-        Response::ok(deleted)
+        let change = Change::of(&ctx, "delete reservation", key);
+        Response::ok(
+            self.finished(change, async move { reservations::delete(&reservations, request).await }).await?,
+        )
     }
 
     async fn list_networks(
@@ -296,10 +316,11 @@ impl GuestNetworkService for Service {
 
     async fn render_guest_config(
         &self,
-        _ctx: RequestContext,
+        ctx: RequestContext,
         request: ServiceRequest<'_, v1::RenderGuestConfigRequest>,
     ) -> ServiceResult<v1::RenderGuestConfigResponse> {
-        Response::ok(guest_config::render(&self.manager, &request)?)
+        let may_read_secrets = caller::is_full(&ctx);
+        Response::ok(guest_config::render(&self.manager, &request, may_read_secrets)?)
     }
 
     async fn set_user_data(
@@ -335,11 +356,10 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::SetDnsRecordRequest>,
     ) -> ServiceResult<v1::SetDnsRecordResponse> {
-        let request = request.to_owned_message();
-        let name = request.name.clone();
-        let set = dns::set_record(&self.sources.dns, &self.manager, request).await?;
-        Origin::of(&ctx).log("set DNS record", name);
-        Response::ok(set)
+        let (request, dns) = (request.to_owned_message(), self.sources.dns.clone());
+        let (change, manager) = (Change::of(&ctx, "set DNS record", &request.name), self.manager.clone());
+        let set = async move { dns::set_record(&dns, &manager, request).await };
+        Response::ok(self.finished(change, set).await?)
     }
 
     async fn delete_dns_record(
@@ -347,11 +367,10 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::DeleteDnsRecordRequest>,
     ) -> ServiceResult<v1::DeleteDnsRecordResponse> {
-        let request = request.to_owned_message();
-        let name = request.name.clone();
-        let deleted = dns::delete_record(&self.sources.dns, &self.manager, request).await?;
-        Origin::of(&ctx).log("delete DNS record", name);
-        Response::ok(deleted)
+        let (request, dns) = (request.to_owned_message(), self.sources.dns.clone());
+        let (change, manager) = (Change::of(&ctx, "delete DNS record", &request.name), self.manager.clone());
+        let delete = async move { dns::delete_record(&dns, &manager, request).await };
+        Response::ok(self.finished(change, delete).await?)
     }
 
     async fn list_dns_records(
@@ -377,8 +396,11 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ReloadDnsRequest>,
     ) -> ServiceResult<v1::ReloadDnsResponse> {
-        self.sources.dns.reload().await?;
-        Origin::of(&ctx).log("reload DNS", "rules and hosts files are read again");
+        let (change, dns) = (
+            Change::of(&ctx, "reload DNS", "rules and hosts files are read again"),
+            self.sources.dns.clone(),
+        );
+        self.finished(change, async move { Ok(dns.reload().await?) }).await?;
         Response::ok(v1::ReloadDnsResponse::default())
     }
 
@@ -399,6 +421,14 @@ impl GuestNetworkService for Service {
         Response::ok(dns::stats(&self.sources.dns, request.network_id, request.top)?)
     }
 
+    async fn list_events(
+        &self,
+        _ctx: RequestContext,
+        request: ServiceRequest<'_, v1::ListEventsRequest>,
+    ) -> ServiceResult<v1::ListEventsResponse> {
+        Response::ok(events::list(&self.sources.events, &self.manager, &request)?)
+    }
+
     async fn watch_events(
         &self,
         _ctx: RequestContext,
@@ -406,6 +436,7 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
         events::watch(&self.sources.events, &self.manager, &self.streams, &request)
     }
+
     async fn apply_network_policy(
         &self,
         ctx: RequestContext,
@@ -415,11 +446,9 @@ impl GuestNetworkService for Service {
         let walls = self.manager.walls().clone();
         // One of the two is set.
         let scope = format!("{}{}", spec.vm_id, spec.workspace_id);
-        let applied = self.finished(async move { walls.apply(spec, dry_run).await }).await?;
-        if !dry_run {
-            Origin::of(&ctx).log("apply policy", scope);
-        }
-        Response::ok(policy::applied(applied))
+        let verb = if dry_run { "try policy" } else { "apply policy" };
+        let apply = async move { walls.apply(spec, dry_run).await.map_err(policy::failed) };
+        Response::ok(policy::applied(self.finished(Change::of(&ctx, verb, scope), apply).await?))
     }
 
     async fn get_network_policy(
@@ -449,10 +478,9 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::DeleteNetworkPolicyRequest>,
     ) -> ServiceResult<v1::DeleteNetworkPolicyResponse> {
         let scope = policy::scope(request.vm_id, request.workspace_id)?;
-        let walls = self.manager.walls().clone();
-        let of = scope.clone();
-        self.finished(async move { walls.delete_policy(&of).await }).await?;
-        Origin::of(&ctx).log("delete policy", scope);
+        let (change, walls) = (Change::of(&ctx, "delete policy", &scope), self.manager.walls().clone());
+        self.finished(change, async move { walls.delete_policy(&scope).await.map_err(policy::failed) })
+            .await?;
         Response::ok(v1::DeleteNetworkPolicyResponse::default())
     }
 
@@ -470,10 +498,10 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::AddPortForwardRequest>,
     ) -> ServiceResult<v1::AddPortForwardResponse> {
         let forward = policy::forward(request.forward.as_option())?;
-        let walls = self.manager.walls().clone();
-        let added = self.finished(async move { walls.add_forward(forward).await }).await?;
-        Origin::of(&ctx).log("add forward", format_args!("{}: {}", added.vm_id, added.host_port));
-        let forward = policy::port_forward(&added);
+        let what = format!("{}: {}", forward.vm_id, forward.host_port);
+        let (change, walls) = (Change::of(&ctx, "add forward", what), self.manager.walls().clone());
+        let add = async move { walls.add_forward(forward).await.map_err(policy::failed) };
+        let forward = policy::port_forward(&self.finished(change, add).await?);
         Response::ok(v1::AddPortForwardResponse { forward: forward.into(), ..Default::default() })
     }
 
@@ -496,9 +524,14 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::DeletePortForwardRequest>,
     ) -> ServiceResult<v1::DeletePortForwardResponse> {
         let (protocol, at, port) = policy::named(&request)?;
-        let walls = self.manager.walls().clone();
-        self.finished(async move { walls.remove_forward(protocol, &at, port).await }).await?;
-        Origin::of(&ctx).log("delete forward", port);
+        let (change, walls) = (Change::of(&ctx, "delete forward", port), self.manager.walls().clone());
+        let remove = async move {
+            match walls.remove_forward(protocol, &at, port).await {
+                Ok(_) | Err(WallsError::NoForward { .. }) => Ok(()),
+                Err(error) => Err(policy::failed(error)),
+            }
+        };
+        self.finished(change, remove).await?;
         Response::ok(v1::DeletePortForwardResponse::default())
     }
 
@@ -516,8 +549,10 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         request: ServiceRequest<'_, v1::CollectGarbageRequest>,
     ) -> ServiceResult<v1::CollectGarbageResponse> {
-        Origin::of(&ctx).log("collect garbage", if request.apply { "to remove it" } else { "to see it" });
-        let collected = self.manager.collect(request.apply).await.map_err(status)?;
+        let (apply, manager) = (request.apply, self.manager.clone());
+        let change = Change::of(&ctx, "collect garbage", if apply { "to remove it" } else { "to see it" });
+        let collected =
+            self.finished(change, async move { manager.collect(apply).await.map_err(status) }).await?;
         let leftover = |of: Collected| v1::Leftover {
             kind: of.leftover.kind().to_owned(),
             what: of.leftover.to_string(),
@@ -534,11 +569,14 @@ impl GuestNetworkService for Service {
         ctx: RequestContext,
         _request: ServiceRequest<'_, v1::ReloadConfigurationRequest>,
     ) -> ServiceResult<v1::ReloadConfigurationResponse> {
-        Origin::of(&ctx).log("reload", "the configuration is read again");
-        let reloaded = self.sources.reloader.reload().await.map_err(|error| {
-            refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
-        })?;
-        let Reloaded { applied, needs_restart } = reloaded;
+        let reloader = self.sources.reloader.clone();
+        let change = Change::of(&ctx, "reload", "the configuration is read again");
+        let reload = async move {
+            reloader.reload().await.map_err(|error| {
+                refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
+            })
+        };
+        let Reloaded { applied, needs_restart } = self.finished(change, reload).await?;
         let why = |key: &String| (key.clone(), crate::reload::why(key).to_owned());
         let reasons = needs_restart.iter().map(why).collect();
         Response::ok(v1::ReloadConfigurationResponse {

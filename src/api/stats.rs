@@ -8,6 +8,7 @@ use connectrpc::ConnectError;
 use futures_util::stream::{self, Stream};
 use tokio::time::MissedTickBehavior;
 
+use super::errors::{internal, no_vm};
 use super::wire::{self, FieldError};
 use crate::manager::Manager;
 use crate::model::{Counters, Invalid, VmId};
@@ -23,7 +24,7 @@ pub(super) fn chosen(manager: &Manager, vm_ids: &[&str]) -> Result<Vec<VmId>, Co
         let vm_id = wire::vm_id(text)?;
         match manager.get(&vm_id) {
             Some(_) => Ok(vm_id),
-            None => Err(ConnectError::not_found(format!("VM {vm_id} has no network"))),
+            None => Err(no_vm(&vm_id)),
         }
     };
     vm_ids.iter().map(check).collect()
@@ -40,7 +41,7 @@ pub(super) fn interval(asked: Option<u32>) -> Result<Duration, FieldError> {
 
 pub(super) async fn read(stats: &Stats, vm_ids: &[VmId]) -> Result<Arc<Snapshot>, ConnectError> {
     let read = if vm_ids.is_empty() { stats.all().await } else { stats.of(vm_ids).await };
-    read.map_err(|error| ConnectError::internal(error.to_string()))
+    read.map_err(|error| internal("COUNTERS_UNREADABLE", error))
 }
 
 /// A stream of totals: counts when the reader asks for the next answer, at most once in an interval.

@@ -290,14 +290,9 @@ impl Client {
     }
 
     /// What the service remembers of what happened.
-    pub(super) async fn remembered_events(&self) -> Result<Vec<v1::Event>, CliError> {
-        let request = v1::WatchEventsRequest { include_recent: true, ..Default::default() };
-        let mut answers = self.watch_events(request).await?;
-        let mut events = Vec::new();
-        while let Some(event) = answers.next().await?.and_then(|answer| answer.event.into_option()) {
-            events.push(event);
-        }
-        Ok(events)
+    pub(super) async fn events(&self, request: v1::ListEventsRequest) -> Result<Vec<v1::Event>, CliError> {
+        let answer = self.service.list_events(request).await.map_err(|error| self.failed(error))?;
+        Ok(answer.into_owned().events)
     }
 
     pub(super) fn failed(&self, error: ConnectError) -> CliError {

@@ -31,7 +31,7 @@ pub(super) async fn run(
             (found, conclusion)
         }
         None => {
-            let found = host(client).await?;
+            let found = host(client, None).await?;
             let conclusion = summary(&found);
             (found, conclusion)
         }
@@ -44,28 +44,39 @@ pub(super) async fn run(
     Ok((printed, wrong))
 }
 
-async fn host(client: &Client) -> Result<Vec<Finding>, CliError> {
+/// Findings of the host; of one network's and of what all share, where one is named.
+async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliError> {
     let (service, status, seen) = match client.status().await {
         Ok(status) => {
             let vms = client.list(v1::ListVmNetworksRequest::default()).await?;
             let vm_ids: BTreeSet<String> = vms.into_iter().map(|vm| vm.vm_id).collect();
-            let events = client.remembered_events().await?;
-            (None, Some(status), Seen { vm_ids, events })
+            let events = client.events(v1::ListEventsRequest::default()).await?;
+            let port_forwards = client.forwards(v1::ListPortForwardsRequest::default()).await?.len();
+            (None, Some(status), Seen { vm_ids, events, port_forwards })
         }
         Err(error) => (Some(error.to_string()), None, Seen::default()),
     };
-    let networks = doctor::networks_of(status.as_ref());
+    let mut networks = doctor::networks_of(status.as_ref());
+    networks.retain(|network| only.is_none_or(|only| network.name == only));
     Ok(doctor::check_host(&doctor::look(service, networks, &seen).await))
 }
 
 async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {
     let vm = client.get(vm_id).await?;
-    let leases = client.list_leases(None).await?;
-    let lease = leases.iter().find(|lease| lease.vm_id == vm.vm_id);
-    let request = v1::GetNetworkStatsRequest { vm_ids: vec![vm.vm_id.clone()], ..Default::default() };
-    let stats = client.stats(request).await?;
-    let facts = doctor::look_at_vm(&vm, lease, stats.stats.first()).await;
-    Ok(doctor::check_vm(&facts))
+    let key = v1::get_lease_request::Key::VmId(vm.vm_id.clone());
+    let lease = client.lease(key).await?;
+    let sent = || async {
+        let request = v1::GetNetworkStatsRequest { vm_ids: vec![vm.vm_id.clone()], ..Default::default() };
+        let stats = client.stats(request).await?.stats.into_iter().next().unwrap_or_default();
+        Ok::<_, CliError>((stats.tx_packets, stats.rx_packets))
+    };
+    let (before, _) = sent().await?;
+    let (mut facts, host) =
+        tokio::join!(doctor::look_at_vm(&vm, Some(&lease)), host(client, Some(&vm.network_id)));
+    (facts.sent, facts.received) = sent().await?;
+    facts.sent_meanwhile = facts.sent.saturating_sub(before);
+    facts.drops = doctor::Drops::of(&vm.vm_id, &client.wall_drops().await?);
+    Ok(doctor::check_vm(&facts, &host?))
 }
 
 fn summary(found: &[Finding]) -> String {

@@ -29,25 +29,35 @@ pub(super) struct EventsArguments {
 }
 
 pub(super) async fn run(client: &Client, format: Format, asked: EventsArguments) -> Result<(), CliError> {
-    let request = v1::WatchEventsRequest {
-        kinds: asked.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
-        vm_id: asked.vm.map(|vm_id| vm_id.to_string()),
-        network_id: asked.network.map(|name| name.to_string()),
-        include_recent: true,
-        ..Default::default()
-    };
+    let kinds = asked.kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
+    let (vm_id, network_id) =
+        (asked.vm.map(|vm_id| vm_id.to_string()), asked.network.map(|name| name.to_string()));
+    if asked.no_follow {
+        let request = v1::ListEventsRequest { kinds, vm_id, network_id, ..Default::default() };
+        for event in client.events(request).await? {
+            if !write(&mut io::stdout().lock(), line(format, &event).as_bytes())? {
+                break;
+            }
+        }
+        return flush();
+    }
+    let request =
+        v1::WatchEventsRequest { kinds, vm_id, network_id, include_recent: true, ..Default::default() };
     let mut answers = client.watch_events(request).await?;
     while let Some(answer) = answers.next().await? {
         let line = match answer.event.into_option() {
             Some(event) => line(format, &event),
             None if answer.lost > 0 => lost(format, answer.lost),
-            None if asked.no_follow => break,
             None => continue,
         };
         if !write(&mut io::stdout().lock(), line.as_bytes())? {
             break;
         }
     }
+    flush()
+}
+
+fn flush() -> Result<(), CliError> {
     io::stdout().flush().map_err(|source| CliError::Io { what: "writing the output".into(), source })
 }
 

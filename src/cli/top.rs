@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
+use connectrpc::ErrorCode;
 use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
@@ -36,6 +37,7 @@ enum Sort {
     Traffic,
     Packets,
     Drops,
+    Queries,
     Name,
 }
 
@@ -49,26 +51,58 @@ struct Rates {
     rx_packets: f64,
     tx_packets: f64,
     drops: f64,
+    /// Questions to the resolver a second.
+    queries: f64,
+}
+
+/// What is counted of a guest.
+#[derive(Debug, Clone, Default)]
+struct Totals {
+    stats: v1::NetworkStats,
+    queries: u64,
+}
+
+/// The totals of all guests.
+async fn totals(client: &Client) -> Result<Vec<Totals>, CliError> {
+    let stats = client.stats(v1::GetNetworkStatsRequest::default()).await?.stats;
+    let resolvers = match client.dns_stats(None, Some(u32::MAX)).await {
+        Ok(resolvers) => resolvers,
+        // No network has a resolver.
+        Err(CliError::Call(error)) if error.code == ErrorCode::NotFound => Vec::new(),
+        Err(error) => return Err(error),
+    };
+    let guests = resolvers.into_iter().flat_map(|resolver| resolver.guests);
+    let queries: HashMap<String, u64> = guests
+        .map(|guest| (guest.vm_id, guest.counters.get("queries").copied().unwrap_or_default()))
+        .collect();
+    let of = |stats: v1::NetworkStats| Totals {
+        queries: queries.get(&stats.vm_id).copied().unwrap_or_default(),
+        stats,
+    };
+    Ok(stats.into_iter().map(of).collect())
 }
 
 /// The totals before, to tell rates from.
 #[derive(Default)]
-struct Before(HashMap<String, v1::NetworkStats>, Option<Instant>);
+struct Before(HashMap<String, Totals>, Option<Instant>);
 
 impl Before {
     /// Rates since the last call; empty at the first.
-    fn rates(&mut self, stats: Vec<v1::NetworkStats>, now: Instant, sort: Sort) -> Vec<Rates> {
+    fn rates(&mut self, totals: Vec<Totals>, now: Instant, sort: Sort) -> Vec<Rates> {
         let since = self.1.replace(now).map(|before| now.saturating_duration_since(before).as_secs_f64());
         let mut rates: Vec<Rates> = match since.filter(|seconds| *seconds > 0.0) {
-            Some(seconds) => stats.iter().map(|now| rate(self.0.get(&now.vm_id), now, seconds)).collect(),
+            Some(seconds) => {
+                totals.iter().map(|now| rate(self.0.get(&now.stats.vm_id), now, seconds)).collect()
+            }
             None => Vec::new(),
         };
-        self.0 = stats.into_iter().map(|stats| (stats.vm_id.clone(), stats)).collect();
+        self.0 = totals.into_iter().map(|totals| (totals.stats.vm_id.clone(), totals)).collect();
         rates.sort_by(|a, b| {
             let by = |rates: &Rates| match sort {
                 Sort::Traffic => rates.rx_bytes + rates.tx_bytes,
                 Sort::Packets => rates.rx_packets + rates.tx_packets,
                 Sort::Drops => rates.drops,
+                Sort::Queries => rates.queries,
                 Sort::Name => 0.0,
             };
             by(b).total_cmp(&by(a)).then_with(|| a.vm_id.cmp(&b.vm_id))
@@ -78,10 +112,12 @@ impl Before {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "rates for people")]
-fn rate(before: Option<&v1::NetworkStats>, now: &v1::NetworkStats, seconds: f64) -> Rates {
-    let none = v1::NetworkStats::default();
+fn rate(before: Option<&Totals>, now: &Totals, seconds: f64) -> Rates {
+    let none = Totals::default();
     // A VM that is new has sent since its start.
     let before = before.unwrap_or(&none);
+    let queries = now.queries.saturating_sub(before.queries) as f64 / seconds;
+    let (now, before) = (&now.stats, &before.stats);
     let of = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
     Rates {
         vm_id: now.vm_id.clone(),
@@ -90,17 +126,17 @@ fn rate(before: Option<&v1::NetworkStats>, now: &v1::NetworkStats, seconds: f64)
         rx_packets: of(now.rx_packets, before.rx_packets),
         tx_packets: of(now.tx_packets, before.tx_packets),
         drops: of(now.rx_dropped + now.tx_dropped, before.rx_dropped + before.tx_dropped),
+        queries,
     }
 }
 
 pub(super) async fn run(client: &Client, format: Format, asked: TopArguments) -> Result<Vec<u8>, CliError> {
-    let request = || v1::GetNetworkStatsRequest::default();
     let pause = Duration::from_millis(asked.interval.into());
     let mut before = Before::default();
-    before.rates(client.stats(request()).await?.stats, Instant::now(), asked.sort);
+    before.rates(totals(client).await?, Instant::now(), asked.sort);
     if asked.once || !io::stdout().is_terminal() {
         tokio::time::sleep(pause).await;
-        let rates = before.rates(client.stats(request()).await?.stats, Instant::now(), asked.sort);
+        let rates = before.rates(totals(client).await?, Instant::now(), asked.sort);
         return Ok(match format {
             Format::Json => pretty(&Value::Array(rates.iter().map(to_json).collect())),
             Format::Table => plain(&rates),
@@ -123,9 +159,9 @@ async fn screen(
 ) -> Result<(), CliError> {
     let failed = |source| CliError::Io { what: "drawing on the terminal".into(), source };
     loop {
-        let stats = client.stats(v1::GetNetworkStatsRequest::default()).await?.stats;
+        let totals = totals(client).await?;
         let status = client.status().await?;
-        let rates = before.rates(stats, Instant::now(), sort);
+        let rates = before.rates(totals, Instant::now(), sort);
         terminal.draw(|frame| draw(frame, &rates, &status, sort)).map_err(failed)?;
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -140,6 +176,7 @@ async fn screen(
                     KeyCode::Char('t') => sort = Sort::Traffic,
                     KeyCode::Char('p') => sort = Sort::Packets,
                     KeyCode::Char('d') => sort = Sort::Drops,
+                    KeyCode::Char('u') => sort = Sort::Queries,
                     KeyCode::Char('n') => sort = Sort::Name,
                     _ => continue,
                 },
@@ -151,9 +188,9 @@ async fn screen(
     }
 }
 
-const COLUMNS: [&str; 6] = ["VM_ID", "RX", "TX", "RX_PKT/S", "TX_PKT/S", "DROPS/S"];
+const COLUMNS: [&str; 7] = ["VM_ID", "RX", "TX", "RX_PKT/S", "TX_PKT/S", "DROPS/S", "QUERY/S"];
 
-fn cells(rates: &Rates) -> [String; 6] {
+fn cells(rates: &Rates) -> [String; 7] {
     let count = |number: f64| format!("{number:.0}");
     [
         rates.vm_id.clone(),
@@ -162,6 +199,7 @@ fn cells(rates: &Rates) -> [String; 6] {
         count(rates.rx_packets),
         count(rates.tx_packets),
         count(rates.drops),
+        count(rates.queries),
     ]
 }
 
@@ -184,18 +222,18 @@ fn draw(frame: &mut Frame<'_>, rates: &[Rates], status: &v1::GetStatusResponse, 
     let bold = Style::new().add_modifier(Modifier::REVERSED);
     let header = Row::new(COLUMNS.map(Cell::from)).style(bold);
     let rows = rates.iter().map(|rates| Row::new(cells(rates).map(Cell::from)));
-    let widths = [Constraint::Min(16), Constraint::Length(14), Constraint::Length(14)]
+    let widths = [Constraint::Min(12), Constraint::Length(13), Constraint::Length(13)]
         .into_iter()
-        .chain([Constraint::Length(10); 3]);
+        .chain([Constraint::Length(9); 4]);
     frame.render_widget(Table::new(rows, widths).header(header), body);
-    let keys = format!("sorted by {sort:?}: t traffic, p packets, d drops, n name; q ends");
+    let keys = format!("sorted by {sort:?}: t traffic, p packets, d drops, u queries, n name; q ends");
     frame.render_widget(Line::from(keys.to_lowercase()), foot);
 }
 
 fn plain(rates: &[Rates]) -> String {
-    let line = |cells: [String; 6]| {
-        let [vm_id, rx, tx, rx_packets, tx_packets, drops] = cells;
-        format!("{vm_id:<20} {rx:>12} {tx:>12} {rx_packets:>9} {tx_packets:>9} {drops:>8}\n")
+    let line = |cells: [String; 7]| {
+        let [vm_id, rx, tx, rx_packets, tx_packets, drops, queries] = cells;
+        format!("{vm_id:<18} {rx:>12} {tx:>12} {rx_packets:>8} {tx_packets:>8} {drops:>7} {queries:>7}\n")
     };
     let rows: String = rates.iter().map(|rates| line(cells(rates))).collect();
     line(COLUMNS.map(str::to_owned)) + &rows
@@ -209,6 +247,7 @@ fn to_json(rates: &Rates) -> Value {
         "rx_packets_per_second": rates.rx_packets,
         "tx_packets_per_second": rates.tx_packets,
         "drops_per_second": rates.drops,
+        "queries_per_second": rates.queries,
     })
 }
 
@@ -227,8 +266,9 @@ fn bits(bytes: f64) -> String {
 mod tests {
     use super::*;
 
-    fn stats(vm_id: &str, rx_bytes: u64, rx_dropped: u64) -> v1::NetworkStats {
-        v1::NetworkStats { vm_id: vm_id.into(), rx_bytes, rx_dropped, ..Default::default() }
+    fn stats(vm_id: &str, rx_bytes: u64, rx_dropped: u64) -> Totals {
+        let stats = v1::NetworkStats { vm_id: vm_id.into(), rx_bytes, rx_dropped, ..Default::default() };
+        Totals { stats, queries: rx_bytes / 2 }
     }
 
     #[test]
@@ -238,6 +278,8 @@ mod tests {
         let later = start + Duration::from_secs(2);
         let rates = before.rates(vec![stats("a", 100, 8), stats("b", 4_000, 0)], later, Sort::Traffic);
         assert_eq!((rates[0].vm_id.as_str(), rates[0].rx_bytes, rates[1].drops), ("b", 2_000.0, 4.0));
+        assert_eq!((rates[0].queries, rates[1].queries), (1_000.0, 25.0));
+        assert!(plain(&rates).lines().all(|line| line.len() <= 80), "{}", plain(&rates));
         let later = later + Duration::from_secs(1);
         let rates = before.rates(vec![stats("a", 100, 9), stats("b", 4_000, 0)], later, Sort::Drops);
         assert_eq!((rates[0].vm_id.as_str(), rates[0].rx_bytes, rates[0].drops), ("a", 0.0, 1.0));

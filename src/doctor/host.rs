@@ -1,18 +1,24 @@
 //! What the facts about a host mean. Pure.
 
-use super::Finding;
+use super::{Finding, firewall};
+use crate::kernel::features::Missing;
 use crate::model::Upstream;
+use crate::walls::foreign::Ruleset;
 
 /// What was seen on the host; none where it could not be read.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Facts {
     /// Why the service does not answer, if it does not.
     pub service: Option<String>,
     pub ip_forward: Option<String>,
     /// `iptables -S FORWARD`, line by line, or why it could not be read.
     pub forward: Option<Vec<String>>,
-    /// Chains of others' tables of nf_tables that drop what is forwarded: `inet firewalld filter_FORWARD`.
-    pub closed: Vec<String>,
+    /// `iptables -S INPUT`, likewise.
+    pub input: Option<Vec<String>>,
+    /// Others' tables of nf_tables, those that iptables-nft keeps among them.
+    pub foreign: Ruleset,
+    /// What the kernel does not have, or why that could not be looked at.
+    pub missing: Result<Vec<Missing>, String>,
     /// `iptables -t nat -S POSTROUTING`.
     pub postrouting: Option<Vec<String>>,
     pub bridge_nf_call_iptables: Option<String>,
@@ -29,12 +35,24 @@ pub struct Facts {
     pub dhcp_sockets: Vec<String>,
     /// Namespaces called as a VM's whose VM the service does not know.
     pub stale_namespaces: Vec<String>,
-    /// What the service said of other DHCP servers lately.
-    pub rogue_dhcp: Vec<String>,
-    pub spoofing: Vec<String>,
+    /// What the service remembers of other DHCP servers, and of guests that sent as another.
+    pub rogue_dhcp: Vec<Said>,
+    pub spoofing: Vec<Said>,
+    /// Ports of the host that lead to guests.
+    pub port_forwards: usize,
     pub uplink_mtu: Option<(String, u32)>,
     pub networks: Vec<NetworkFacts>,
 }
+
+/// What was said of something that happened, and how many seconds ago.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    pub age: u64,
+    pub detail: String,
+}
+
+/// Seconds for which it says something of now.
+const LATELY: u64 = 3_600;
 
 /// A device file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -51,6 +69,8 @@ pub enum Device {
 pub struct NetworkFacts {
     pub name: String,
     pub bridge: String,
+    /// It and those beside it that hold further guests of the network.
+    pub bridges: Vec<String>,
     pub gateway: String,
     pub subnet: String,
     pub mtu: u32,
@@ -67,13 +87,26 @@ pub struct NetworkFacts {
     /// Whether the resolver on the gateway answered; none where there is none to be.
     pub resolver: Option<bool>,
     pub free_addresses: Option<u64>,
+    /// Whether guests are to reach metadata.
+    pub metadata: bool,
 }
 
 /// One finding for each check, worst matters first within a subject.
 pub fn check(facts: &Facts) -> Vec<Finding> {
-    let mut found = vec![service(facts), tun(facts), kvm(facts), ip_forward(facts), default_route(facts)];
-    found.push(forward(facts));
-    found.extend(closed(facts));
+    let mut found = vec![service(facts), tun(facts), kvm(facts), kernel(facts)];
+    found.extend([ip_forward(facts), default_route(facts)]);
+    let iptables = firewall::iptables(facts);
+    // What iptables-nft shows of a chain is told once.
+    let told = |chain: &str| {
+        let at = usize::from(chain == "INPUT");
+        ["FORWARD", "INPUT"].contains(&chain) && iptables[at].verdict != super::Verdict::Ok
+    };
+    let mut others = facts.clone();
+    others
+        .foreign
+        .chains
+        .retain(|(family, table, chain), _| (*family, table.as_str()) != ("ip", "filter") || !told(chain));
+    found.extend(iptables);
     found.push(br_netfilter(facts));
     found.push(redirects(facts));
     found.push(conntrack(facts));
@@ -84,7 +117,10 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     for network in &facts.networks {
         found.extend(bridge(network));
         found.extend([overlap(network), rp_filter(network)]);
-        found.extend(nat(facts, network));
+        if network.managed {
+            found.extend(firewall::foreign(&others, network));
+        }
+        found.extend(firewall::nat(facts, network));
         found.extend(resolver(network));
         found.push(upstreams(network));
         found.extend(addresses(network));
@@ -109,16 +145,16 @@ fn device(
     check: &'static str,
     path: &str,
     device: &Device,
+    make: &str,
     meaning: &str,
     severe: fn(&'static str, String, String) -> Finding,
 ) -> Finding {
     let (seen, mend) = match device {
         Device::Usable => return Finding::ok(check, format!("{path} can be opened")),
-        Device::Missing => (format!("{path} does not exist"), format!("modprobe {check}")),
-        Device::Replaced => (
-            format!("{path} is no character device"),
-            format!("rm {path} && modprobe {check} && udevadm trigger"),
-        ),
+        Device::Missing => (format!("{path} does not exist"), format!("modprobe {check}; {make}")),
+        Device::Replaced => {
+            (format!("{path} is not the device that it should be"), format!("rm {path} && {make}"))
+        }
         Device::Refused(why) => {
             (format!("{path} cannot be opened: {why}"), format!("ls -l {path}; chmod 0666 {path}"))
         }
@@ -127,12 +163,45 @@ fn device(
 }
 
 fn tun(facts: &Facts) -> Finding {
-    device("tun", "/dev/net/tun", &facts.tun, "no TAP can be made, so no VM gets a network", Finding::problem)
+    let make = "mkdir -p /dev/net; mknod -m 0666 /dev/net/tun c 10 200";
+    let meaning = "no TAP can be made, so no VM gets a network";
+    device("tun", "/dev/net/tun", &facts.tun, make, meaning, Finding::problem)
 }
 
 fn kvm(facts: &Facts) -> Finding {
+    let make = "mknod -m 0660 /dev/kvm c 10 232";
     let meaning = "VMs do not start, or run emulated and slowly; networks are made all the same";
-    device("kvm", "/dev/kvm", &facts.kvm, meaning, Finding::warning)
+    device("kvm", "/dev/kvm", &facts.kvm, make, meaning, Finding::warning)
+}
+
+fn kernel(facts: &Facts) -> Finding {
+    let check = "kernel";
+    let missing = facts.missing.as_ref().map(|missing| {
+        // Where the device file is what is wrong, `tun` tells.
+        let told = |missing: &&Missing| missing.feature == "CONFIG_TUN" && facts.tun != Device::Usable;
+        missing.iter().filter(|missing| !told(missing)).collect::<Vec<_>>()
+    });
+    match missing {
+        Ok(missing) if missing.is_empty() => {
+            Finding::ok(check, "the kernel has all that guestnet asks of it")
+        }
+        Ok(missing) => {
+            let each: Vec<String> =
+                missing.iter().map(|missing| format!("{} ({})", missing.feature, missing.why)).collect();
+            Finding::problem(
+                check,
+                format!("the kernel lacks {}", each.join(" and ")),
+                "networks cannot be made, or not with walls and limits",
+            )
+            .mended_by("modprobe -a bridge veth tun sch_ingress cls_u32 act_mirred sch_tbf nf_tables nf_conntrack; uname -r")
+        }
+        Err(why) => Finding::warning(
+            check,
+            format!("what the kernel has could not be looked at: {why}"),
+            "something may be missing",
+        )
+        .mended_by("sudo guestnet doctor"),
+    }
 }
 
 fn ip_forward(facts: &Facts) -> Finding {
@@ -160,68 +229,19 @@ fn default_route(facts: &Facts) -> Finding {
     }
 }
 
-/// Docker, ufw and firewalld close FORWARD; what stands before our jump is decided before us.
-fn forward(facts: &Facts) -> Finding {
-    let check = "forward";
-    let Some(lines) = &facts.forward else {
-        return Finding::warning(
-            check,
-            "the FORWARD chain could not be read",
-            "run doctor as root to have it checked",
-        );
-    };
-    let closed = lines.iter().any(|line| line == "-P FORWARD DROP");
-    let rules: Vec<&String> = lines.iter().filter(|line| line.starts_with("-A FORWARD")).collect();
-    let Some(ours) = rules.iter().position(|rule| is_ours(rule)) else {
-        return Finding::problem(
-            check,
-            if closed {
-                "FORWARD drops by policy and has no rule of guestnet"
-            } else {
-                "FORWARD has no rule of guestnet"
-            },
-            "guests are cut off, or not walled off from each other: somebody has flushed the firewall",
-        )
-        .mended_by("systemctl restart guestnet");
-    };
-    let cuts = |rule: &&&String| {
-        rule.ends_with("-j DROP") || rule.contains("-j REJECT") || rule.contains("-j DROP ")
-    };
-    match rules[..ours].iter().find(cuts) {
-        Some(rule) => Finding::problem(
-            check,
-            format!("before guestnet's rules stands {rule}"),
-            "a foreign rule decides over guests' packets before guestnet does",
-        )
-        .mended_by(format!("iptables {}", rule.replacen("-A ", "-D ", 1))),
-        None => Finding::ok(
-            check,
-            format!(
-                "guestnet's rules come first in FORWARD, whose policy is {}",
-                if closed { "DROP" } else { "ACCEPT" }
-            ),
-        ),
-    }
-}
-
-/// A table of somebody else's decides over guests' packets too, whatever iptables and ours say.
-fn closed(facts: &Facts) -> Option<Finding> {
-    let first = facts.closed.first()?;
-    let meaning = "guests are cut off, unless that chain's own rules accept their packets";
-    let seen = format!("chain {} of nf_tables drops by policy what is forwarded", facts.closed.join(" and "));
-    let mend =
-        format!("nft add rule {first} iifname br-vms accept; nft add rule {first} oifname br-vms accept");
-    Some(Finding::warning("forward", seen, meaning).mended_by(mend))
-}
-
-fn is_ours(rule: &str) -> bool {
-    rule.to_ascii_lowercase().contains("guestnet")
-}
-
 fn br_netfilter(facts: &Facts) -> Finding {
     let value = facts.bridge_nf_call_iptables.as_deref().unwrap_or("0");
-    // Either is fine, for ports are isolated: told because it explains what other rules see.
-    Finding::ok("br_netfilter", format!("net.bridge.bridge-nf-call-iptables is {value}"))
+    let seen = format!("net.bridge.bridge-nf-call-iptables is {value}");
+    // For all else either is fine: ports are isolated, and what passes between guests is routed.
+    if value == "0" || facts.port_forwards == 0 {
+        return Finding::ok("br_netfilter", seen);
+    }
+    Finding::warning(
+        "br_netfilter",
+        format!("{seen}, and {} ports of the host lead to guests", facts.port_forwards),
+        "a guest that asks such a port of a guest on its own bridge gets no answer: the kernel switches what it has translated",
+    )
+    .mended_by("sysctl -w net.bridge.bridge-nf-call-iptables=0")
 }
 
 fn redirects(facts: &Facts) -> Finding {
@@ -276,22 +296,44 @@ fn clock(facts: &Facts) -> Finding {
 }
 
 fn dhcp_servers(facts: &Facts) -> Finding {
-    if let Some(last) = facts.rogue_dhcp.last() {
+    let last = facts.rogue_dhcp.iter().min_by_key(|said| said.age);
+    if let Some(last) = last.filter(|last| last.age <= LATELY) {
         return Finding::problem(
             "dhcp",
-            format!("another DHCP server answers guests: {last}"),
-            "a guest that takes its answer has a wrong address, gateway or DNS server",
+            format!("another DHCP server answers guests: {} ({} ago)", last.detail, ago(last.age)),
+            "a guest that takes its answer has a wrong address, gateway or DNS server: that server has to go",
         )
-        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow; stop that server");
+        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow");
     }
+    let bridges: Vec<&str> =
+        facts.networks.iter().flat_map(|network| &network.bridges).map(String::as_str).collect();
     match facts.dhcp_sockets.iter().find(|address| *address == "0.0.0.0") {
         Some(_) => Finding::warning(
             "dhcp",
             "another program listens on UDP 0.0.0.0:67",
-            "a second DHCP server on this host may answer guests too",
+            format!(
+                "a second DHCP server on this host may answer guests too: keep it off the bridges (dnsmasq: except-interface={})",
+                bridges.join(",")
+            ),
         )
-        .mended_by("ss -lunp 'sport = :67'; keep it off the bridges (dnsmasq: except-interface=br-vms)"),
-        None => Finding::ok("dhcp", "no other DHCP server was seen"),
+        .mended_by("ss -lunp 'sport = :67'"),
+        None => Finding::ok(
+            "dhcp",
+            match last {
+                Some(last) => format!("no other DHCP server was seen for {}", ago(last.age)),
+                None => "no other DHCP server was seen".to_owned(),
+            },
+        ),
+    }
+}
+
+/// A length of time for people.
+pub(super) fn ago(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 
@@ -309,17 +351,21 @@ fn stale(facts: &Facts) -> Finding {
 }
 
 fn spoofing(facts: &Facts) -> Option<Finding> {
-    let last = facts.spoofing.last()?;
+    let last = facts.spoofing.iter().min_by_key(|said| said.age).filter(|last| last.age <= LATELY)?;
     let meaning = "a guest sends under another's MAC or address; it is stopped";
     Some(
-        Finding::warning("spoofing", last.clone(), meaning)
+        Finding::warning("spoofing", format!("{} ({} ago)", last.detail, ago(last.age)), meaning)
             .mended_by("guestnet events --kind spoof_denied --no-follow"),
     )
 }
 
 fn bridge(network: &NetworkFacts) -> Vec<Finding> {
     let NetworkFacts { name, bridge, gateway, .. } = network;
-    let restart = if network.managed { "systemctl restart guestnet" } else { "ip link show" };
+    let restart = if network.managed {
+        "systemctl restart guestnet".to_owned()
+    } else {
+        format!("ip addr show {bridge}")
+    };
     let cut_off = format!("every guest of network {name} is cut off");
     if !network.bridge_exists {
         return vec![
@@ -375,21 +421,6 @@ fn rp_filter(network: &NetworkFacts) -> Finding {
         Some(value) => Finding::ok("rp_filter", format!("{value} on {}", network.bridge)),
         None => Finding::ok("rp_filter", format!("not readable on {}", network.bridge)),
     }
-}
-
-fn nat(facts: &Facts, network: &NetworkFacts) -> Option<Finding> {
-    let lines = facts.postrouting.as_ref().filter(|_| network.managed)?;
-    let ours = lines.iter().any(|line| line.contains(&network.subnet) && line.contains("MASQUERADE"));
-    Some(if ours {
-        Finding::ok("nat", format!("{} leaves under the host's address", network.subnet))
-    } else {
-        Finding::problem(
-            "nat",
-            format!("POSTROUTING has no MASQUERADE for {}", network.subnet),
-            "guests' packets leave under addresses that nobody can answer to",
-        )
-        .mended_by("systemctl restart guestnet")
-    })
 }
 
 fn resolver(network: &NetworkFacts) -> Option<Finding> {
@@ -456,16 +487,29 @@ mod tests {
 
     fn healthy() -> Facts {
         Facts {
+            service: None,
             ip_forward: Some("1".into()),
             forward: Some(vec!["-P FORWARD ACCEPT".into(), "-A FORWARD -j GUESTNET-FORWARD".into()]),
+            input: Some(vec!["-P INPUT DROP".into(), "-A INPUT -j GUESTNET-INPUT".into()]),
+            foreign: Ruleset::default(),
+            missing: Ok(Vec::new()),
             postrouting: Some(vec![
                 "-A POSTROUTING -s 10.100.0.0/16 ! -d 10.100.0.0/16 -j MASQUERADE".into(),
             ]),
+            bridge_nf_call_iptables: Some("1".into()),
+            send_redirects_all: Some("0".into()),
             has_default_route: Some(true),
             conntrack: Some((10, 1_000)),
+            clock_synchronised: Some(true),
             now: EARLIEST + 1,
             tun: Device::Usable,
             kvm: Device::Usable,
+            dhcp_sockets: Vec::new(),
+            stale_namespaces: Vec::new(),
+            rogue_dhcp: Vec::new(),
+            spoofing: Vec::new(),
+            port_forwards: 0,
+            uplink_mtu: None,
             networks: vec![NetworkFacts {
                 name: "default".into(),
                 bridge: "br-vms".into(),
@@ -477,7 +521,6 @@ mod tests {
                 upstreams: vec![("8.8.8.8".parse().unwrap(), true)],
                 ..Default::default()
             }],
-            ..Default::default()
         }
     }
 
@@ -494,6 +537,7 @@ mod tests {
         assert_eq!(wrong(&healthy()), []);
     }
 
+    /// The clock is the machine's own; the rest has words here that a lab's breakages do not come to.
     #[test]
     fn what_cannot_be_broken_in_a_lab_is_found_too() {
         let with = |change: fn(&mut Facts)| {
@@ -503,13 +547,22 @@ mod tests {
         };
         assert_eq!(with(|f| f.conntrack = Some((850, 1_000))), [("conntrack", Verdict::Warning)]);
         assert_eq!(with(|f| f.conntrack = Some((1_000, 1_000))), [("conntrack", Verdict::Problem)]);
-        assert_eq!(with(|f| f.closed.push("inet strict forward".into())), [("forward", Verdict::Warning)]);
+        assert_eq!(with(|f| f.conntrack = None), [("conntrack", Verdict::Warning)]);
         assert_eq!(with(|f| f.now = 7), [("clock", Verdict::Problem)]);
         assert_eq!(with(|f| f.clock_synchronised = Some(false)), [("clock", Verdict::Warning)]);
-        assert_eq!(with(|f| f.tun = Device::Missing), [("tun", Verdict::Problem)]);
-        assert_eq!(with(|f| f.kvm = Device::Refused("EACCES".into())), [("kvm", Verdict::Warning)]);
-        assert_eq!(with(|f| f.networks[0].free_addresses = Some(0)), [("addresses", Verdict::Problem)]);
-        assert_eq!(with(|f| f.rogue_dhcp.push("192.0.2.9".into())), [("dhcp", Verdict::Problem)]);
-        assert_eq!(with(|f| f.spoofing.push("a".into())), [("spoofing", Verdict::Warning)]);
+        assert_eq!(with(|f| f.missing = Err("EPERM".into())), [("kernel", Verdict::Warning)]);
+        assert_eq!(with(|f| f.input = None), [("input", Verdict::Warning)]);
+    }
+
+    #[test]
+    fn what_happened_long_ago_says_nothing_of_now() {
+        let said = |age| Said { age, detail: "192.0.2.9".into() };
+        let with = |age| {
+            let mut facts = healthy();
+            (facts.rogue_dhcp, facts.spoofing) = (vec![said(age)], vec![said(age)]);
+            wrong(&facts)
+        };
+        assert_eq!(with(60), [("dhcp", Verdict::Problem), ("spoofing", Verdict::Warning)]);
+        assert_eq!(with(2 * 86_400), []);
     }
 }

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::host::{Device, Facts, NetworkFacts};
+use super::host::{Device, Facts, NetworkFacts, Said};
 use super::probe;
 use crate::config::Config;
-use crate::kernel::Kernel;
 use crate::kernel::nft::Nft;
+use crate::kernel::{Kernel, features};
 use crate::model::{DnsMode, Plumbing, Upstream};
 use crate::proto::guestnet::v1;
 
@@ -20,6 +20,7 @@ use crate::proto::guestnet::v1;
 pub struct Seen {
     pub vm_ids: BTreeSet<String>,
     pub events: Vec<v1::Event>,
+    pub port_forwards: usize,
 }
 
 /// The networks of the service's answer; where it does not answer, of the configuration.
@@ -63,35 +64,52 @@ pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> 
 
 /// Everything that the checks want to know. `service` is why the service does not answer.
 pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &Seen) -> Facts {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let events = |kind: &str| {
-        seen.events.iter().filter(|event| event.kind == kind).map(|event| event.detail.clone()).collect()
+        let of_kind = seen.events.iter().filter(|event| event.kind == kind);
+        let said = of_kind.map(|event| {
+            let at = event.at.as_option().and_then(|at| u64::try_from(at.seconds).ok()).unwrap_or_default();
+            Said { age: now.saturating_sub(at), detail: event.detail.clone() }
+        });
+        said.collect()
     };
+    let missing = tokio::task::spawn_blocking(features::missing).await;
     let stale_namespaces = if service.is_some() { Vec::new() } else { stale_namespaces(&seen.vm_ids) };
     let mut facts = Facts {
         service,
         ip_forward: sysctl("ipv4/ip_forward"),
         forward: rules("filter", "FORWARD"),
-        closed: Nft::open().and_then(|nft| nft.closed_forward_chains()).unwrap_or_default(),
+        input: rules("filter", "INPUT"),
+        foreign: Nft::open().and_then(|nft| nft.foreign()).unwrap_or_default(),
+        missing: missing
+            .map_err(|error| error.to_string())
+            .and_then(|missing| missing.map_err(|error| error.to_string())),
         postrouting: rules("nat", "POSTROUTING"),
         bridge_nf_call_iptables: sysctl("bridge/bridge-nf-call-iptables"),
         send_redirects_all: sysctl("ipv4/conf/all/send_redirects"),
         has_default_route: Some(uplink().is_some()),
         conntrack: number("netfilter/nf_conntrack_count").zip(number("netfilter/nf_conntrack_max")),
         clock_synchronised: clock_synchronised(),
-        now: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        tun: device("/dev/net/tun"),
-        kvm: device("/dev/kvm"),
+        now,
+        tun: device("/dev/net/tun", (10, 200)),
+        kvm: device("/dev/kvm", (10, 232)),
         dhcp_sockets: udp_listeners(67),
         stale_namespaces,
         rogue_dhcp: events("rogue_dhcp_server"),
         spoofing: events("spoof_denied"),
+        port_forwards: seen.port_forwards,
         uplink_mtu: uplink().and_then(|name| {
             Some((name.clone(), read(&format!("/sys/class/net/{name}/mtu"))?.parse().ok()?))
         }),
         networks: Vec::new(),
     };
     let kernel = Kernel::open().ok();
-    for network in networks {
+    let translated = rules("nat", "PREROUTING").unwrap_or_default();
+    for mut network in networks {
+        let enters = format!("-i {} ", network.bridge);
+        network.metadata =
+            translated.iter().any(|rule| rule.contains("guestnet:metadata") && rule.contains(&enters));
+        network.bridges = bridges_of(&network.bridge);
         facts.networks.push(look_at_network(kernel.as_ref(), network).await);
     }
     facts
@@ -134,6 +152,21 @@ async fn look_at_network(kernel: Option<&Kernel>, network: NetworkFacts) -> Netw
         resolver,
         ..network
     }
+}
+
+/// The bridge and those of the same network beside it, as they are called (`bridges::Bridges`).
+fn bridges_of(bridge: &str) -> Vec<String> {
+    let devices = fs::read_dir("/sys/class/net").into_iter().flatten().flatten();
+    let names = devices.filter_map(|device| device.file_name().into_string().ok());
+    let further = names.filter(|name| {
+        let number = name.strip_prefix(bridge).and_then(|rest| rest.strip_prefix('-'));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+            && Path::new("/sys/class/net").join(name).join("bridge").exists()
+    });
+    let mut further: Vec<String> = further.collect();
+    further.sort();
+    further.insert(0, bridge.to_owned());
+    further
 }
 
 pub(super) fn read(path: &str) -> Option<String> {
@@ -187,10 +220,14 @@ fn udp_listeners(port: u16) -> Vec<String> {
     sockets.lines().skip(1).filter_map(local).collect()
 }
 
-fn device(path: &str) -> Device {
+/// The character device of that major and minor number (Documentation/admin-guide/devices.txt).
+fn device(path: &str, (major, minor): (u32, u32)) -> Device {
+    let is_it = |metadata: &fs::Metadata| {
+        metadata.file_type().is_char_device() && metadata.rdev() == libc::makedev(major, minor)
+    };
     match fs::metadata(path) {
         Err(_) => Device::Missing,
-        Ok(metadata) if !metadata.file_type().is_char_device() => Device::Replaced,
+        Ok(metadata) if !is_it(&metadata) => Device::Replaced,
         Ok(_) => match fs::OpenOptions::new().read(true).write(true).open(path) {
             Ok(_) => Device::Usable,
             Err(error) => Device::Refused(error.to_string()),

@@ -1,6 +1,7 @@
 //! `guestnet doctor`: what is wrong with this host or with one guest's way, in words, with the command that mends it. In: what
 //! the service says, /proc, /sys, the firewall, answers to a question or a ping. Out: findings; it changes nothing.
 
+mod firewall;
 mod host;
 mod look;
 mod probe;
@@ -12,7 +13,7 @@ use serde::Serialize;
 
 pub use host::{Facts, NetworkFacts, check as check_host};
 pub use look::{Seen, look, networks_of};
-pub use vm::{VmFacts, check as check_vm, conclusion, look as look_at_vm};
+pub use vm::{Drops, VmFacts, check as check_vm, conclusion, look as look_at_vm};
 
 /// How a check came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -3,11 +3,14 @@
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nix::sched::{CloneFlags, setns};
 
+use super::host::ago;
 use super::look::{flags, read};
 use super::{Finding, Verdict, probe};
+use crate::kernel;
 use crate::proto::guestnet::v1;
 
 /// What was seen on the way of one guest.
@@ -18,6 +21,8 @@ pub struct VmFacts {
     /// Flags of the TAP and of the other end of the veth in the namespace; none where there is no such device.
     pub tap: Option<u32>,
     pub inner: Option<u32>,
+    /// Whether frames get from TAP to veth, and back; none where that could not be looked at.
+    pub redirects: Option<[bool; 2]>,
     pub port: String,
     pub port_flags: Option<u32>,
     pub bridge: Option<String>,
@@ -25,57 +30,92 @@ pub struct VmFacts {
     pub lease_state: String,
     /// What it last asked for by DHCP and what became of it; empty when it never did.
     pub last_exchange: String,
+    /// Seconds since it did.
+    pub last_asked: Option<u64>,
     pub address: String,
     pub mac: String,
     pub has_route: bool,
     pub neighbour: Option<String>,
-    /// Packets that the guest has sent and received.
+    /// Packets that the guest has sent and received, and sent while it was pinged.
     pub sent: u64,
     pub received: u64,
+    pub sent_meanwhile: u64,
     pub answers_ping: Option<bool>,
+    pub drops: Drops,
+}
+
+/// What the walls have dropped.
+#[derive(Debug, Clone, Default)]
+pub struct Drops {
+    /// Of this guest's, at its port and on the way through the host.
+    pub at_port: u64,
+    pub in_host: u64,
+    /// Of all guests' on this host, by reason, as counted at ports and on the way through it.
+    pub at_ports: Vec<(String, u64)>,
+    pub in_hosts: Vec<(String, u64)>,
+}
+
+impl Drops {
+    pub fn of(vm_id: &str, drops: &v1::GetWallDropsResponse) -> Self {
+        let of_vm = drops.by_vm.iter().find(|guest| guest.vm_id == vm_id);
+        let reasons = |reasons: &[v1::WallReason]| {
+            let counted = reasons.iter().filter(|reason| reason.packets > 0);
+            let mut counted: Vec<_> = counted.map(|reason| (reason.reason.clone(), reason.packets)).collect();
+            counted.sort_by_key(|(_, packets)| std::cmp::Reverse(*packets));
+            counted
+        };
+        Self {
+            at_port: of_vm.map_or(0, |guest| guest.port_packets),
+            in_host: of_vm.map_or(0, |guest| guest.host_packets),
+            at_ports: reasons(&drops.at_ports),
+            in_hosts: reasons(&drops.in_host),
+        }
+    }
 }
 
 const UP: u32 = libc::IFF_UP as u32;
 /// Somebody has the TAP open: a VMM runs. IFF_RUNNING follows only within a second.
 const LOWER_UP: u32 = libc::IFF_LOWER_UP as u32;
 
-pub async fn look(
-    vm: &v1::VmNetwork,
-    lease: Option<&v1::Lease>,
-    stats: Option<&v1::NetworkStats>,
-) -> VmFacts {
+pub async fn look(vm: &v1::VmNetwork, lease: Option<&v1::Lease>) -> VmFacts {
     let namespace = Path::new("/run/netns").join(&vm.namespace);
-    let (tap, inner) = devices_in(&namespace, &vm.tap_device);
+    let (tap, inner, redirects) = devices_in(&namespace, &vm.tap_device);
     let port = Path::new("/sys/class/net").join(&vm.host_device);
     let is_isolated = read(&port.join("brport/isolated").display().to_string()).map(|text| text == "1");
     let bridge = std::fs::read_link(port.join("brport/bridge"));
     let bridge = bridge.ok().and_then(|link| Some(link.file_name()?.to_str()?.to_owned()));
     let address: Option<Ipv4Addr> = vm.ip_address.parse().ok();
     let ping = tokio::task::spawn_blocking(move || probe::answers_ping(address?).ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let asked = lease.and_then(|lease| lease.last_seen.as_option());
+    let asked = asked.and_then(|at| u64::try_from(at.seconds).ok());
     VmFacts {
         vm_id: vm.vm_id.clone(),
         namespace_exists: namespace.exists(),
         tap,
         inner,
+        redirects,
         port: vm.host_device.clone(),
         port_flags: flags(&vm.host_device),
         bridge,
         is_isolated,
         lease_state: lease.map(|lease| lease.state.clone()).unwrap_or_default(),
         last_exchange: lease.map(|lease| lease.last_exchange.clone()).unwrap_or_default(),
+        last_asked: asked.map(|asked| now.saturating_sub(asked)),
         address: vm.ip_address.clone(),
         mac: vm.mac_address.clone(),
         has_route: address.is_some_and(has_route),
         neighbour: neighbour(&vm.ip_address),
-        sent: stats.map_or(0, |stats| stats.tx_packets),
-        received: stats.map_or(0, |stats| stats.rx_packets),
         answers_ping: ping.await.ok().flatten(),
+        ..VmFacts::default()
     }
 }
 
-/// Flags of the two devices of a VM's namespace, read by a thread inside it.
-fn devices_in(namespace: &Path, tap: &str) -> (Option<u32>, Option<u32>) {
-    let Ok(file) = File::open(namespace) else { return (None, None) };
+type Inside = (Option<u32>, Option<u32>, Option<[bool; 2]>);
+
+/// Flags of the two devices of a VM's namespace and what joins them, read by a thread inside it.
+fn devices_in(namespace: &Path, tap: &str) -> Inside {
+    let Ok(file) = File::open(namespace) else { return Inside::default() };
     let tap = tap.to_owned();
     let read = std::thread::spawn(move || {
         setns(&file, CloneFlags::CLONE_NEWNET).ok()?;
@@ -84,7 +124,7 @@ fn devices_in(namespace: &Path, tap: &str) -> (Option<u32>, Option<u32>) {
             let entry = entries.iter().find(|entry| entry.interface_name == name)?;
             u32::try_from(entry.flags.bits()).ok()
         };
-        Some((flags(&tap), flags("in0")))
+        Some((flags(&tap), flags("in0"), kernel::redirects(&tap).ok()))
     });
     read.join().ok().flatten().unwrap_or_default()
 }
@@ -106,8 +146,24 @@ fn neighbour(address: &str) -> Option<String> {
     line.split_whitespace().nth(3).map(str::to_owned)
 }
 
-/// A finding for each hop, in the order a packet of the guest takes them.
-pub fn check(facts: &VmFacts) -> Vec<Finding> {
+/// Checks of the host that are hops of every guest's way, in the order a packet takes them.
+const HOST_HOPS: [&str; 11] = [
+    "dhcp",
+    "input",
+    "resolver",
+    "upstreams",
+    "ip_forward",
+    "forward",
+    "nat",
+    "conntrack",
+    "uplink",
+    "mtu",
+    "kernel",
+];
+
+/// A finding for each hop, in the order a packet of the guest takes them: those of the guest's own, those of the host (`host`, of
+/// the guest's network), its answer.
+pub fn check(facts: &VmFacts, host: &[Finding]) -> Vec<Finding> {
     let VmFacts { vm_id, port, .. } = facts;
     let recreate = format!("guestnet vm delete {vm_id} && guestnet vm create {vm_id}");
     let restart = "systemctl restart guestnet";
@@ -130,6 +186,7 @@ pub fn check(facts: &VmFacts) -> Vec<Finding> {
         }
         Some(_) => Finding::ok("tap", "tap0 is up and a VMM has it open"),
     });
+    found.extend(redirect(facts, restart));
     found.push(match facts.inner {
         Some(flags) if flags & UP != 0 => Finding::ok("veth", "in0 is up"),
         Some(_) => Finding::problem("veth", "in0 is down", "packets stop between TAP and bridge")
@@ -177,7 +234,10 @@ pub fn check(facts: &VmFacts) -> Vec<Finding> {
         .mended_by(restart),
     });
     found.push(traffic(facts));
+    found.extend(walls(facts));
     found.push(lease(facts));
+    let hops = HOST_HOPS.iter().flat_map(|hop| host.iter().filter(move |finding| finding.check == *hop));
+    found.extend(hops.cloned());
     found.push(match facts.answers_ping {
         Some(true) => Finding::ok("ping", format!("{} answers a ping", facts.address)),
         Some(false) => Finding::warning(
@@ -186,29 +246,84 @@ pub fn check(facts: &VmFacts) -> Vec<Finding> {
             "the guest is not configured with its address, is down, or drops pings itself",
         )
         .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -r -")),
-        None => Finding::warning("ping", "the guest could not be pinged", "run doctor as root"),
+        None => Finding::warning("ping", "the guest could not be pinged", "that takes root")
+            .mended_by(format!("sudo guestnet doctor {vm_id}")),
     });
     found
 }
 
+fn redirect(facts: &VmFacts, restart: &str) -> Option<Finding> {
+    let [out, back] = facts.redirects.filter(|_| facts.tap.is_some() && facts.inner.is_some())?;
+    let seen = match (out, back) {
+        (true, true) => return Some(Finding::ok("redirect", "frames pass between tap0 and in0, both ways")),
+        (false, true) => "what the guest sends is not redirected from tap0 to in0",
+        (true, false) => "what is for the guest is not redirected from in0 to tap0",
+        (false, false) => "nothing is redirected between tap0 and in0",
+    };
+    let vm_id = &facts.vm_id;
+    let finding = Finding::problem("redirect", seen, "frames stop inside the VM's namespace");
+    Some(finding.mended_by(format!("guestnet vm delete {vm_id} && guestnet vm create {vm_id}; {restart}")))
+}
+
 fn traffic(facts: &VmFacts) -> Finding {
-    let seen = format!("the guest has sent {} packets and received {}", facts.sent, facts.received);
-    match facts.sent {
-        0 => Finding::warning(
-            "traffic",
-            seen,
-            "the guest has never sent anything: it has not booted, or has no driver",
-        )
-        .mended_by("look at the VM's console"),
-        _ => Finding::ok("traffic", seen),
+    let VmFacts { vm_id, sent, received, sent_meanwhile, .. } = facts;
+    let look = format!("guestnet capture {vm_id} | tcpdump -n -e -r -");
+    if *sent == 0 {
+        let (seen, meaning) = (
+            format!("no frame has ever come from the guest; {received} have gone to it"),
+            "it has not booted, has no driver for its network card, or does not take it up: see its console",
+        );
+        return Finding::problem("traffic", seen, meaning).mended_by(look);
     }
+    let seen = format!("the guest has sent {sent} frames and received {received}");
+    if *sent_meanwhile > 0 || facts.answers_ping != Some(false) {
+        return Finding::ok("traffic", format!("{seen}, {sent_meanwhile} sent just now"));
+    }
+    let seen = format!("{seen}, and sent none in the 2 s that doctor pinged it");
+    Finding::warning("traffic", seen, "it was there once, and is silent now: see its console").mended_by(look)
+}
+
+/// What the walls drop of it; they drop something of many a guest in good health, IPv6 or mDNS.
+fn walls(facts: &VmFacts) -> Vec<Finding> {
+    let list = |reasons: &[(String, u64)]| {
+        let first = reasons.iter().take(4).map(|(reason, packets)| format!("{reason} {packets}"));
+        first.collect::<Vec<_>>().join(", ")
+    };
+    let Drops { at_port, in_host, at_ports, in_hosts } = &facts.drops;
+    let well = facts.lease_state == "bound" || facts.answers_ping == Some(true);
+    let told = |seen: String, meaning: String| {
+        let finding =
+            if well { Finding::ok("walls", seen) } else { Finding::warning("walls", seen, meaning) };
+        if well { finding } else { finding.mended_by("guestnet policy drops") }
+    };
+    let mut found = Vec::new();
+    if *at_port > 0 {
+        let meaning = format!(
+            "a lease is asked for in vain under another MAC than {}, and nothing passes under another address than {}",
+            facts.mac, facts.address
+        );
+        let seen =
+            format!("{at_port} of its frames were dropped at its port (all guests: {})", list(at_ports));
+        found.push(told(seen, meaning));
+    }
+    if *in_host > 0 {
+        let seen =
+            format!("{in_host} of its packets were dropped in the host (all guests: {})", list(in_hosts));
+        found.push(told(seen, "a policy or a limit closes the way".to_owned()));
+    }
+    if found.is_empty() {
+        found.push(Finding::ok("walls", "nothing of it was dropped, at its port or in the host"));
+    }
+    found
 }
 
 fn lease(facts: &VmFacts) -> Finding {
     let VmFacts { vm_id, lease_state, last_exchange, .. } = facts;
+    let when = facts.last_asked.map(|age| format!(", {} ago", ago(age))).unwrap_or_default();
     let seen = match last_exchange.as_str() {
-        "" => format!("its lease is {lease_state}, it has never asked by DHCP"),
-        last => format!("its lease is {lease_state}, last heard: {last}"),
+        "" if when.is_empty() => format!("its lease is {lease_state}, it has never asked by DHCP"),
+        "" => format!("its lease is {lease_state}, it last asked by DHCP{}", when.replace(',', "")),
+        last => format!("its lease is {lease_state}, last heard: {last}{when}"),
     };
     match lease_state.as_str() {
         "bound" => Finding::ok("lease", seen),
@@ -224,19 +339,29 @@ fn lease(facts: &VmFacts) -> Finding {
             Finding::problem("lease", seen, "the guest asks by DHCP, in a way that cannot be answered")
                 .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -v -r - port 67 or port 68"))
         }
+        _ if facts.answers_ping == Some(true) => {
+            Finding::ok("lease", format!("{seen}: it has its address otherwise"))
+        }
         _ => Finding::warning(
             "lease",
             seen,
-            "the guest does not ask by DHCP now: fine if it is configured statically",
+            "no request reaches the DHCP server: the guest does not ask, or what it sends is dropped before",
         )
-        .mended_by(format!("guestnet gen cmdline {vm_id}")),
+        .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -r - port 67 or port 68")),
     }
 }
 
 /// Where packets stop, in a sentence.
 pub fn conclusion(found: &[Finding]) -> String {
-    match found.iter().find(|finding| finding.verdict == Verdict::Problem) {
-        Some(finding) => format!("packets stop at: {} ({})", finding.check, finding.seen),
-        None => "every hop is as it should be".into(),
+    let first = |verdict| found.iter().find(|finding| finding.verdict == verdict);
+    match (first(Verdict::Problem), first(Verdict::Warning)) {
+        (Some(finding), _) => format!("packets stop at: {} ({})", finding.check, finding.seen),
+        (None, Some(finding)) => {
+            format!(
+                "no hop of the host stops packets; not as it should be: {} ({})",
+                finding.check, finding.seen
+            )
+        }
+        (None, None) => "every hop is as it should be".into(),
     }
 }

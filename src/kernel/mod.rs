@@ -6,6 +6,7 @@ mod counters;
 mod dns;
 mod error;
 mod fault;
+pub mod features;
 mod firewall;
 mod inside;
 mod lane;
@@ -43,6 +44,7 @@ use crate::plan::{HostRules, Observed, Step, Undo};
 use error::Doing;
 use lane::Lane;
 use observe::Look;
+use rtnl::Rtnl;
 
 /// The end of a slot's veth inside its netns.
 const GUEST_SIDE: &str = "in0";
@@ -79,6 +81,19 @@ pub enum NotApplied {
     /// The first, and so no step.
     First(KernelError),
     Steps(Failed),
+}
+
+/// Whether what comes in at `tap` of the calling thread's namespace is sent out at the slot's veth, and the other way round.
+pub fn redirects(tap: &str) -> io::Result<[bool; 2]> {
+    let mut rtnl = Rtnl::open()?;
+    let mut index = |name: &str| links::index(&mut rtnl, name).map_err(io::Error::other);
+    let (tap, inner) = (index(tap)?, index(GUEST_SIDE)?);
+    let mut socket = raw::open(netlink_sys::protocols::NETLINK_ROUTE)?;
+    let mut leads = |from: Option<u32>, to: Option<u32>| match (from, to) {
+        (Some(from), Some(to)) => tc::is_redirected(&mut socket, from, to),
+        _ => Ok(false),
+    };
+    Ok([leads(tap, inner)?, leads(inner, tap)?])
 }
 
 /// Which slots to look into.

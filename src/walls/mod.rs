@@ -5,6 +5,7 @@ pub mod book;
 pub mod compile;
 mod error;
 mod flows;
+pub mod foreign;
 mod forwards;
 mod matching;
 pub mod nft;

@@ -4,6 +4,7 @@
 mod batch;
 mod conntrack;
 mod expr;
+mod foreign;
 mod socket;
 mod wire;
 
@@ -111,31 +112,6 @@ impl Nft {
         let owners = self.socket().dump(GETTABLE, family(table.family), |_| {}, read);
         let owners = owners.doing(|| "listing tables of nf_tables".into())?;
         Ok(owners.into_iter().find(|(name, _)| name == table.name).map(|(_, owner)| owner))
-    }
-
-    /// Others' chains in the forward path that drop by policy, as `FAMILY TABLE CHAIN`, but for that of iptables itself.
-    pub fn closed_forward_chains(&self) -> Result<Vec<String>, KernelError> {
-        // NF_INET_FORWARD, NF_DROP; the policy is told for base chains only.
-        let read = |of: &'static str| {
-            move |_, body: &[u8]| {
-                let (table, chain) = (string(attribute(body, 1)?), string(attribute(body, 3)?));
-                let word = |bytes: &[u8]| Some(u32::from_be_bytes(*bytes.first_chunk()?));
-                let hook = attribute(body, 4).and_then(|hook| attribute(hook, 1)).and_then(word);
-                let policy = attribute(body, 5).and_then(word);
-                let ours = table == "guestnet"
-                    || (of, table.as_str(), chain.as_str()) == ("ip", "filter", "FORWARD");
-                ((hook, policy) == (Some(2), Some(0)) && !ours).then(|| format!("{of} {table} {chain}"))
-            }
-        };
-        let mut found = Vec::new();
-        for (number, of) in [(1, "inet"), (2, "ip")] {
-            let chains = self.socket().dump(GETCHAIN, number, |_| {}, read(of));
-            found.extend(chains.doing(|| "listing chains of nf_tables".into())?);
-        }
-        // An interrupted dump is begun again.
-        found.sort();
-        found.dedup();
-        Ok(found)
     }
 
     /// What the named counters of a table have counted.

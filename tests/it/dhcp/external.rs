@@ -317,4 +317,11 @@ fn an_unknown_client_and_another_server_raise_an_event_and_get_no_answer() {
     let events = status["recent_events"].to_string();
     assert!(events.contains("unknown_mac") && events.contains(MAC), "{events}");
     assert!(events.contains("rogue_dhcp_server") && events.contains("10.9.0.66"), "{events}");
+    let doctor = daemon.client(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let dhcp =
+        report["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == "dhcp").unwrap();
+    assert_eq!(dhcp["verdict"], "problem", "{dhcp}");
+    let seen = dhcp["seen"].as_str().unwrap();
+    assert!(seen.contains("another DHCP server answers guests") && seen.contains("10.9.0.66"), "{dhcp}");
 }

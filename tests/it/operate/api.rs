@@ -203,6 +203,19 @@ async fn a_watcher_that_never_reads_holds_up_nobody() {
     }
     let listed = client.list_vm_networks(ListVmNetworksRequest::default()).await.unwrap().into_owned();
     assert_eq!(listed.vm_networks.len(), 120);
+    // Who looks for what is wrong needs no seat among those who watch.
+    for (looking, says) in [
+        (&["doctor"] as &[_], "problems"),
+        (&["doctor", "a0"], "packets stop at: tap"),
+        (&["events", "--no-follow"], "bound"),
+    ] {
+        let output = daemon.client(looking);
+        assert!(
+            text(&output).contains(says) && !text(&output).contains("watches are open"),
+            "{}",
+            text(&output)
+        );
+    }
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `guestnet doctor`: each thing that can be broken in a lab is broken, found, named and mended by the command that it says.
 
+mod breakages;
+mod firewalls;
+
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
@@ -9,7 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::crash::Faults;
 use crate::lab::tap_guest::open_tap;
-use crate::lab::{Daemon, Lab, text};
+use crate::lab::{Daemon, Lab, TapGuest, succeed, text};
 
 /// Networks of the lab's own upstreams only, so that doctor need not wait for the dead.
 fn examine(daemon: &Daemon<'_>, arguments: &[&str]) -> (Output, Vec<Value>) {
@@ -29,6 +32,24 @@ fn examine(daemon: &Daemon<'_>, arguments: &[&str]) -> (Output, Vec<Value>) {
 fn of_the_lab(mut wrong: Vec<Value>) -> Vec<Value> {
     wrong.retain(|finding| !["kvm", "clock"].contains(&finding["check"].as_str().unwrap()));
     wrong
+}
+
+/// What doctor complains of in this lab.
+fn findings(daemon: &Daemon<'_>) -> Vec<Value> {
+    of_the_lab(findings_of_all(daemon))
+}
+
+fn findings_of_all(daemon: &Daemon<'_>) -> Vec<Value> {
+    examine(daemon, &[]).1
+}
+
+/// A finding of a host whose service does not run.
+fn of_a_dead_service(lab: &Lab, check: &str) -> Value {
+    let mut doctor = lab.host_command(crate::lab::guestnet_binary());
+    let output = doctor.args(["--socket", "/run/none", "doctor", "--json"]).output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = report["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == check);
+    found.unwrap_or_else(|| panic!("no {check}: {report:#}")).clone()
 }
 
 /// The one finding, with its check's name and words in what was seen.
@@ -91,22 +112,18 @@ fn what_is_broken_while_the_service_is_down_is_named() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
     assert!(daemon.stop().success());
-    let broken: [(&[&str], &str, &str); 4] = [
+    let broken: [(&[&str], &str, &str); 5] = [
         (&["iptables", "-I", "FORWARD", "1", "-i", "br-vms", "-j", "DROP"], "forward", "-i br-vms -j DROP"),
         (&["iptables", "-F", "FORWARD"], "forward", "no rule of guestnet"),
+        (&["iptables", "-F", "INPUT"], "input", "no rule of guestnet"),
         (&["iptables", "-t", "nat", "-F", "POSTROUTING"], "nat", "10.100.0.0/16"),
         (&["ip", "link", "set", "br-vms", "down"], "bridge", "br-vms is down"),
     ];
     for (breaking, check, seen) in broken {
         lab.on_host(breaking[0], &breaking[1..]);
-        let mut doctor = lab.host_command(crate::lab::guestnet_binary());
-        let output = doctor.args(["--socket", "/run/none", "doctor", "--json"]).output().unwrap();
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let findings = report["findings"].as_array().unwrap();
-        let found = findings
-            .iter()
-            .find(|finding| finding["check"] == check && finding["seen"].as_str().unwrap().contains(seen));
-        assert_eq!(found.unwrap_or_else(|| panic!("no {check}: {report:#}"))["verdict"], "problem");
+        let found = of_a_dead_service(&lab, check);
+        assert_eq!(found["verdict"], "problem");
+        assert!(found["seen"].as_str().unwrap().contains(seen), "{found}");
     }
     // The next start puts all of it right.
     let daemon = Daemon::start(&lab);
@@ -140,6 +157,7 @@ fn what_only_the_operator_can_mend_is_named_too() {
     let dhcp = wrong.iter().find(|finding| finding["check"] == "dhcp").unwrap_or_else(|| panic!("{wrong:?}"));
     assert_eq!(dhcp["verdict"], "warning");
     assert!(dhcp["seen"].as_str().unwrap().contains("0.0.0.0:67"), "{dhcp}");
+    assert!(dhcp["meaning"].as_str().unwrap().contains("except-interface=br-vms"), "{dhcp}");
     drop((other, daemon));
 
     let dead = lab
@@ -170,9 +188,47 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
         "no VMM runs"
     );
 
-    let _vmm =
-        lab.host.enter(Path::new("/run/netns/vm-a")).run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
+    // A VMM without a guest in it that speaks: known by what has never come from it.
+    let inside = lab.host.enter(Path::new("/run/netns/vm-a"));
+    let vmm = inside.run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
+    let (code, conclusion) = stop(&daemon);
+    assert_eq!(code, Some(1));
+    let silent = "packets stop at: traffic (no frame has ever come from the guest;";
+    assert!(conclusion.starts_with(silent), "{conclusion}");
+    let guest = TapGuest::attach_to(vmm, &vm);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "20", vm["gateway"].as_str().unwrap()]);
     assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
+
+    // Hops of the host are the guest's too.
+    lab.on_host("sysctl", &["-qw", "net.ipv4.ip_forward=0"]);
+    assert_eq!(stop(&daemon).1, "packets stop at: ip_forward (net.ipv4.ip_forward is 0)");
+    lab.on_host("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    for (device, seen) in [("tap0", "from tap0 to in0"), ("in0", "from in0 to tap0")] {
+        let filter = succeed(inside.command("tc").args(["filter", "show", "dev", device, "parent", "ffff:"]));
+        assert!(filter.contains("mirred"), "{filter}");
+        succeed(inside.command("tc").args(["filter", "del", "dev", device, "parent", "ffff:"]));
+        let (code, conclusion) = stop(&daemon);
+        assert_eq!(code, Some(1));
+        assert!(
+            conclusion.starts_with("packets stop at: redirect") && conclusion.contains(seen),
+            "{conclusion}"
+        );
+        let to = if device == "tap0" { "in0" } else { "tap0" };
+        let redirect = "protocol all u32 match u32 0 0 action mirred egress redirect dev";
+        let words = ["filter", "add", "dev", device, "parent", "ffff:"].into_iter();
+        succeed(inside.command("tc").args(words.chain(redirect.split(' ')).chain([to])));
+        assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
+    }
+
+    // Once there, and silent now.
+    drop(guest);
+    let _vmm = inside.run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
+    let (code, conclusion) = stop(&daemon);
+    assert_eq!(code, Some(0));
+    assert!(
+        conclusion.contains("traffic (the guest has sent") && conclusion.contains("none in the 2 s"),
+        "{conclusion}"
+    );
     // What the service would put right by itself stays broken.
     faults.inject("before", "port", "refuse");
     for (breaking, stops_at) in [
@@ -191,4 +247,34 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     let screen = daemon.client(&["doctor", "a"]);
     assert!(text(&screen).contains("mend: "), "{}", text(&screen));
     assert_eq!(daemon.client(&["doctor", "nobody"]).status.code(), Some(1));
+}
+
+/// A guest whose VMM was given another MAC asks for a lease again and again, and no request gets to the server.
+#[test]
+fn why_a_guest_has_no_lease_is_read_off_the_walls() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "a"]);
+    let wrong_mac: Value = {
+        let mut vm = vm.clone();
+        vm["mac_address"] = "52:54:00:00:00:01".into();
+        vm
+    };
+    let guest = TapGuest::attach(&lab, &wrong_mac);
+    let asked = guest
+        .namespace
+        .command("busybox")
+        .args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-t", "2", "-T", "1"])
+        .output();
+    assert!(!asked.unwrap().status.success(), "it got a lease");
+    let report: Value = serde_json::from_slice(&daemon.client(&["doctor", "a", "--json"]).stdout).unwrap();
+    let of = |check: &str| {
+        let found = report["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("no {check}: {report:#}")).clone()
+    };
+    let (walls, lease) = (of("walls"), of("lease"));
+    assert_eq!((&walls["verdict"], &lease["verdict"]), (&"warning".into(), &"warning".into()), "{report:#}");
+    assert!(walls["seen"].as_str().unwrap().contains("spoofed_mac"), "{walls}");
+    assert!(walls["meaning"].as_str().unwrap().contains("06:00:0a:64:00:02"), "{walls}");
+    assert!(lease["seen"].as_str().unwrap().contains("it has never asked by DHCP"), "{lease}");
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::lab::port::PortGuest;
 use crate::lab::{Daemon, Lab, WEB_NAME, text};
@@ -190,10 +190,21 @@ fn dashboard_and_alert_rules_fit_prometheus_and_speak_of_metrics_that_there_are(
         promtool().args(["test", "rules"]).arg(packaging("prometheus/alerts_test.yml")).output().unwrap();
     assert!(tested.status.success(), "{}", text(&tested));
 
+    // Each alert of the rules rings in a test, and is quiet in one.
+    let tests = std::fs::read_to_string(packaging("prometheus/alerts_test.yml")).unwrap();
+    let rules = std::fs::read_to_string(packaging("prometheus/alerts.yml")).unwrap();
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        let told = format!("alertname: {alert}\n        exp_alerts:");
+        let quiet = tests.matches(&format!("{told} []")).count();
+        let rings = tests.matches(&told).count() - quiet;
+        assert!(quiet > 0 && rings > 0, "{alert} rings in {rings} tests and is quiet in {quiet}");
+    }
+
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, &config(&lab, ""));
     daemon.guestnet(&["vm", "create", "a"]);
-    let there = named(&scrape(&lab, "*/*"));
+    let page = scrape(&lab, "*/*");
+    let there = named(&page);
     let rules = std::fs::read_to_string(packaging("prometheus/alerts.yml")).unwrap();
     let dashboard: Value =
         serde_json::from_str(&std::fs::read_to_string(packaging("grafana/guestnet.json")).unwrap()).unwrap();
@@ -206,4 +217,35 @@ fn dashboard_and_alert_rules_fit_prometheus_and_speak_of_metrics_that_there_are(
     for name in named(&(rules + &queries.join(" "))) {
         assert!(there.contains(&name), "{name} is not served");
     }
+    assert_answered(&lab, &page, &queries);
+}
+
+/// Prometheus has an answer to each of the queries from what is served, as it grows.
+fn assert_answered(lab: &Lab, page: &str, queries: &[&str]) {
+    let (_, body) = page.split_once("\n\n").unwrap();
+    let series = body.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let series: Vec<Value> = series
+        .map(|(series, value)| {
+            let series = match series.strip_suffix('}') {
+                Some(labelled) => format!("{labelled},instance=\"lab\"}}"),
+                None => format!("{series}{{instance=\"lab\"}}"),
+            };
+            let value: f64 = value.parse().unwrap();
+            json!({"series": series, "values": format!("{value}+1x20")})
+        })
+        .collect();
+    let each = queries.iter().map(|query| {
+        let query = query.replace("$instance", ".*");
+        let any = json!([{"labels": "{}", "value": 1}]);
+        json!({"expr": format!("clamp_max(count({query}), 1)"), "eval_time": "10m", "exp_samples": any})
+    });
+    let each: Vec<Value> = each.collect();
+    // JSON is YAML.
+    let tests = json!({"evaluation_interval": "1m", "tests": [
+        {"interval": "1m", "input_series": series, "promql_expr_test": each}
+    ]});
+    let file = lab.directory().join("queries.yml");
+    std::fs::write(&file, tests.to_string()).unwrap();
+    let tested = promtool().args(["test", "rules"]).arg(&file).output().unwrap();
+    assert!(tested.status.success(), "{}", text(&tested));
 }

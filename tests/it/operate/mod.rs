@@ -2,7 +2,9 @@
 
 mod access;
 mod api;
+mod bounds;
 mod doctor;
+mod floods;
 mod foreign;
 mod metrics;
 mod otlp;

@@ -10,7 +10,11 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use serde_json::Value;
+
+use super::foreign::project;
 use crate::lab::daemon::{Paths, serve_command};
+use crate::lab::port::PortGuest;
 use crate::lab::{Daemon, Lab, TapGuest, succeed, text};
 
 #[test]
@@ -290,10 +294,42 @@ fn a_guests_packets_are_captured_for_tcpdump_and_rates_are_told() {
         let _ = lab.host_command("busybox").args(["ping", "-c", "1", "-W", "1", "10.100.0.2"]).output();
     }
     assert!(capture.wait().unwrap().success());
-    let read = lab.on_host("sh", &["-c", &format!("tcpdump -n -r {} 2>/dev/null || true", file.display())]);
-    let bytes = fs::read(&file).unwrap();
-    assert!(bytes.len() > 40 && bytes[..4] == 0xa1b2_c3d4u32.to_ne_bytes(), "{read}");
+    let install = Command::new(project("packaging/apt-install")).arg("tcpdump").output().unwrap();
+    assert!(install.status.success(), "{}", text(&install));
+    let read = lab.on_host("tcpdump", &["-n", "-e", "-r", file.to_str().unwrap()]);
+    assert!(read.contains("ICMP echo request") || read.contains("ARP, Request"), "{read}");
+    assert!(read.contains("10.100.0.2"), "{read}");
+    // And as it comes, from standard output.
+    let mut capture = daemon.client_command(&["capture", "a", "--packets", "1", "--seconds", "30"]);
+    let mut capture = capture.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut tcpdump = lab.host_command("tcpdump");
+    let tcpdump = tcpdump.args(["-n", "-r", "-"]).stdin(capture.stdout.take().unwrap());
+    let tcpdump = tcpdump.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    while capture.try_wait().unwrap().is_none() {
+        let _ = lab.host_command("busybox").args(["ping", "-c", "1", "-W", "1", "10.100.0.2"]).output();
+    }
+    let read = tcpdump.wait_with_output().unwrap();
+    assert!(read.status.success() && text(&read).contains("10.100.0.2"), "{}", text(&read));
     let top = daemon.json(&["top", "--once", "--interval", "200"]);
     assert_eq!(top[0]["vm_id"], "a");
     assert!(top[0]["rx_bytes_per_second"].is_number());
+}
+
+#[test]
+fn top_tells_who_asks_the_resolver() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = PortGuest::of(&lab, &daemon.json(&["vm", "create", "a"]));
+    daemon.guestnet(&["vm", "create", "b"]);
+    let mut top =
+        daemon.client_command(&["top", "--once", "--interval", "3000", "--sort", "queries", "--json"]);
+    let mut top = top.stdout(Stdio::piped()).spawn().unwrap();
+    while top.try_wait().unwrap().is_none() {
+        guest.dig(&["localhost"]);
+    }
+    let told = top.wait_with_output().unwrap();
+    let told: Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert_eq!((&told[0]["vm_id"], &told[1]["vm_id"]), (&"a".into(), &"b".into()), "{told}");
+    assert!(told[0]["queries_per_second"].as_f64().unwrap() > 0.0, "{told}");
+    assert_eq!(told[1]["queries_per_second"], 0.0, "{told}");
 }

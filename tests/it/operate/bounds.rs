@@ -1,0 +1,204 @@
+//! Deadlines, callers that hang up, and what each kind of caller can cost the others.
+
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::lab::{Daemon, Lab, text};
+use crate::slots::eventually;
+
+const SERVICE: &str = "guestnet.v1.GuestNetworkService";
+
+/// An HTTP/1.1 request of an RPC, with headers that end in a line's end.
+fn request(rpc: &str, headers: &str, body: &str) -> Vec<u8> {
+    let head = format!(
+        "POST /{SERVICE}/{rpc} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n"
+    );
+    format!("{head}{headers}content-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+fn answer_to(socket: &Path, request: &[u8]) -> String {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn a_change_outlives_its_callers_deadline_and_its_caller_and_is_logged_with_who_asked() {
+    let lab = Lab::new();
+    let hosts = lab.directory().join("hosts");
+    std::fs::write(&hosts, "10.9.0.7 build.corp\n").unwrap();
+    let network = format!("[[network]]\npool_size = 2\n[network.resolver]\nhosts_file = {hosts:?}\n");
+    let daemon = Daemon::start_with(&lab, &network);
+    // The file is a pipe now: whoever reads it waits, and records do not change meanwhile.
+    std::fs::remove_file(&hosts).unwrap();
+    lab.on_host("mkfifo", &[hosts.to_str().unwrap()]);
+    let mut reloading = UnixStream::connect(daemon.socket()).unwrap();
+    reloading.write_all(&request("ReloadDns", "", "{}")).unwrap();
+    let mut writer = None;
+    eventually("the hosts file is being read", || {
+        let open = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&hosts);
+        writer = open.ok();
+        writer.is_some()
+    });
+    let record = r#"{"name":"late.corp","type":"A","value":"10.9.0.8"}"#;
+    let late = answer_to(daemon.socket(), &request("SetDnsRecord", "connect-timeout-ms: 200\r\n", record));
+    assert!(late.starts_with("HTTP/1.1 504") && late.contains("deadline_exceeded"), "{late}");
+    drop(reloading);
+
+    writer.unwrap().write_all(b"10.9.0.9 new.corp\n").unwrap();
+    let logged = |verb: &str| {
+        let log = daemon.log();
+        let mut lines = log.lines();
+        lines.any(|line| line.contains(&format!("\"verb\":\"{verb}\"")) && line.contains("uid 0"))
+    };
+    eventually("the reload is logged with its caller", || logged("reload DNS"));
+    // The file is read once more with each change of records.
+    eventually("the record is logged with its caller", || {
+        if let Ok(mut pipe) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&hosts) {
+            pipe.write_all(b"10.9.0.9 new.corp\n").unwrap();
+        }
+        logged("set DNS record")
+    });
+    let records = daemon.json(&["dns", "record", "list"]);
+    assert!(records.to_string().contains("late.corp"), "{records}");
+}
+
+/// A stream in HTTP/2, as curl has it: headers and trailers, then what came.
+fn stream(
+    lab: &Lab,
+    socket: &Path,
+    kind: &str,
+    timeout: &str,
+    path: &str,
+    message: &[u8],
+) -> (Child, Vec<u8>) {
+    let mut curl = lab.host_command("curl");
+    curl.args(["-sSN", "--http2-prior-knowledge", "--max-time", "60", "-D", "/dev/stderr", "--unix-socket"]);
+    curl.arg(socket).args(["-H", &format!("Content-Type: application/{kind}"), "-H", "TE: trailers"]);
+    if !timeout.is_empty() {
+        curl.args(["-H", timeout]);
+    }
+    curl.args(["--data-binary", "@-", "-o", "-"]).arg(format!("http://localhost/{path}"));
+    let mut curl = curl.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let length = u32::try_from(message.len()).unwrap().to_be_bytes();
+    curl.stdin.take().unwrap().write_all(&[&[0], length.as_slice(), message].concat()).unwrap();
+    // The first item's head says that the stream has begun, or has been refused.
+    let mut first = vec![0; 5];
+    let _ = curl.stdout.as_mut().unwrap().read_exact(&mut first);
+    (curl, first)
+}
+
+fn rest(child: Child) -> String {
+    let output: Output = child.wait_with_output().unwrap();
+    text(&output)
+}
+
+#[test]
+fn a_stream_ends_at_its_callers_deadline_in_each_protocol() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let watch = format!("{SERVICE}/WatchEvents");
+    let (connect, _) =
+        stream(&lab, daemon.socket(), "connect+json", "Connect-Timeout-Ms: 300", &watch, b"{}");
+    let said = rest(connect);
+    assert!(said.contains("\"code\":\"deadline_exceeded\""), "{said}");
+    let (grpc, _) = stream(&lab, daemon.socket(), "grpc", "grpc-timeout: 300m", &watch, b"");
+    let said = rest(grpc);
+    assert!(said.contains("grpc-status: 4"), "{said}");
+    // Health's watch is a stream like the others; and the seats of those that have ended are free again.
+    let health = "grpc.health.v1.Health/Watch";
+    let (health, _) = stream(&lab, daemon.socket(), "grpc", "grpc-timeout: 300m", health, b"");
+    assert!(rest(health).contains("grpc-status: 4"));
+}
+
+fn read_only(lab: &Lab) -> (Daemon<'_>, std::path::PathBuf) {
+    let socket = lab.directory().join("read.sock");
+    (Daemon::start_with(lab, &format!("read_only_socket = {socket:?}\n")), socket)
+}
+
+#[test]
+fn callers_that_may_only_read_keep_nobody_out_who_changes_things() {
+    let lab = Lab::new();
+    let (daemon, socket) = read_only(&lab);
+    // Watches of theirs, health's among them, take their own seats and no more.
+    let watch = |at: usize| {
+        let path = if at.is_multiple_of(2) {
+            format!("{SERVICE}/WatchEvents")
+        } else {
+            "grpc.health.v1.Health/Watch".into()
+        };
+        stream(&lab, &socket, "connect+json", "", &path, b"{}").0
+    };
+    let mut watches: Vec<Child> = (0..16).map(watch).collect();
+    assert!(rest(watch(16)).contains("16 watches are open"));
+    assert!(rest(watch(17)).contains("16 watches are open"));
+    let (full, _) = stream(
+        &lab,
+        daemon.socket(),
+        "connect+json",
+        "Connect-Timeout-Ms: 300",
+        &format!("{SERVICE}/WatchEvents"),
+        b"{}",
+    );
+    assert!(rest(full).contains("deadline_exceeded"));
+    for watch in &mut watches {
+        let _ = watch.kill();
+        let _ = watch.wait();
+    }
+    // More requests of theirs than are served at a time, none of which ever comes to its end.
+    let whole = request("ListVmNetworks", "", r#"{"pageSize":1}"#);
+    let stalled: Vec<UnixStream> = (0..200)
+        .map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            stream.write_all(&whole[..whole.len() - 1]).unwrap();
+            stream
+        })
+        .collect();
+    let begun = std::time::Instant::now();
+    daemon.guestnet(&["vm", "create", "a"]);
+    // They are given up after 30 s; nobody has waited for that.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(25), "{:?}", begun.elapsed());
+    drop(stalled);
+}
+
+#[test]
+fn who_may_only_read_does_not_read_user_data() {
+    let lab = Lab::new();
+    let (daemon, socket) = read_only(&lab);
+    daemon.guestnet(&["vm", "create", "a"]);
+    let call = |rpc: &str, body: Value| -> Value {
+        let mut curl: Command = lab.host_command("curl");
+        curl.args([
+            "-sS",
+            "--max-time",
+            "20",
+            "-H",
+            "Content-Type: application/json",
+            "-d",
+            &body.to_string(),
+        ]);
+        let output =
+            curl.arg("--unix-socket").arg(&socket).arg(format!("http://x/{SERVICE}/{rpc}")).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output)))
+    };
+    let seed = json!({"vmId": "a", "target": "cloud-init"});
+    assert!(call("RenderGuestConfig", seed.clone())["files"].is_array(), "there is nothing secret in it yet");
+    let secret = lab.directory().join("user-data");
+    std::fs::write(&secret, "#cloud-config\npassword: hunter2\n").unwrap();
+    daemon.guestnet(&["user-data", "set", "a", secret.to_str().unwrap()]);
+    for (rpc, body) in [("GetUserData", json!({"vmId": "a"})), ("RenderGuestConfig", seed)] {
+        let refused = call(rpc, body);
+        assert_eq!(refused["code"], "permission_denied", "{rpc}: {refused}");
+        assert_eq!(refused["details"][0]["debug"]["reason"], "READ_ONLY_CALLER", "{rpc}: {refused}");
+    }
+    assert!(call("RenderGuestConfig", json!({"vmId": "a", "target": "cmdline"}))["files"].is_array());
+    assert!(daemon.guestnet(&["user-data", "show", "a"]).contains("hunter2"));
+}
