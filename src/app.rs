@@ -362,7 +362,9 @@ async fn start(
         bind: sources.bind.clone(),
         unbind: sources.unbind.clone(),
         vm_labels: reloader.vm_labels(),
+        by_network: metrics::Networks::default(),
     };
+    measured.begin().await;
     telemetry.measure(measured.clone());
     let metrics = MetricsServer::start(&config.metrics, measured).await?;
     let api = ApiServer::start(entrances, manager.clone(), sources, Bounds::default())

@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 
-use connectrpc::{ConnectError, ServiceResult, ServiceStream};
+use connectrpc::{ConnectError, Response, ServiceResult, ServiceStream};
 use futures_util::{Stream, stream};
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::streams::Streams;
 use super::{networks, wire};
 use crate::events::{Event, EventKind, Events};
 use crate::manager::Manager;
@@ -55,7 +54,6 @@ pub(super) fn list(
 pub(super) fn watch(
     events: &Events,
     manager: &Manager,
-    streams: &Streams,
     request: &v1::WatchEventsRequestView<'_>,
 ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
     let filter = Filter::read(manager, &request.kinds, request.vm_id, request.network_id)?;
@@ -66,7 +64,7 @@ pub(super) fn watch(
         first.extend(wanted.map(|event| answer(Some(event), 0)));
     }
     first.push_back(answer(None, 0));
-    streams.serve(answers(first, live, filter))
+    Response::stream_ok(answers(first, live, filter))
 }
 
 /// `first`, and then what happens until no more can.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
@@ -44,6 +45,12 @@ impl Listener {
     }
 }
 
+/// A caller that is silent for a minute is asked whether it is there.
+fn keepalive() -> TcpKeepalive {
+    let (silence, again) = (Duration::from_secs(60), Duration::from_secs(10));
+    TcpKeepalive::new().with_time(silence).with_interval(again).with_retries(3)
+}
+
 impl Arrival {
     /// Finds out who it is.
     pub(super) async fn meet(self) -> io::Result<(Box<dyn Stream>, Caller)> {
@@ -56,6 +63,8 @@ impl Arrival {
             }
             Self::Tcp(stream, tls, allowed) => {
                 stream.set_nodelay(true)?;
+                // A host that has lost its power says no goodbye.
+                SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
                 let stream = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream)).await??;
                 let caller = tls.caller(stream.get_ref().1.peer_certificates(), &allowed.load());
                 if caller.access == Access::None {

@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use connectrpc::compression::CompressionPolicy;
 use connectrpc::http_body::{Body, Frame, SizeHint};
 use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
+use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use hyper::body::Incoming;
 use hyper::service::{Service as _, service_fn};
@@ -84,6 +85,7 @@ pub struct Entrances {
 /// The running API. Dropped without `stop` it is cut off.
 pub struct ApiServer {
     service: Service,
+    health: Arc<StaticChecker>,
     drain: Duration,
     stopping: watch::Sender<bool>,
     accepting: Vec<JoinHandle<JoinSet<()>>>,
@@ -100,8 +102,9 @@ impl ApiServer {
     ) -> io::Result<Self> {
         let (stopping, stop) = watch::channel(false);
         let allowed = sources.reloader.allowed();
-        let service = Service::new(manager, sources, stop.clone());
-        let (drain, rpc) = (bounds.drain, rpc(service.clone(), &bounds)?);
+        let service = Service::new(manager, sources);
+        let (rpc, health) = rpc(service.clone(), &bounds, stop.clone())?;
+        let drain = bounds.drain;
         let requests = Requests {
             full: Arc::new(Semaphore::new(bounds.requests)),
             read_only: Arc::new(Semaphore::new(bounds.read_only_requests)),
@@ -122,12 +125,13 @@ impl ApiServer {
             tokio::spawn(Acceptor { rpc, connections, requests, bounds, stop }.run(listener))
         };
         let accepting = listeners.into_iter().map(accept).collect();
-        Ok(Self { service, drain, stopping, accepting, _files: files })
+        Ok(Self { service, health, drain, stopping, accepting, _files: files })
     }
 
     /// Takes no more requests, lets those in flight finish within the bound, and removes the socket. Changes that have begun
     /// are waited for beyond their callers' connections.
     pub async fn stop(mut self) {
+        self.health.shutdown();
         self.stopping.send_replace(true);
         let mut connections = Vec::new();
         for accepting in &mut self.accepting {
@@ -181,24 +185,29 @@ async fn over_tcp(config: TlsConfig, allowed: &Arc<ArcSwap<SpiffeIds>>) -> Optio
 }
 
 /// Ours, gRPC health and reflection, on one set of bounds.
-fn rpc(service: Service, bounds: &Bounds) -> io::Result<ConnectRpcService> {
+fn rpc(
+    service: Service,
+    bounds: &Bounds,
+    stop: watch::Receiver<bool>,
+) -> io::Result<(ConnectRpcService, Arc<StaticChecker>)> {
     let limits = Limits::default()
         .with_max_request_body_size(bounds.request_bytes)
         .with_max_message_size(bounds.request_bytes);
     let deadline = DeadlinePolicy::new().with_default_timeout(bounds.deadline).with_max(bounds.deadline);
     let reflector = Reflector::from_descriptor_set_bytes(DESCRIPTORS).map_err(io::Error::other)?;
     let router = Router::new().add_service(Arc::new(service));
-    // A service that answers serves: there is nothing in between.
-    let (router, _) = connectrpc_health::install_static(router, [GUEST_NETWORK_SERVICE_SERVICE_NAME]);
+    // A service that answers serves, until it stops.
+    let (router, health) = connectrpc_health::install_static(router, [GUEST_NETWORK_SERVICE_SERVICE_NAME]);
     let router = connectrpc_reflection::install(router, reflector);
-    Ok(ConnectRpcService::new(router)
+    let rpc = ConnectRpcService::new(router)
         .with_limits(limits)
         .with_deadline_policy(deadline)
         .with_interceptor(Traced)
         .with_interceptor(Gate)
-        .with_interceptor(Seats::default())
+        .with_interceptor(Seats::new(stop))
         // On one machine copying is cheaper than packing.
-        .with_compression_policy(CompressionPolicy::disabled()))
+        .with_compression_policy(CompressionPolicy::disabled());
+    Ok((rpc, health))
 }
 
 /// Room for requests, by what their callers may do.

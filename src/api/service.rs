@@ -9,13 +9,12 @@ use connectrpc::{
     ConnectError, ErrorCode, RequestContext, Response, ServiceRequest, ServiceResult, ServiceStream,
 };
 use futures_util::{StreamExt, stream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tracing::{Instrument, Span};
 
 use super::caller::{self, Origin};
 use super::errors::{code_of, internal, no_vm, refusal, status};
 use super::policy;
-use super::streams::Streams;
 use super::{
     Sources, dns, events, guest_config, networks, reservations, stats, status as status_of, vms, wire,
 };
@@ -38,13 +37,12 @@ pub(super) struct Service {
     manager: Manager,
     sources: Sources,
     changes: Arc<Semaphore>,
-    streams: Streams,
 }
 
 impl Service {
-    pub(super) fn new(manager: Manager, sources: Sources, stop: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(manager: Manager, sources: Sources) -> Self {
         let changes = Arc::new(Semaphore::new(CHANGES as usize));
-        Self { manager, sources, changes, streams: Streams::new(stop) }
+        Self { manager, sources, changes }
     }
 
     async fn create(&self, create: CreateVm, origin: Origin) -> Result<v1::VmNetwork, ConnectError> {
@@ -248,7 +246,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::WatchLeasesRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchLeasesResponse>> {
-        self.streams.serve(self.sources.leases.watch(&self.manager, &request)?)
+        Response::stream_ok(self.sources.leases.watch(&self.manager, &request)?)
     }
 
     async fn add_reservations(
@@ -311,7 +309,7 @@ impl GuestNetworkService for Service {
     ) -> ServiceResult<ServiceStream<v1::WatchNetworkStatsResponse>> {
         let interval = stats::interval(request.interval_ms)?;
         let vm_ids = stats::chosen(&self.manager, &request.vm_ids)?;
-        self.streams.serve(stats::watch(self.manager.stats().clone(), vm_ids, interval))
+        Response::stream_ok(stats::watch(self.manager.stats().clone(), vm_ids, interval))
     }
 
     async fn render_guest_config(
@@ -434,7 +432,7 @@ impl GuestNetworkService for Service {
         _ctx: RequestContext,
         request: ServiceRequest<'_, v1::WatchEventsRequest>,
     ) -> ServiceResult<ServiceStream<v1::WatchEventsResponse>> {
-        events::watch(&self.sources.events, &self.manager, &self.streams, &request)
+        events::watch(&self.sources.events, &self.manager, &request)
     }
 
     async fn apply_network_policy(

@@ -5,10 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use connectrpc::interceptor::{StreamRequest, StreamResponse};
-use connectrpc::{
-    ConnectError, ErrorCode, Interceptor, NextStream, PayloadStream, Protocol, RequestContext, Response,
-    ServiceResult, ServiceStream,
-};
+use connectrpc::{ConnectError, ErrorCode, Interceptor, NextStream, PayloadStream, Protocol, RequestContext};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Semaphore, watch};
 
@@ -20,17 +17,19 @@ const SEATS: usize = 64;
 /// And over all that may only read: they keep none of the others out.
 const READ_ONLY_SEATS: usize = 16;
 
-/// Gives every stream its seat: our watches, and those of gRPC health and reflection.
+/// Gives every stream its seat until it ends, its caller hangs up or the service stops: our watches, and those of gRPC health and
+/// reflection.
 #[derive(Debug, Clone)]
 pub(super) struct Seats {
     full: Arc<Semaphore>,
     read_only: Arc<Semaphore>,
+    stop: watch::Receiver<bool>,
 }
 
-impl Default for Seats {
-    fn default() -> Self {
+impl Seats {
+    pub(super) fn new(stop: watch::Receiver<bool>) -> Self {
         let seats = |number| Arc::new(Semaphore::new(number));
-        Self { full: seats(SEATS), read_only: seats(READ_ONLY_SEATS) }
+        Self { full: seats(SEATS), read_only: seats(READ_ONLY_SEATS), stop }
     }
 }
 
@@ -55,36 +54,48 @@ impl Interceptor for Seats {
         let patience =
             patience(&request.ctx).and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let answer = next.run(request, inbound).await?;
+        let stop = self.stop.clone();
         Ok(answer.map_body(|items| {
             let held = items.map(move |item| {
                 let _held_until_the_stream_goes = &seat;
                 item
             });
-            match patience {
-                Some(end) => until(held, end),
-                None => Box::pin(held),
-            }
+            until(held, patience, stop)
         }))
     }
 }
 
-/// The items that come before `end`.
+/// The items that come before `end`, and before the service stops.
 fn until<T: Send + 'static>(
     items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
-    end: tokio::time::Instant,
+    end: Option<tokio::time::Instant>,
+    stop: watch::Receiver<bool>,
 ) -> std::pin::Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>> {
     let late =
         || refusal(ErrorCode::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's deadline has passed");
+    let goodbye = || refusal(ErrorCode::Unavailable, "STOPPING", "guestnet is stopping: watch again later");
     // An error is the last item, and nothing is asked for behind it.
-    Box::pin(stream::unfold(Some(Box::pin(items)), move |items| async move {
-        let mut items = items?;
-        tokio::select! {
-            item = items.next() => {
+    Box::pin(stream::unfold(Some((Box::pin(items), stop)), move |state| async move {
+        let (mut items, mut stop) = state?;
+        let passed = async {
+            match end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        let next = tokio::select! {
+            item = items.next() => Ok(item),
+            () = passed => Err(late()),
+            // An error is a service that is gone already.
+            _ = stop.wait_for(|stop| *stop) => Err(goodbye()),
+        };
+        match next {
+            Ok(item) => {
                 let item = item?;
-                let rest = item.is_ok().then_some(items);
+                let rest = item.is_ok().then_some((items, stop));
                 Some((item, rest))
             }
-            () = tokio::time::sleep_until(end) => Some((Err(late()), None)),
+            Err(error) => Some((Err(error), None)),
         }
     }))
 }
@@ -112,33 +123,6 @@ fn grpc_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Streams {
-    stop: watch::Receiver<bool>,
-}
-
-impl Streams {
-    pub(super) fn new(stop: watch::Receiver<bool>) -> Self {
-        Self { stop }
-    }
-
-    /// Sends `items` until they end, the caller hangs up or the service stops.
-    pub(super) fn serve<T: Send + 'static>(
-        &self,
-        items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
-    ) -> ServiceResult<ServiceStream<T>> {
-        let mut stop = self.stop.clone();
-        let stopped = async move {
-            // An error is a service that is gone already.
-            let _ = stop.wait_for(|stop| *stop).await;
-        };
-        let goodbye =
-            || refusal(ErrorCode::Unavailable, "STOPPING", "guestnet is stopping: watch again later");
-        let ends = stream::once(async move { Err(goodbye()) });
-        Response::stream_ok(items.take_until(Box::pin(stopped)).chain(ends))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,20 +139,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_ends_by_itself_by_its_own_error_or_by_its_callers_deadline() {
-        let end = || tokio::time::Instant::now() + Duration::from_millis(100);
+        let end = || Some(tokio::time::Instant::now() + Duration::from_millis(100));
+        let (stopping, stop) = watch::channel(false);
         let one = || stream::iter([Ok::<_, ConnectError>(1)]);
-        let ends: Vec<_> = until(one(), end()).collect().await;
+        let ends: Vec<_> = until(one(), end(), stop.clone()).collect().await;
         assert!(matches!(ends.as_slice(), [Ok(1)]), "{ends:?}");
         let fails: Vec<_> =
-            until(one().chain(stream::iter([Err(ConnectError::internal("x"))])), end()).collect().await;
+            until(one().chain(stream::iter([Err(ConnectError::internal("x"))])), end(), stop.clone())
+                .collect()
+                .await;
         assert!(
             matches!(fails.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::Internal),
             "{fails:?}"
         );
-        let goes_on: Vec<_> = until(one().chain(stream::pending()), end()).collect().await;
+        let goes_on: Vec<_> = until(one().chain(stream::pending()), end(), stop.clone()).collect().await;
         assert!(
             matches!(goes_on.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::DeadlineExceeded),
             "{goes_on:?}"
+        );
+        stopping.send_replace(true);
+        let stopped: Vec<_> = until(stream::pending::<Result<u8, _>>(), None, stop).collect().await;
+        assert!(
+            matches!(stopped.as_slice(), [Err(error)] if error.code == ErrorCode::Unavailable),
+            "{stopped:?}"
         );
     }
 }

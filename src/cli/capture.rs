@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::CliError;
 use super::client::Client;
@@ -79,7 +79,8 @@ fn open(device: &str) -> io::Result<Socket> {
     let index = nix::net::if_::if_nametoindex(device)?;
     // packet(7): in network byte order.
     let every = (libc::ETH_P_ALL as u16).to_be();
-    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(every))))?;
+    // Without a protocol it takes nothing until it is bound: other devices' packets are other guests'.
+    let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a sockaddr_ll is smaller than the storage, aligned no stricter, and valid with every bit pattern.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };

@@ -46,19 +46,28 @@ pub(super) async fn run(
 
 /// Findings of the host; of one network's and of what all share, where one is named.
 async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliError> {
+    let namespaces = doctor::vm_namespaces();
     let (service, status, seen) = match client.status().await {
         Ok(status) => {
             let vms = client.list(v1::ListVmNetworksRequest::default()).await?;
             let vm_ids: BTreeSet<String> = vms.into_iter().map(|vm| vm.vm_id).collect();
             let events = client.events(v1::ListEventsRequest::default()).await?;
             let port_forwards = client.forwards(v1::ListPortForwardsRequest::default()).await?.len();
-            (None, Some(status), Seen { vm_ids, events, port_forwards })
+            (None, Some(status), Seen { namespaces, vm_ids, events, port_forwards })
         }
         Err(error) => (Some(error.to_string()), None, Seen::default()),
     };
     let mut networks = doctor::networks_of(status.as_ref());
     networks.retain(|network| only.is_none_or(|only| network.name == only));
-    Ok(doctor::check_host(&doctor::look(service, networks, &seen).await))
+    let mut facts = doctor::look(service, networks, &seen).await;
+    // A VM that was being made meanwhile has its namespace first.
+    if !facts.stale_namespaces.is_empty() {
+        let vms = client.list(v1::ListVmNetworksRequest::default()).await?;
+        facts
+            .stale_namespaces
+            .retain(|name| vms.iter().all(|vm| name.strip_prefix("vm-") != Some(&vm.vm_id)));
+    }
+    Ok(doctor::check_host(&facts))
 }
 
 async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {

@@ -53,7 +53,7 @@ fn chain(check: &'static str, chain: &str, lines: Option<&[String]>, meaning: &s
             format!("before guestnet's rules stands {rule}"),
             "a foreign rule decides over guests' packets before guestnet does",
         )
-        .mended_by(format!("iptables {}", rule.replacen("-A ", "-D ", 1))),
+        .mended_by("systemctl restart guestnet"),
         None => Finding::ok(
             check,
             format!(
@@ -203,8 +203,9 @@ fn told(network: &NetworkFacts, cut: &Cut, check: &'static str, to_guests: bool,
     finding.mended_by(match (*family, table.as_str(), rule) {
         // firewalld writes its table anew at each reload: what it is not told does not last.
         (_, "firewalld", _) => {
-            let zones =
-                each(&|bridge| format!("firewall-cmd --permanent --zone=trusted --add-interface={bridge}"));
+            let zones = each(&|bridge| {
+                format!("firewall-cmd --permanent --zone=trusted --change-interface={bridge}")
+            });
             format!("{zones}; firewall-cmd --reload")
         }
         ("bridge", _, Some((in_chain, handle))) => {

@@ -145,33 +145,34 @@ fn device(
     check: &'static str,
     path: &str,
     device: &Device,
-    make: &str,
+    [make, open]: [&str; 2],
     meaning: &str,
     severe: fn(&'static str, String, String) -> Finding,
 ) -> Finding {
     let (seen, mend) = match device {
         Device::Usable => return Finding::ok(check, format!("{path} can be opened")),
-        Device::Missing => (format!("{path} does not exist"), format!("modprobe {check}; {make}")),
+        Device::Missing => (format!("{path} does not exist"), make.to_owned()),
         Device::Replaced => {
-            (format!("{path} is not the device that it should be"), format!("rm {path} && {make}"))
+            (format!("{path} is not the device that it should be"), format!("rm {path}; {make}"))
         }
-        Device::Refused(why) => {
-            (format!("{path} cannot be opened: {why}"), format!("ls -l {path}; chmod 0666 {path}"))
-        }
+        Device::Refused(why) => (format!("{path} cannot be opened: {why}"), open.to_owned()),
     };
     severe(check, seen, meaning.to_owned()).mended_by(mend)
 }
 
 fn tun(facts: &Facts) -> Finding {
-    let make = "mkdir -p /dev/net; mknod -m 0666 /dev/net/tun c 10 200";
+    let make = "modprobe tun; mkdir -p /dev/net; mknod -m 0666 /dev/net/tun c 10 200";
+    let open = "ls -l /dev/net/tun; chmod 0666 /dev/net/tun";
     let meaning = "no TAP can be made, so no VM gets a network";
-    device("tun", "/dev/net/tun", &facts.tun, make, meaning, Finding::problem)
+    device("tun", "/dev/net/tun", &facts.tun, [make, open], meaning, Finding::problem)
 }
 
 fn kvm(facts: &Facts) -> Finding {
-    let make = "mknod -m 0660 /dev/kvm c 10 232";
+    // Where the processor has nothing of the kind, no device file helps.
+    let make = "modprobe kvm_intel || modprobe kvm_amd";
+    let open = "ls -l /dev/kvm; usermod --append --groups kvm USER";
     let meaning = "VMs do not start, or run emulated and slowly; networks are made all the same";
-    device("kvm", "/dev/kvm", &facts.kvm, make, meaning, Finding::warning)
+    device("kvm", "/dev/kvm", &facts.kvm, [make, open], meaning, Finding::warning)
 }
 
 fn kernel(facts: &Facts) -> Finding {
@@ -398,15 +399,19 @@ fn bridge(network: &NetworkFacts) -> Vec<Finding> {
 fn overlap(network: &NetworkFacts) -> Finding {
     match &network.overlap {
         None => Finding::ok("routes", format!("no route of the host is inside {}", network.subnet)),
-        Some(route) => Finding::problem(
-            "routes",
-            format!("the host's route {route} overlaps {}", network.subnet),
-            format!(
+        Some(route) => {
+            let meaning = format!(
                 "guests of network {} in it are not reached, or the host's own network is not",
                 network.name
-            ),
-        )
-        .mended_by(format!("ip route del {}", route.split(' ').next().unwrap_or(route))),
+            );
+            let seen = format!("the host's route {route} overlaps {}", network.subnet);
+            // One that a gateway has been named for is somebody's choice; another one is how the host reaches its own network.
+            let mend = match route.split_once(" via ") {
+                Some((destination, _)) => format!("ip route del {destination}"),
+                None => format!("choose another vm_subnet for network {}", network.name),
+            };
+            Finding::problem("routes", seen, meaning).mended_by(mend)
+        }
     }
 }
 

@@ -18,6 +18,8 @@ use crate::proto::guestnet::v1;
 /// What the service says, if it answers.
 #[derive(Debug, Clone, Default)]
 pub struct Seen {
+    /// Namespaces called as a VM's, before the VMs were asked for: one that comes later is that of a VM which is being made.
+    pub namespaces: BTreeSet<String>,
     pub vm_ids: BTreeSet<String>,
     pub events: Vec<v1::Event>,
     pub port_forwards: usize,
@@ -74,7 +76,7 @@ pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &S
         said.collect()
     };
     let missing = tokio::task::spawn_blocking(features::missing).await;
-    let stale_namespaces = if service.is_some() { Vec::new() } else { stale_namespaces(&seen.vm_ids) };
+    let stale_namespaces = if service.is_some() { Vec::new() } else { stale_namespaces(seen) };
     let mut facts = Facts {
         service,
         ip_forward: sysctl("ipv4/ip_forward"),
@@ -235,13 +237,18 @@ fn device(path: &str, (major, minor): (u32, u32)) -> Device {
     }
 }
 
-fn stale_namespaces(vm_ids: &BTreeSet<String>) -> Vec<String> {
+/// Those of /run/netns that are called as a VM's.
+pub fn vm_namespaces() -> BTreeSet<String> {
     let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
-    let mut stale: Vec<String> =
-        names.filter(|name| name.strip_prefix("vm-").is_some_and(|vm_id| !vm_ids.contains(vm_id))).collect();
-    stale.sort();
-    stale
+    names.filter(|name| name.starts_with("vm-")).collect()
+}
+
+/// Those that were there before the VMs were asked for, are still there, and belong to none.
+fn stale_namespaces(seen: &Seen) -> Vec<String> {
+    let is_a_vms = |name: &&String| name.strip_prefix("vm-").is_some_and(|vm_id| seen.vm_ids.contains(vm_id));
+    let still = vm_namespaces();
+    seen.namespaces.iter().filter(|name| still.contains(*name) && !is_a_vms(name)).cloned().collect()
 }
 
 fn clock_synchronised() -> Option<bool> {

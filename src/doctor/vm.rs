@@ -165,7 +165,6 @@ const HOST_HOPS: [&str; 11] = [
 /// the guest's network), its answer.
 pub fn check(facts: &VmFacts, host: &[Finding]) -> Vec<Finding> {
     let VmFacts { vm_id, port, .. } = facts;
-    let recreate = format!("guestnet vm delete {vm_id} && guestnet vm create {vm_id}");
     let restart = "systemctl restart guestnet";
     let mut found = Vec::new();
     found.push(if facts.namespace_exists {
@@ -175,7 +174,7 @@ pub fn check(facts: &VmFacts, host: &[Finding]) -> Vec<Finding> {
             .mended_by(restart)
     });
     found.push(match facts.tap {
-        None => Finding::problem("tap", "tap0 is gone", "the guest has no cable").mended_by(recreate.clone()),
+        None => Finding::problem("tap", "tap0 is gone", "the guest has no cable").mended_by(restart),
         Some(flags) if flags & UP == 0 => {
             Finding::problem("tap", "tap0 is down", "the guest's packets stop at its TAP")
                 .mended_by(format!("ip -n vm-{vm_id} link set tap0 up"))
@@ -191,15 +190,14 @@ pub fn check(facts: &VmFacts, host: &[Finding]) -> Vec<Finding> {
         Some(flags) if flags & UP != 0 => Finding::ok("veth", "in0 is up"),
         Some(_) => Finding::problem("veth", "in0 is down", "packets stop between TAP and bridge")
             .mended_by(format!("ip -n vm-{vm_id} link set in0 up")),
-        None => Finding::problem("veth", "in0 is gone", "nothing leaves the namespace")
-            .mended_by(recreate.clone()),
+        None => Finding::problem("veth", "in0 is gone", "nothing leaves the namespace").mended_by(restart),
     });
     found.push(match facts.port_flags {
         Some(flags) if flags & UP != 0 => Finding::ok("port", format!("{port} is up")),
         Some(_) => Finding::problem("port", format!("{port} is down"), "packets stop at the bridge's port")
             .mended_by(format!("ip link set {port} up")),
         None => Finding::problem("port", format!("{port} is gone"), "the VM has no port on the bridge")
-            .mended_by(recreate),
+            .mended_by(restart),
     });
     found.push(match (&facts.bridge, facts.is_isolated) {
         (Some(bridge), Some(false)) => Finding::problem(
@@ -260,9 +258,7 @@ fn redirect(facts: &VmFacts, restart: &str) -> Option<Finding> {
         (true, false) => "what is for the guest is not redirected from in0 to tap0",
         (false, false) => "nothing is redirected between tap0 and in0",
     };
-    let vm_id = &facts.vm_id;
-    let finding = Finding::problem("redirect", seen, "frames stop inside the VM's namespace");
-    Some(finding.mended_by(format!("guestnet vm delete {vm_id} && guestnet vm create {vm_id}; {restart}")))
+    Some(Finding::problem("redirect", seen, "frames stop inside the VM's namespace").mended_by(restart))
 }
 
 fn traffic(facts: &VmFacts) -> Finding {

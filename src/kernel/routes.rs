@@ -143,10 +143,13 @@ pub(super) fn overlapping(rtnl: &mut Rtnl, subnet: Subnet) -> Result<Option<Stri
         .filter_map(|route| Some((destination(&route)?, route)))
         .find(|(network, _)| network.prefix() > 0 && subnet.overlaps(*network))
         .map(|(network, route)| {
-            match device(&route).and_then(|index| nix::net::if_::if_indextoname(index).ok()) {
-                Some(device) => format!("{network} dev {}", device.to_string_lossy()),
-                None => network.to_string(),
-            }
+            let gateway = route.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(format!(" via {gateway}")),
+                _ => None,
+            });
+            let device = device(&route).and_then(|index| nix::net::if_::if_indextoname(index).ok());
+            let device = device.map(|device| format!(" dev {}", device.to_string_lossy()));
+            format!("{network}{}{}", gateway.unwrap_or_default(), device.unwrap_or_default())
         }))
 }
 

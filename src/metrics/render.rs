@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet, text};
@@ -15,12 +15,14 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::by_network::{self, ByNetwork, Totals};
 use super::{Histogram, Latency};
 use crate::dhcp;
 use crate::dns::{DnsControl, Latencies};
 use crate::events::Events;
 use crate::manager::Manager;
-use crate::model::LeaseState;
+use crate::model::{LeaseState, NetworkName, VmId};
+use crate::stats::Snapshot;
 
 /// What is measured.
 #[derive(Clone)]
@@ -35,7 +37,12 @@ pub struct Source {
     pub unbind: Arc<Histogram>,
     /// Whether each VM has series of its own; may change while we run.
     pub vm_labels: Arc<AtomicBool>,
+    pub by_network: Networks,
 }
+
+/// What each network's guests have sent and received since the service began. Clones share one state.
+#[derive(Debug, Clone, Default)]
+pub struct Networks(Arc<Mutex<ByNetwork>>);
 
 /// The two formats that Prometheus reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +74,24 @@ type Counts = Family<Labels, prometheus_client::metrics::counter::Counter>;
 type Gauges = Family<Labels, Gauge<u64, AtomicU64>>;
 
 impl Source {
+    /// Counts from here on what guests of networks send and receive.
+    pub async fn begin(&self) {
+        let Ok(snapshot) = self.manager.stats().all().await else { return };
+        self.by_network().begin(self.vms(&snapshot));
+    }
+
+    fn vms<'a>(&'a self, of: &'a Snapshot) -> impl Iterator<Item = (VmId, NetworkName, Totals)> + 'a {
+        of.counters.iter().filter_map(|(vm_id, counters)| {
+            let network = self.manager.get(vm_id)?.vm.network.clone();
+            Some((vm_id.clone(), network, by_network::totals(counters)))
+        })
+    }
+
+    // A panic while it was held cannot leave it half changed: adding does not fail.
+    fn by_network(&self) -> MutexGuard<'_, ByNetwork> {
+        self.by_network.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The page as OpenMetrics has it.
     #[cfg(feature = "otlp")]
     pub(crate) async fn page_of_all(&self) -> Result<String, fmt::Error> {
@@ -163,29 +188,20 @@ impl Source {
     /// By network, and by VM only when asked for: series that come and go with VMs are what fills a Prometheus.
     async fn guests(&self, registry: &mut Registry) {
         let Ok(snapshot) = self.manager.stats().all().await else { return };
-        let by_vm = self.vm_labels.load(Ordering::Relaxed);
-        let mut totals: BTreeMap<Labels, [u64; 8]> = BTreeMap::new();
-        for (vm_id, counters) in &snapshot.counters {
-            let Some(binding) = self.manager.get(vm_id) else { continue };
-            let mut labels = vec![("network", binding.vm.network.to_string())];
-            if by_vm {
-                labels.push(("vm_id", vm_id.to_string()));
-            }
-            let counted = [
-                counters.rx_bytes,
-                counters.tx_bytes,
-                counters.rx_packets,
-                counters.tx_packets,
-                counters.rx_dropped,
-                counters.tx_dropped,
-                counters.rx_errors,
-                counters.tx_errors,
-            ];
-            let total = totals.entry(labels).or_default();
-            for (sum, count) in total.iter_mut().zip(counted) {
-                *sum = sum.saturating_add(count);
-            }
-        }
+        let label = |network: &NetworkName| ("network", network.to_string());
+        let totals: BTreeMap<Labels, Totals> = if self.vm_labels.load(Ordering::Relaxed) {
+            let of_vm = |(vm_id, network, totals): (VmId, NetworkName, Totals)| {
+                (vec![label(&network), ("vm_id", vm_id.to_string())], totals)
+            };
+            self.vms(&snapshot).map(of_vm).collect()
+        } else {
+            let mut by_network = self.by_network();
+            by_network
+                .add(self.vms(&snapshot))
+                .iter()
+                .map(|(network, totals)| (vec![label(network)], *totals))
+                .collect()
+        };
         for (at, (name, help)) in [
             ("guest_receive_bytes", "Bytes that guests have received"),
             ("guest_transmit_bytes", "Bytes that guests have sent"),

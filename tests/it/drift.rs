@@ -408,7 +408,10 @@ fn a_forward_chain_that_drops_is_reported_and_guests_go_on() {
     told.until(&daemon, "drift_reported", "policy of FORWARD is DROP");
     online(&guest, &vm);
     let doctor = crate::lab::text(&daemon.client(&["doctor"]));
-    assert!(doctor.contains("guestnet's rules come first in FORWARD, whose policy is DROP"), "{doctor}");
+    assert!(
+        doctor.contains("guestnet's rules come first in FORWARD of iptables, whose policy is DROP"),
+        "{doctor}"
+    );
     // Firewalld's way: a table of its own, which knows nothing of us.
     lab.on_host("nft", &["add", "table", "inet", "strict"]);
     let chain = "{ type filter hook forward priority 10; policy drop; }";

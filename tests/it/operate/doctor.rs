@@ -203,6 +203,8 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     lab.on_host("sysctl", &["-qw", "net.ipv4.ip_forward=0"]);
     assert_eq!(stop(&daemon).1, "packets stop at: ip_forward (net.ipv4.ip_forward is 0)");
     lab.on_host("sysctl", &["-qw", "net.ipv4.ip_forward=1"]);
+    // What the service would put right by itself stays broken.
+    faults.inject("before", "redirect", "refuse");
     for (device, seen) in [("tap0", "from tap0 to in0"), ("in0", "from in0 to tap0")] {
         let filter = succeed(inside.command("tc").args(["filter", "show", "dev", device, "parent", "ffff:"]));
         assert!(filter.contains("mirred"), "{filter}");
@@ -229,7 +231,6 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
         conclusion.contains("traffic (the guest has sent") && conclusion.contains("none in the 2 s"),
         "{conclusion}"
     );
-    // What the service would put right by itself stays broken.
     faults.inject("before", "port", "refuse");
     for (breaking, stops_at) in [
         (vec!["ip", "link", "set", port, "down"], "port"),
