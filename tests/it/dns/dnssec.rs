@@ -216,7 +216,7 @@ fn nothing_about_another_name_makes_a_signed_name_go_away() {
     let records = format!(
         "open IN NS ns.open.parent.example.\nns.open IN A {SERVER}\nhost IN A 198.51.100.10\nhost1 IN A 198.51.100.10\n\
          host2 IN A 198.51.100.10\nalias IN CNAME host\n\
-         far IN CNAME www.open\ngone IN CNAME nothing\n*.wild IN CNAME nothing\n*.sown IN CNAME host\n"
+         far IN CNAME www.open\ngone IN CNAME nothing\n"
     );
     let parent = signed(&lab, "parent.example", &records);
     let _nsd = nsd(&lab, &[&parent, &open]);
@@ -266,12 +266,8 @@ fn nothing_about_another_name_makes_a_signed_name_go_away() {
     // What was taken out of the answer is asked for by itself.
     let alias = ask("alias");
     assert!(alias.contains("198.51.100.10") && is_secure(&alias), "{alias}");
-    let sown = ask("x.sown");
-    assert!(sown.contains("198.51.100.10") && is_secure(&sown), "{sown}");
     let far = ask("far");
     assert!(far.contains("198.51.100.66") && !is_secure(&far), "{far}");
-    for name in ["gone", "x.wild"] {
-        let absent = ask(name);
-        assert!(absent.contains("NXDOMAIN") && absent.contains("CNAME") && is_secure(&absent), "{absent}");
-    }
+    let absent = ask("gone");
+    assert!(absent.contains("NXDOMAIN") && absent.contains("CNAME") && is_secure(&absent), "{absent}");
 }
