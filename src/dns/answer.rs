@@ -24,6 +24,7 @@ const STALE_TTL: u32 = 30;
 
 const NOERROR: u16 = 0;
 const FORMERR: u16 = 1;
+const SERVFAIL: u16 = 2;
 const NXDOMAIN: u16 = 3;
 const NOTIMP: u16 = 4;
 const BADVERS: u16 = 16;
@@ -45,6 +46,12 @@ impl Question {
             dnssec_ok: query.dnssec_ok(),
             checking_disabled: query.has(flag::CD),
         }
+    }
+
+    /// A name in the zone that holds the answer: what a zone's delegation says of it is on the parent's side (RFC 4035 section
+    /// 3.1.4.1).
+    pub(super) fn side(&self) -> Name {
+        if self.qtype == qtype::DS { self.name.parent(1) } else { self.name }
     }
 }
 
@@ -353,9 +360,16 @@ impl Answer {
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
     pub(super) fn write(&self, message: &[u8], query: &Query, age: Age, limit: usize, out: &mut Vec<u8>) {
         let question_end = HEADER + query.question_len();
-        let opt = query.edns.map(|edns| opt(&edns, self.ede(age)));
-        let opt = opt.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
-        let whole = self.wire.len() + opt.len() <= limit;
+        let fits =
+            |opt: &Option<(_, usize)>| self.wire.len() + opt.as_ref().map_or(0, |(_, len)| *len) <= limit;
+        let over_tcp = limit == usize::from(u16::MAX);
+        let mut opt_record = query.edns.map(|edns| opt(&edns, self.ede(age)));
+        if over_tcp && !fits(&opt_record) {
+            // An answer without a cookie is one still (RFC 7873 section 5.3).
+            opt_record = query.edns.map(|edns| opt(&Edns { cookie: None, ..edns }, None));
+        }
+        let whole = fits(&opt_record);
+        let opt = opt_record.as_ref().map_or(&[][..], |(bytes, len)| &bytes[..*len]);
 
         out.clear();
         out.extend_from_slice(&self.wire[..HEADER]);
@@ -372,7 +386,12 @@ impl Answer {
         out[10..HEADER].copy_from_slice(&additional.to_be_bytes());
         out.extend_from_slice(opt);
         out[..2].copy_from_slice(&query.id.to_be_bytes());
-        out[2..4].copy_from_slice(&self.flags(query, whole).to_be_bytes());
+        let flags = match self.flags(query, whole) {
+            // By TCP there is nowhere else to ask.
+            flags if over_tcp && !whole => flags & !(flag::TC | flag::RCODE | flag::AD) | SERVFAIL,
+            flags => flags,
+        };
+        out[2..4].copy_from_slice(&flags.to_be_bytes());
     }
 
     /// From the upstream only AD and the rcode. AA is left out: the answer is not ours and may be from the cache.

@@ -14,7 +14,7 @@ use super::fair::Portions;
 
 /// Exchanges that a guest may have under way: this part of all, which is two for each of its places.
 pub(super) const GUEST_PART: usize = 4;
-/// Guests of whose shares a question is asked, at most: the first that wait for it.
+/// Guests of whose shares a question is asked, at most: of those that wait for it, the ones with fewest under way when they came.
 const PAYERS: usize = 8;
 
 #[derive(Debug)]
@@ -152,10 +152,20 @@ impl Payers {
         let mut table = lock(&self.exchanges.table);
         let mut joined = lock(&self.joined);
         joined.last = Instant::now();
-        if joined.shares.len() >= PAYERS || joined.shares.iter().any(|known| Arc::ptr_eq(known, share)) {
+        if joined.shares.iter().any(|known| Arc::ptr_eq(known, share)) {
             return;
         }
-        joined.shares.push(share.clone());
+        let under_way = |share: &Share| share.under_way.load(Relaxed);
+        if joined.shares.len() < PAYERS {
+            joined.shares.push(share.clone());
+        } else {
+            let most = joined.shares.iter_mut().max_by_key(|payer| under_way(payer));
+            match most.filter(|payer| under_way(payer) > under_way(share)) {
+                // The turns it waits for stay in its queue, until it or another is told.
+                Some(payer) => *payer = share.clone(),
+                None => return,
+            }
+        }
         for turn in joined.turns.iter().filter(|turn| is_open(turn)) {
             table.wait(share, turn.clone());
         }
@@ -271,6 +281,25 @@ mod tests {
         assert!(waits.as_mut().now_or_never().is_none());
         drop(taken);
         assert!(waits.now_or_never().is_some());
+    }
+
+    #[test]
+    fn one_who_can_pay_does_whoever_joined_before() {
+        let exchanges = Arc::new(Exchanges::new(1_024));
+        let busy: Vec<_> = (0..8).map(|_| exchanges.share()).collect();
+        let taken: Vec<_> = busy.iter().map(|share| take_all(&exchanges, share)).collect();
+        let payers = Payers::new(&exchanges, &busy[0]);
+        busy[1..].iter().for_each(|share| payers.join(share));
+        let mut permit = Box::pin(payers.permit());
+        assert!(permit.as_mut().now_or_never().is_none());
+        let free = exchanges.share();
+        payers.join(&free);
+        let permit = permit.now_or_never().expect("the ninth's");
+        assert!(Arc::ptr_eq(&permit.share, &free));
+        // Its next exchange too.
+        let next = payers.permit().now_or_never().expect("the ninth's");
+        assert!(Arc::ptr_eq(&next.share, &free));
+        drop(taken);
     }
 
     #[tokio::test]

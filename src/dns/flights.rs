@@ -99,10 +99,12 @@ impl Resolver {
         open.insert(key.as_bytes().into(), Flight { landed: landed.clone(), payers: payers.clone() });
         count(&self.counters.asked);
         share.flights.fetch_add(1, Relaxed);
-        let landing =
-            Landing { resolver: self.clone(), key: *key, landed: landed.clone(), share: share.clone() };
         // Under the lock that a change of setup takes as well: a flight of the setup before it is off the list after it.
         let setup = self.setup.load_full();
+        drop(open);
+        let landing =
+            Landing { resolver: self.clone(), key: *key, landed: landed.clone(), share: share.clone() };
+        // A runtime that ends drops it here and now, and so the landing, which takes the lock.
         runtime.spawn(fly(landing, setup, question.clone(), payers, land));
         Some(landed)
     }
@@ -158,7 +160,7 @@ async fn fly(
     let asked = match (payers.permit_within(BUDGET).await, &setup.validator) {
         (None, _) => Err(Failure::Busy),
         (Some(permit), Some(validator)) if validator.judges(&question) => {
-            // One exchange for all that a chain of trust needs: its questions are asked one after the other.
+            // One exchange for all that a chain of trust needs: the validator asks one question after the other.
             let _permit = permit;
             validator.ask(&question).await
         }
@@ -199,5 +201,39 @@ impl Drop for Landing {
             open.remove(self.key.as_bytes());
         }
         self.share.flights.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::super::server::{DnsEndpoints, resolver};
+    use super::*;
+    use crate::config::Config;
+    use crate::registry::Registry;
+
+    #[test]
+    fn a_question_that_comes_while_the_resolver_stops_holds_up_nobody() {
+        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
+        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
+        let endpoints = DnsEndpoints::of(&network);
+        let resolver = Arc::new(resolver(network, Registry::default(), &endpoints).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        resolver.flights.run_on(runtime.handle().clone());
+        drop(runtime);
+        let name = Name::from_text("www.example.com").unwrap();
+        let question = Question { name, qtype: 1, dnssec_ok: false, checking_disabled: false };
+        let (tell, told) = mpsc::channel();
+        let asks = resolver.clone();
+        std::thread::spawn(move || {
+            let landed = asks.fly(&question, &Key::of(&question), asks.fair.background());
+            tell.send(landed.map(|landed| landed.has_changed().is_err())).unwrap();
+        });
+        // It has no outcome, and never will have one.
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(Some(true)));
+        assert!(resolver.flights.lock().is_empty());
+        assert_eq!(resolver.fair.background().flights.load(Relaxed), 0);
     }
 }

@@ -140,8 +140,9 @@ impl LocalData {
         self.by_name.get(name.as_wire()).map_or(&[], Vec::as_slice)
     }
 
-    /// What stands at `name`: its own data, or that of the wildcard at its closest encloser (RFC 4592 section 3.3.1).
-    pub(super) fn find(&self, name: &Name) -> Option<Found<'_>> {
+    /// What stands at `name`: its own data, or that of the wildcard at its closest encloser (RFC 4592 section 3.3.1), which may be
+    /// a name that is there for other reasons.
+    pub(super) fn find(&self, name: &Name, is_there: impl Fn(&Name) -> bool) -> Option<Found<'_>> {
         if let Some(data) = self.by_name.get(name.as_wire()) {
             return Some(Found::Data(data));
         }
@@ -158,7 +159,7 @@ impl LocalData {
             }
             let exists =
                 self.by_name.contains_key(encloser.as_wire()) || self.between.contains(encloser.as_wire());
-            if exists {
+            if exists || is_there(&encloser) {
                 return None;
             }
         }
@@ -184,7 +185,7 @@ mod tests {
     }
 
     fn found(local: &LocalData, name: &str) -> Option<Vec<String>> {
-        match local.find(&Name::from_text(name).unwrap())? {
+        match local.find(&Name::from_text(name).unwrap(), |_| false)? {
             Found::Data(data) => Some(data.iter().map(|(_, data)| data.to_string()).collect()),
             Found::Nothing => Some(vec![]),
         }

@@ -28,6 +28,7 @@ mod flights;
 mod forward;
 mod guests;
 mod histogram;
+mod judge;
 mod local;
 mod name;
 mod policy;

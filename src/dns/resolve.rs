@@ -210,7 +210,7 @@ impl Resolver {
             }
             Some(Held::Failed) => Look::Failed,
             Some(Held::Stale { answer, wait, retry, .. }) => {
-                if wait && !asked.setup.forwarder.all_silent(&question.name) {
+                if wait && !asked.setup.forwarder.all_silent(&question.side()) {
                     return Look::Wait(Some(answer));
                 }
                 // Nothing better is to be had in time: answer, and look again behind the guest's back.
@@ -280,7 +280,7 @@ impl Resolver {
     /// The answer to a query that had to wait, in `out`; `false` if there is none to give.
     pub(super) async fn finish(self: &Arc<Self>, pending: Box<Pending>, out: &mut Vec<u8>) -> bool {
         let Pending { message, query, from, how, question, stale, before, guest, place, begun } = *pending;
-        let (setup, key) = (self.setup.load_full(), Key::of(&question));
+        let (setup, key, side) = (self.setup.load_full(), Key::of(&question), question.side());
         let landed = async {
             let Some(mut flight) = self.fly(&question, &key, place.share()) else {
                 return Some(Err(Ede::Other));
@@ -293,7 +293,7 @@ impl Resolver {
             None => timeout_at(begun_at + BUDGET + GRACE, landed).await.ok().flatten(),
             Some(_) => tokio::select! {
                 outcome = landed => outcome,
-                () = setup.forwarder.until_all_silent(&question.name) => None,
+                () = setup.forwarder.until_all_silent(&side) => None,
                 () = sleep_until(begun_at + STALE_AFTER) => {
                     self.cache.note_late(&key, Instant::now());
                     None

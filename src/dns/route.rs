@@ -147,7 +147,7 @@ fn local(
     if !added.is_empty() {
         let zone = added.zone(name);
         // What lies above a name of the operator's, but in no zone of ours, is not ours: with db.example.com we have not got .com.
-        if zone.is_some() || matches!(added.find(name), Some(Found::Data(_))) {
+        if zone.is_some() || matches!(added.find(name, |_| false), Some(Found::Data(_))) {
             return Some(Local::Added { zone });
         }
     }

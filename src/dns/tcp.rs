@@ -110,8 +110,12 @@ async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: Socket
             taken += 2 + message.len();
             idle_at = Instant::now() + IDLE;
             match resolver.begin(message, from, Transport::Tcp, &mut out) {
-                // Over TCP nobody forges the sender: who sends no query is not worth a connection.
-                Step::Silent => return Ok(()),
+                // Over TCP nobody forges the sender: who sends no query, or more than it may, is not worth a connection. What it
+                // asked before is answered.
+                Step::Silent => {
+                    (open, taken) = (false, received.len());
+                    break;
+                }
                 Step::Answered => frame(&out, &mut outgoing)?,
                 Step::Wait(pending) => waiting.push(async {
                     let mut out = Vec::new();

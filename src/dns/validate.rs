@@ -6,21 +6,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use futures_util::stream::{Stream, StreamExt, once};
 use hickory_net::dnssec::DnssecDnsHandle;
 use hickory_net::runtime::TokioRuntimeProvider;
 use hickory_net::{DnsHandle, NetError};
 use hickory_proto::dnssec::{Proof, TrustAnchors};
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query, ResponseCode};
-use hickory_proto::rr::{self, RecordType};
+use hickory_proto::rr::{self, Record, RecordType};
 use hickory_proto::serialize::txt::trust_anchor::{Entry, Parser};
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::answer::{self, Age, Answer, Question, Verdict};
 use super::cache::{Cache, Held, Key};
 use super::forward::{BUDGET, Failure, Forwarder};
+use super::judge::{Judged, bound, judge, signature, target};
 use super::name::Name;
 use super::query::qtype;
 
@@ -29,6 +33,16 @@ const DEPTH: usize = 26;
 /// Bytes of keys, delegations and proofs that are held beside the guests' cache: each answer's chain of trust needs the same
 /// few again.
 const CHAINS: usize = 2 << 20;
+/// Seconds. None of that is held longer, whatever its TTL: it is held before anybody has looked whether it is right.
+const CHAINS_FOR: u32 = 3_600;
+/// Of what a chain of trust is made.
+const OF_CHAINS: [u16; 3] = [qtype::NS, qtype::DS, qtype::DNSKEY];
+/// RRsets whose proofs hickory holds, beside that: by default a million, some 200 MB.
+const PROOFS: usize = 4_096;
+/// Questions upstream for one of a guest's: the labels of the longest IPv6 reverse name and the zones above it take some 50.
+const LOOKUPS: usize = 128;
+/// Aliases that are followed where an upstream does not (as unbound's `MAX_RESTART_COUNT`).
+const ALIASES: usize = 11;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read trust_anchor {}: {detail}", path.display())]
@@ -45,10 +59,24 @@ impl AnchorError {
 
 #[derive(Clone)]
 pub(super) struct Validator {
-    handle: DnssecDnsHandle<Upstreams>,
+    handle: Arc<ArcSwap<Handle>>,
     upstreams: Upstreams,
     /// Names below which answers are validated from keys of their own, the root aside.
     anchors: Arc<[Name]>,
+}
+
+type Handle = DnssecDnsHandle<Upstreams>;
+
+tokio::task_local! {
+    /// Of the guest's question that is being validated: hickory passes nothing of ours on to its own.
+    static SPENT: Arc<Spent>;
+}
+
+/// What a question has used of what it may ask upstream.
+struct Spent {
+    /// One is asked after the other.
+    turn: Semaphore,
+    asked: AtomicUsize,
 }
 
 /// The forwarder as hickory's validator sees it, with what chains of trust are made of.
@@ -61,72 +89,134 @@ struct Upstreams {
 impl Validator {
     pub(super) fn new(forwarder: Arc<Forwarder>, anchor: Option<&Path>) -> Result<Self, AnchorError> {
         let upstreams = Upstreams { forwarder, chains: Arc::new(Cache::new(CHAINS)) };
-        let Some(path) = anchor else {
-            let handle = DnssecDnsHandle::new(upstreams.clone());
-            return Ok(Self { handle, upstreams, anchors: [].into() });
+        let (keys, anchors) = match anchor {
+            None => (TrustAnchors::default(), vec![]),
+            Some(path) => read_anchors(path)?,
         };
-        let text = std::fs::read_to_string(path).map_err(|error| AnchorError::new(path, &error))?;
-        let refused = |error| AnchorError::new(path, &error);
-        let keys = text.parse::<TrustAnchors>().map_err(refused)?;
-        let entries = Parser::new(&text).parse().map_err(refused)?;
-        let names = entries.iter().filter_map(|entry| match entry {
-            Entry::DNSKEY(key) => Name::from_labels(key.name().iter()),
-            _ => None,
-        });
-        let anchors = names.filter(|name| *name != Name::root()).collect();
         let handle = DnssecDnsHandle::with_trust_anchor(upstreams.clone(), Arc::new(keys));
-        Ok(Self { handle, upstreams, anchors })
+        let handle = Arc::new(ArcSwap::from_pointee(handle.validation_cache_size(PROOFS)));
+        Ok(Self { handle, upstreams, anchors: anchors.into() })
     }
 
     /// Whether the answer is judged: not for who wants to judge for itself, nor of a suffix with upstreams of its own. That is
     /// a private zone, most likely, which the world's signatures deny or know nothing of (a negative trust anchor, RFC 7646),
-    /// unless there is a key for it.
+    /// unless there is a key for the name.
     pub(super) fn judges(&self, question: &Question) -> bool {
-        let forwarder = &self.upstreams.forwarder;
-        let domain = forwarder.domain(&question.name);
-        let anchored = || self.anchors.iter().any(|anchor| anchor.is_in(domain) || domain.is_in(anchor));
-        !question.checking_disabled && (!forwarder.is_conditional(&question.name) || anchored())
+        let side = question.side();
+        let anchored = || self.anchors.iter().any(|anchor| side.is_in(anchor));
+        !question.checking_disabled && (!self.upstreams.forwarder.is_conditional(&side) || anchored())
     }
 
-    /// Forgets what chains of trust of `name` and all below it were made of.
+    /// Forgets what chains of trust of `name` and all below it were made of, and what was found of any.
     pub(super) fn flush(&self, name: &Name) {
         self.upstreams.chains.flush(name);
+        self.upstreams.forget_chain(name);
+        self.handle.store(Arc::new(anew(&self.handle.load())));
     }
 
     pub(super) async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
-        let name = rr::Name::from_labels(question.name.labels()).map_err(|_| Failure::Unable)?;
+        let spent = Arc::new(Spent { turn: Semaphore::new(1), asked: AtomicUsize::new(0) });
+        let asked = SPENT.scope(spent, self.ask_twice(question));
+        timeout(BUDGET, asked).await.map_err(|_| Failure::Silence)?
+    }
+
+    /// What is held of a chain may be what is wrong: then it is asked for once more.
+    async fn ask_twice(&self, question: &Question) -> Result<Answer, Failure> {
+        let handle = self.handle.load_full();
+        match self.follow(&handle, question).await {
+            Err(Failure::Bogus) => {}
+            outcome => return outcome,
+        }
+        let anew = anew(&handle);
+        let outcome = self.follow(&anew, question).await;
+        if outcome.is_ok() {
+            self.handle.store(Arc::new(anew));
+        }
+        outcome.map_err(|_| Failure::Bogus)
+    }
+
+    /// The answer, with what aliases lead to asked for where the upstream's message does not prove it.
+    async fn follow(&self, handle: &Handle, question: &Question) -> Result<Answer, Failure> {
+        let asked = RecordType::from(question.qtype);
+        let first = rr::Name::from_labels(question.name.labels()).map_err(|_| Failure::Unable)?;
+        let (mut name, mut proven) = (first.clone(), true);
+        let (mut links, mut proofs) = (vec![], vec![]);
+        for _ in 0..ALIASES {
+            if let Judged::Whole(mut message, secure) = self.look_up(handle, &name, asked).await? {
+                message.queries = vec![Query::query(first, asked)];
+                message.answers.splice(0..0, links);
+                message.authorities.splice(0..0, proofs);
+                return write(*message, question, proven && secure).ok_or(Failure::Unable);
+            }
+            let Judged::Whole(link, secure) = self.look_up(handle, &name, RecordType::CNAME).await? else {
+                return Err(Failure::Bogus);
+            };
+            // There it is none: they do not agree.
+            name = link.answers.iter().find_map(target).ok_or(Failure::Bogus)?.clone();
+            proven &= secure;
+            links.extend(link.answers);
+            proofs.extend(link.authorities.into_iter().filter(is_proof));
+        }
+        Err(Failure::Unable)
+    }
+
+    async fn look_up(&self, handle: &Handle, name: &rr::Name, asked: RecordType) -> Result<Judged, Failure> {
         let mut options = DnsRequestOptions::default();
         (options.use_edns, options.edns_set_dnssec_ok, options.max_request_depth) = (true, true, DEPTH);
-        let query = Query::query(name, question.qtype.into());
-        let mut responses = self.handle.lookup(query, options);
-        let response = timeout(BUDGET, responses.next()).await.map_err(|_| Failure::Silence)?;
-        let (message, secure) = match response {
-            Some(Ok(response)) => judge(response.into_message())?,
+        let mut responses = handle.lookup(Query::query(name.clone(), asked), options);
+        let response = responses.next().await.ok_or(Failure::Silence)?;
+        let (message, proof) = match response {
+            Ok(response) => (response.into_message(), Proof::Secure),
             // Denials that hickory could not prove come as an error with the message in it.
-            Some(Err(NetError::Dns(hickory_net::DnsError::Nsec { response, proof, .. }))) => {
-                if proof == Proof::Bogus {
-                    return Err(Failure::Bogus);
-                }
-                (response.into_message(), false)
+            Err(NetError::Dns(hickory_net::DnsError::Nsec { response, proof, .. })) => {
+                (response.into_message(), proof)
             }
-            Some(Err(error)) => return Err(failure(&error)),
-            None => return Err(Failure::Silence),
+            Err(error) => {
+                let failure = failure(&error);
+                if failure == Failure::Bogus {
+                    self.upstreams.forget_chains([name]);
+                }
+                return Err(failure);
+            }
         };
-        write(message, question, secure).ok_or(Failure::Unable)
+        let owners: Vec<_> = message.answers.iter().map(|record| record.name.clone()).collect();
+        match (judge(message, name, asked), proof) {
+            // The link and the target are judged each by itself.
+            (Some(Judged::Alias), _) => Ok(Judged::Alias),
+            (Some(judged), Proof::Secure) => Ok(judged),
+            (Some(Judged::Whole(message, _)), Proof::Insecure | Proof::Indeterminate) => {
+                Ok(Judged::Whole(message, false))
+            }
+            _ => {
+                self.upstreams.forget_chains(owners.iter().chain([name]));
+                Err(Failure::Bogus)
+            }
+        }
     }
 }
 
-/// Whether all of it is proven. Bogus is none of it.
-fn judge(message: Message) -> Result<(Message, bool), Failure> {
-    let judged = message.answers.iter().chain(&message.authorities);
-    let mut proofs =
-        judged.filter(|record| record.record_type() != RecordType::RRSIG).map(|record| record.proof);
-    if proofs.clone().any(|proof| proof == Proof::Bogus) {
-        return Err(Failure::Bogus);
-    }
-    let some = !message.answers.is_empty() || !message.authorities.is_empty();
-    let secure = some && proofs.all(|proof| proof == Proof::Secure);
-    Ok((message, secure))
+/// The same, with nothing found yet.
+fn anew(handle: &Handle) -> Handle {
+    handle.clone().validation_cache_size(PROOFS)
+}
+
+/// The keys, and names below which answers are validated from keys of their own, the root aside.
+fn read_anchors(path: &Path) -> Result<(TrustAnchors, Vec<Name>), AnchorError> {
+    let text = std::fs::read_to_string(path).map_err(|error| AnchorError::new(path, &error))?;
+    let refused = |error| AnchorError::new(path, &error);
+    let keys = text.parse::<TrustAnchors>().map_err(refused)?;
+    let entries = Parser::new(&text).parse().map_err(refused)?;
+    let names = entries.iter().filter_map(|entry| match entry {
+        Entry::DNSKEY(key) => Name::from_labels(key.name().iter()),
+        _ => None,
+    });
+    Ok((keys, names.filter(|name| *name != Name::root()).collect()))
+}
+
+/// Whether it says that there is nothing closer than a wildcard, or signs what does.
+fn is_proof(record: &Record) -> bool {
+    let rtype = signature(record).map_or(record.record_type(), |signature| signature.input().type_covered);
+    matches!(rtype, RecordType::NSEC | RecordType::NSEC3)
 }
 
 /// The message as the guests' cache keeps it.
@@ -158,43 +248,113 @@ fn failure(error: &NetError) -> Failure {
     }
 }
 
+impl Upstreams {
+    /// Forgets what the chain of trust of `name` is made of.
+    fn forget_chain(&self, name: &Name) {
+        for count in 0..=name.labels().count() {
+            let zone = name.parent(count);
+            OF_CHAINS.iter().for_each(|qtype| self.chains.forget(&Key::of(&of_chain(zone, *qtype))));
+        }
+    }
+
+    fn forget_chains<'a>(&self, names: impl IntoIterator<Item = &'a rr::Name>) {
+        for name in names.into_iter().filter_map(|name| Name::from_labels(name.iter())) {
+            self.forget_chain(&name);
+        }
+    }
+
+    async fn exchange(&self, query: &Query) -> Result<DnsResponse, NetError> {
+        let name = Name::from_labels(query.name().iter())
+            .ok_or_else(|| NetError::from("a name that does not fit"))?;
+        let question = of_chain(name, query.query_type().into());
+        let (key, is_of_chain) = (Key::of(&question), OF_CHAINS.contains(&question.qtype));
+        if is_of_chain
+            && let Some(Held::Fresh { answer, age: Age::Seconds(age), .. }) =
+                self.chains.get(&key, Instant::now())
+        {
+            return bounded(&answer.aged(age));
+        }
+        let spent = SPENT.try_with(Arc::clone).map_err(|_| NetError::from("nobody's question"))?;
+        let _turn = spent.turn.acquire().await.map_err(|_| NetError::from("no turn"))?;
+        if spent.asked.fetch_add(1, Relaxed) >= LOOKUPS {
+            return Err(NetError::from(io::Error::other("it takes too many questions")));
+        }
+        let mut answer = match self.forwarder.ask(&question, None).await {
+            Ok(answer) => answer,
+            Err(Failure::Silence) => return Err(NetError::Timeout),
+            Err(_) => return Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),
+        };
+        let response = bounded(answer.as_wire())?;
+        if is_of_chain {
+            answer.hold(0, CHAINS_FOR);
+            self.chains.put(&key, Arc::new(answer), Instant::now());
+        }
+        Ok(response)
+    }
+}
+
+fn bounded(bytes: &[u8]) -> Result<DnsResponse, NetError> {
+    let mut message = Message::from_vec(bytes).map_err(NetError::from)?;
+    if bound(&mut message) {
+        DnsResponse::from_message(message).map_err(NetError::from)
+    } else {
+        Err(NetError::from(io::Error::other("it has too many RRsets or signatures")))
+    }
+}
+
+/// A question of the validator's own.
+fn of_chain(name: Name, qtype: u16) -> Question {
+    // The upstream is not to withhold what we want to judge ourselves.
+    Question { name, qtype, dnssec_ok: true, checking_disabled: true }
+}
+
 impl DnsHandle for Upstreams {
     type Response = Pin<Box<dyn Stream<Item = Result<DnsResponse, NetError>> + Send>>;
     type Runtime = TokioRuntimeProvider;
 
     fn send(&self, request: DnsRequest) -> Self::Response {
-        let Self { forwarder, chains } = self.clone();
+        let upstreams = self.clone();
         Box::pin(once(async move {
             let query =
                 request.queries.first().ok_or_else(|| NetError::from("a request without a question"))?;
-            let name = Name::from_labels(query.name().iter())
-                .ok_or_else(|| NetError::from("a name that does not fit"))?;
-            let question = Question {
-                name,
-                qtype: query.query_type().into(),
-                dnssec_ok: true,
-                // The upstream is not to withhold what we want to judge ourselves.
-                checking_disabled: true,
-            };
-            let key = Key::of(&question);
-            let of_chain = matches!(question.qtype, qtype::NS | qtype::DS | qtype::DNSKEY);
-            if of_chain
-                && let Some(Held::Fresh { answer, age: Age::Seconds(age), .. }) =
-                    chains.get(&key, Instant::now())
-            {
-                return DnsResponse::from_buffer(answer.aged(age)).map_err(NetError::from);
-            }
-            match forwarder.ask(&question, None).await {
-                Ok(answer) => {
-                    let answer = Arc::new(answer);
-                    if of_chain {
-                        chains.put(&key, answer.clone(), Instant::now());
-                    }
-                    DnsResponse::from_buffer(answer.as_wire().to_vec()).map_err(NetError::from)
-                }
-                Err(Failure::Silence) => Err(NetError::Timeout),
-                Err(_) => Err(NetError::from(io::Error::other(ResponseCode::ServFail.to_string()))),
-            }
+            upstreams.exchange(query).await
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::{DnsEndpoints, resolver};
+    use super::*;
+    use crate::config::Config;
+    use crate::registry::Registry;
+
+    #[test]
+    fn what_chains_are_made_of_goes_with_a_flush_of_what_they_lead_to() {
+        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n[network.resolver]\ndnssec = true\n";
+        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
+        let resolver = resolver(network.clone(), Registry::default(), &DnsEndpoints::of(&network)).unwrap();
+        let setup = resolver.setup.load_full();
+        let validator = setup.validator.as_ref().unwrap();
+        let name = |text: &str| Name::from_text(text).unwrap();
+        let held = |name: &Name, qtype| {
+            let question = of_chain(*name, qtype);
+            let chains = &validator.upstreams.chains;
+            let held = chains.get(&Key::of(&question), Instant::now()).is_some();
+            chains.put(
+                &Key::of(&question),
+                Arc::new(Answer::withheld(&question, super::super::reply::Ede::Other, 60)),
+                Instant::now(),
+            );
+            held
+        };
+        let all = || {
+            let zones = ["", "com", "example.com", "www.example.com", "other.com"].map(name);
+            zones.iter().flat_map(|zone| OF_CHAINS.map(|qtype| held(zone, qtype))).collect::<Vec<_>>()
+        };
+        all();
+        assert_eq!(all(), [true; 15]);
+        validator.flush(&name("www.example.com"));
+        assert_eq!(all(), [[false; 12].as_slice(), &[true; 3]].concat());
     }
 }

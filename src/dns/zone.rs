@@ -154,7 +154,7 @@ impl Zones<'_> {
         };
         let mut data =
             if apex == name { vec![(zone.ttl, zone.soa_data()), (zone.ttl, zone.ns_data())] } else { vec![] };
-        match self.added.find(name) {
+        match self.added.find(name, |encloser| self.is_of_vm(encloser)) {
             Some(Found::Data(added)) => data.extend(added.iter().cloned()),
             Some(Found::Nothing) => {}
             None if data.is_empty() => return Some(zone.nxdomain()),
@@ -185,10 +185,20 @@ impl Zones<'_> {
             return self.in_domain(&labels, &name, asked, aliases - 1);
         }
         let zone = self.added.zone(&name);
-        if zone.is_some() || self.added.find(&name).is_some() {
+        if zone.is_some() || self.added.find(&name, |_| false).is_some() {
             return self.added(&zone.unwrap_or(name), &name, asked, aliases - 1);
         }
         Some(Answer { beyond: Some(name), ..Answer::empty() })
+    }
+
+    /// Whether a VM or the gateway has the name in the guests' domain.
+    fn is_of_vm(&self, name: &Name) -> bool {
+        let domain = Name::from_text(self.network.domain.as_str());
+        let label = domain.and_then(|domain| match name.labels_above(&domain)?[..] {
+            [label] => Some(label),
+            _ => None,
+        });
+        label.is_some_and(|label| !self.addresses(label).is_empty())
     }
 
     /// The A records of a label in the guests' domain.
@@ -301,8 +311,11 @@ impl LocalZone {
             return minimal_any(owner, self.ttl);
         }
         let of_type = data.into_iter().filter(|(_, data)| u16::from(data.record_type()) == asked);
+        let of_type: Vec<_> = of_type.collect();
+        // RFC 2181 section 5.2: records of one name and type hold equally long, which is the least of them.
+        let ttl = of_type.iter().map(|(ttl, _)| *ttl).min().unwrap_or(self.ttl);
         let answers: Vec<_> =
-            of_type.map(|(ttl, data)| Record::from_rdata(owner.clone(), ttl, data)).collect();
+            of_type.into_iter().map(|(_, data)| Record::from_rdata(owner.clone(), ttl, data)).collect();
         let authority = answers.is_empty().then(|| self.soa()).into_iter().collect();
         Answer { answers, authority, ..Answer::empty() }
     }

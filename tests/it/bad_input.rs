@@ -46,7 +46,7 @@ fn a_configuration_that_does_not_fit_is_refused_before_anything_is_touched() {
 fn a_subnet_that_overlaps_a_route_of_the_host_is_refused_with_the_route() {
     let lab = Lab::new();
     lab.on_host("ip", &["route", "add", "10.100.7.0/24", "via", "198.51.100.10"]);
-    assert_refused(&lab, "", 2, &["10.100.0.0/16", "10.100.7.0/24 dev up0"]);
+    assert_refused(&lab, "", 2, &["10.100.0.0/16", "10.100.7.0/24 via 198.51.100.10 dev up0"]);
 }
 
 #[test]

@@ -70,8 +70,12 @@ impl Health {
         self.srtt.store(srtt.max(1), Relaxed);
         self.rttvar.store(rttvar, Relaxed);
         self.answers.fetch_add(1, Relaxed);
-        self.declined.store(0, Relaxed);
         self.heard(now);
+    }
+
+    /// It could say what a guest asked, which an answer to a check tells nothing of.
+    pub(super) fn could_say(&self) {
+        self.declined.store(0, Relaxed);
     }
 
     /// It gives a sign of life: how soon says nothing if it is no answer.

@@ -189,7 +189,7 @@ impl Forwarder {
     ) -> Result<Answer, Failure> {
         let (payers, mut first) = paid.map(|paid| (paid.payers, paid.first)).unzip();
         let deadline = tokio::time::Instant::now() + BUDGET;
-        let order = self.ranked(self.group(&question.name));
+        let order = self.ranked(self.group(&question.side()));
         let mut waiting = order.iter();
         // When each question went out; it may wait for its turn, of which its upstream knows nothing.
         let sent: [OnceLock<Instant>; ABREAST] = Default::default();
@@ -259,6 +259,7 @@ impl Forwarder {
             if winner.is_some_and(|winner| Arc::ptr_eq(winner, upstream)) {
                 upstream.latency.add(took);
                 upstream.health.answered(took, self.context.now());
+                upstream.health.could_say();
             } else if took > upstream.health.late() {
                 upstream.health.note("it does not answer in time");
                 self.missed(upstream);

@@ -172,6 +172,38 @@ async fn an_upstream_that_only_refuses_is_asked_after_one_that_answers() {
     assert!(report.up && report.answers == 0 && report.last_error.contains("rcode 5"), "{report:?}");
 }
 
+/// It is there, as its checks say, and says nothing of what guests ask.
+#[tokio::test]
+async fn an_upstream_that_refuses_guests_is_no_better_for_answering_a_check() {
+    let checks = Arc::new(AtomicUsize::new(0));
+    let counted = checks.clone();
+    let refuses = Upstream::that(move |asked| {
+        if !Asked::is_check(&asked.message) {
+            return now(asked.code(ResponseCode::Refused));
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        now(asked.with([]))
+    })
+    .await;
+    let answers = after(20).await;
+    let server = forwarding(&[&refuses, &answers]);
+    let ask = async |prefix: &str| {
+        for n in 0..20 {
+            assert_eq!(addresses(&lookup(&server, &format!("{prefix}{n}.example.com.")).await), [ANSWER]);
+        }
+    };
+    ask("before").await;
+    let (seen, checked) = (refuses.seen(), checks.load(Ordering::SeqCst));
+    while checks.load(Ordering::SeqCst) == checked {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Its answer is on its way.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    ask("after").await;
+    // But for where the other was late for once.
+    assert!(refuses.seen() < seen + 3, "{} {seen}", refuses.seen());
+}
+
 /// As a validating upstream does beside one that does not, for a zone with wrong signatures.
 #[tokio::test]
 async fn a_name_that_an_upstream_cannot_say_does_not_put_it_behind_others() {

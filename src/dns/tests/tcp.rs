@@ -102,3 +102,46 @@ async fn who_asks_much_and_never_reads_takes_little_memory_and_is_closed() {
     let most = *most.lock().unwrap();
     assert!(most < MOST_KIB, "{most} KiB");
 }
+
+/// One that waits for an upstream, one from the zone, and then more than the guest may ask: all in one write.
+#[tokio::test]
+async fn who_asks_more_than_it_may_gets_the_answers_before_that_and_is_closed() {
+    let upstream = Upstream::that(|asked| vec![(Duration::from_millis(200), asked.a(300))]).await;
+    let settings = ResolverSettings { queries_per_second: 10, ..Default::default() };
+    let server = resolver(settings, &[&upstream]);
+    let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+    let queries =
+        [question("www.example.com.", RecordType::A), question("gateway.vm.internal.", RecordType::A)];
+    let many = std::iter::repeat_n(&queries[1], 50);
+    let framed = |query: &Message| {
+        let bytes = query.to_vec().unwrap();
+        [&(bytes.len() as u16).to_be_bytes()[..], &bytes].concat()
+    };
+    let bytes: Vec<u8> = queries.iter().chain(many).flat_map(framed).collect();
+    stream.write_all(&bytes).await.unwrap();
+    let mut received = vec![];
+    timeout(PATIENCE, stream.read_to_end(&mut received)).await.expect("closed").unwrap();
+    let mut answered = vec![];
+    let mut rest = &received[..];
+    while let Some((length, after)) = rest.split_first_chunk::<2>() {
+        let (message, after) = after.split_at(u16::from_be_bytes(*length).into());
+        answered.push(Message::from_vec(message).unwrap().metadata.id);
+        rest = after;
+    }
+    assert!(answered.len() < queries.len() + 50, "{}", answered.len());
+    assert_eq!(answered.last(), Some(&queries[0].metadata.id), "{answered:?}");
+    assert!(server.counters().limited > 0);
+}
+
+/// 65,535 bytes leave no room for our OPT record, which has to be there (RFC 6891 section 7); and who is told TC by TCP has
+/// nowhere else to ask.
+#[tokio::test]
+async fn an_answer_is_never_called_cut_by_tcp() {
+    let upstream = with_the_longest_answer().await;
+    let server = forwarding(&[&upstream]);
+    let query = question("big.example.com.", RecordType::TXT);
+    assert!(ask_tcp(&server, query.clone()).await.answers.len() > 230);
+    let answer = ask_tcp(&server, with_edns(query, 1232, false)).await;
+    assert!(!answer.metadata.truncation && answer.edns.is_some(), "{answer}");
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+}

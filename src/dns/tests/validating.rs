@@ -59,3 +59,85 @@ async fn a_private_suffix_is_answered_without_being_validated_or_called_authenti
     let bogus = ask(&server, question("www.example.com.", RecordType::A)).await;
     assert_eq!(bogus.metadata.response_code, ResponseCode::ServFail);
 }
+
+/// What a zone's delegation says of it is on the side of the zone above (RFC 4035 section 3.1.4.1).
+#[tokio::test]
+async fn a_zones_delegation_is_asked_for_where_the_zone_above_it_is() {
+    let (internet, corp) = (Upstream::prompt().await, Upstream::prompt().await);
+    let forward = vec![ForwardZone {
+        domain: "corp.example".parse().unwrap(),
+        servers: vec![super::server(corp.address)],
+    }];
+    let server = resolver(ResolverSettings { forward, ..Default::default() }, &[&internet]);
+    for (name, rtype, seen) in [
+        ("corp.example.", RecordType::DS, (1, 0)),
+        ("sub.corp.example.", RecordType::DS, (1, 1)),
+        ("corp.example.", RecordType::DNSKEY, (1, 2)),
+    ] {
+        ask(&server, question(name, rtype)).await;
+        assert_eq!((internet.seen(), corp.seen()), seen, "{name} {rtype}");
+    }
+}
+
+/// A key for one zone of many behind a suffix's servers.
+#[tokio::test]
+async fn a_key_below_a_private_suffix_is_for_what_is_below_the_key() {
+    let (internet, corp) = (Upstream::prompt().await, Upstream::prompt().await);
+    let directory = tempfile::tempdir().unwrap();
+    let anchor = directory.path().join("anchor");
+    let key = format!("{}==", "A".repeat(86));
+    std::fs::write(&anchor, format!("signed.corp.example. IN DNSKEY 257 3 13 {key}\n")).unwrap();
+    let forward = vec![ForwardZone {
+        domain: "corp.example".parse().unwrap(),
+        servers: vec![super::server(corp.address)],
+    }];
+    let server =
+        resolver(ResolverSettings { forward, trust_anchor: Some(anchor), ..validating() }, &[&internet]);
+    for (name, expected) in [
+        ("db.corp.example.", ResponseCode::NoError),
+        ("corp.example.", ResponseCode::NoError),
+        ("signed.corp.example.", ResponseCode::ServFail),
+        ("www.signed.corp.example.", ResponseCode::ServFail),
+    ] {
+        assert_eq!(lookup(&server, name).await.metadata.response_code, expected, "{name}");
+    }
+}
+
+/// What is held of a chain may be what is wrong with it: it is asked for once more, and is not what the next is judged by.
+#[tokio::test]
+async fn what_a_bogus_answer_was_judged_by_is_asked_for_again() {
+    let servers = Arc::new(AtomicUsize::new(0));
+    let counted = servers.clone();
+    let upstream = Upstream::that(move |asked| {
+        if asked.message.queries[0].query_type() != RecordType::NS || asked.name() != "com." {
+            return now(asked.a(300));
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        let server = RData::NS(hickory_proto::rr::rdata::NS(name("ns.com.")));
+        now(asked.with([Record::from_rdata(name("com."), 86_400, server)]))
+    })
+    .await;
+    let server = resolver(validating(), &[&upstream]);
+    for n in 1..=2 {
+        let bogus =
+            ask(&server, with_edns(question(&format!("{n}.example.com."), RecordType::A), 1232, false)).await;
+        assert_eq!(extended_error(&bogus), Some(6), "{bogus}");
+        assert_eq!(servers.load(Ordering::SeqCst), 2 * n);
+    }
+}
+
+/// Each of its names is below a hundred others, and none is signed.
+#[tokio::test]
+async fn an_answer_that_would_take_many_hundred_questions_gets_one_hundred() {
+    let upstream = Upstream::that(|asked| {
+        let below = "a.".repeat(100);
+        let many = (0..5).map(|n| a(&format!("{below}n{n}.com."), 300));
+        now(asked.with(many.chain([a(&asked.name(), 300)])))
+    })
+    .await;
+    let server = resolver(validating(), &[&upstream]);
+    let answer = lookup(&server, "www.example.com.").await;
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    // But for a datagram that is sent again.
+    assert!((100..200).contains(&upstream.seen()), "{}", upstream.seen());
+}

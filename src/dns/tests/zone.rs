@@ -1,6 +1,7 @@
 //! Names of VMs and of the host.
 
 use super::*;
+use crate::model::DnsRecord;
 
 #[tokio::test]
 async fn a_vm_has_a_name_from_bind_to_unbind_and_nobody_upstream_hears_of_it() {
@@ -133,4 +134,42 @@ async fn what_the_operator_added_for_a_vms_name_or_address_stands_beside_the_vms
     assert_eq!(addresses(&lookup(&server, "web.vm.internal.").await), [operator, vm]);
     assert_eq!(reverse(7).await, ["www.corp."]);
     assert_eq!(upstream.seen(), 0);
+}
+
+#[tokio::test]
+async fn records_of_one_name_and_type_hold_equally_long_and_no_wildcard_is_below_a_vm() {
+    let upstream = Upstream::prompt().await;
+    let (registry, network) = (Registry::default(), network("default"));
+    bind(&registry, &network, "i-1", "db", 7);
+    let record = |name: &str, value: &str, ttl| DnsRecord {
+        name: DnsRecord::owner(name, "vm.internal").unwrap(),
+        rtype: "A".into(),
+        value: value.into(),
+        ttl,
+    };
+    let records = vec![
+        record("db", "10.9.0.1", 600),
+        record("two", "10.9.0.2", 600),
+        record("two", "10.9.0.3", 60),
+        record("*", "10.9.0.9", 600),
+    ];
+    let settings = ResolverSettings { records, ..Default::default() };
+    let network = Network { resolver: settings, ..Network::clone(&network) };
+    let server = start_with(Arc::new(network), registry.clone(), &endpoints(&[upstream.address]));
+    // RFC 2181 section 5.2: the least of them.
+    for (name, ttl) in [("db.vm.internal.", 5), ("two.vm.internal.", 60)] {
+        let ttls: Vec<_> = lookup(&server, name).await.answers.iter().map(|record| record.ttl).collect();
+        assert_eq!(ttls, [ttl, ttl], "{name}");
+    }
+    // RFC 4592 section 3.3.1: the closest encloser is the VM's name, which has no wildcard.
+    for below in ["x.db.vm.internal.", "x.y.db.vm.internal.", "x.i-1.vm.internal.", "x.gateway.vm.internal."]
+    {
+        let denied = lookup(&server, below).await;
+        assert_eq!(denied.metadata.response_code, ResponseCode::NXDomain, "{below}");
+    }
+    let by_wildcard = async || addresses(&lookup(&server, "x.other.vm.internal.").await);
+    assert_eq!(by_wildcard().await, [Ipv4Addr::new(10, 9, 0, 9)]);
+    // With the VM goes the name.
+    registry.unbind(&"i-1".parse().unwrap());
+    assert_eq!(addresses(&lookup(&server, "x.i-1.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 9)]);
 }

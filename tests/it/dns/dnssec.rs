@@ -1,5 +1,10 @@
 //! Signed zones: guests that validate behind us, and a network that has us validate.
 
+use std::net::UdpSocket;
+
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
 use super::signed::{nsd, signed, unsigned};
 use super::*;
 
@@ -166,4 +171,103 @@ fn a_private_zone_with_servers_of_its_own_is_answered_under_a_signed_root() {
     let _daemon = Daemon::start_with(&lab, &config(""));
     let bogus = guest.dig(&["db.corp.example"]);
     assert!(bogus.contains("SERVFAIL") && !bogus.contains("192.168.7.1"), "{bogus}");
+}
+
+/// Somebody between us and the zones' servers.
+const BETWEEN: &str = "198.51.100.54";
+
+/// Passes questions on to the zones' servers, and what `change` makes of their answers back.
+fn between(lab: &Lab, change: impl Fn(&str, &mut Message) + Send + 'static) {
+    lab.in_inet("ip", &["addr", "add", &format!("{BETWEEN}/24"), "dev", "i0"]);
+    let (front, back) = lab.inet.run(|| {
+        let back = UdpSocket::bind((BETWEEN, 0)).unwrap();
+        back.connect((SERVER, 53)).unwrap();
+        back.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        (UdpSocket::bind((BETWEEN, 53)).unwrap(), back)
+    });
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4_096];
+        while let Ok((length, from)) = front.recv_from(&mut buffer) {
+            let id = buffer[..2].to_vec();
+            if back.send(&buffer[..length]).is_err() {
+                continue;
+            }
+            // An answer to a question before may come late.
+            while let Ok(length) = back.recv(&mut buffer) {
+                if buffer[..2] == id {
+                    let mut message = Message::from_vec(&buffer[..length]).unwrap();
+                    let question = message.queries[0].clone();
+                    if question.query_type() == RecordType::A {
+                        change(&question.name().to_ascii().to_lowercase(), &mut message);
+                    }
+                    let _ = front.send_to(&message.to_vec().unwrap(), from);
+                    break;
+                }
+            }
+        }
+    });
+}
+
+/// The zone that is not signed is one that anybody may have, and so are its records.
+#[test]
+fn nothing_about_another_name_makes_a_signed_name_go_away() {
+    let lab = Lab::new();
+    let open = unsigned(&lab, "open.parent.example", "www IN A 198.51.100.66\n");
+    let records = format!(
+        "open IN NS ns.open.parent.example.\nns.open IN A {SERVER}\nhost IN A 198.51.100.10\nhost1 IN A 198.51.100.10\n\
+         host2 IN A 198.51.100.10\nalias IN CNAME host\n\
+         far IN CNAME www.open\ngone IN CNAME nothing\n"
+    );
+    let parent = signed(&lab, "parent.example", &records);
+    let _nsd = nsd(&lab, &[&parent, &open]);
+    between(&lab, |name, message| {
+        let foreign = Name::from_ascii("open.parent.example.").unwrap();
+        let mailbox = foreign.clone();
+        let soa = hickory_proto::rr::rdata::SOA::new(foreign.clone(), mailbox, 1, 2, 3, 4, 60);
+        let denial = Record::from_rdata(foreign.clone(), 300, RData::SOA(soa));
+        match name.split('.').next().unwrap() {
+            label @ ("host1" | "host2") => {
+                message.metadata.response_code = ResponseCode::NXDomain;
+                (message.answers, message.authorities) = (vec![], vec![denial]);
+                if label == "host2" {
+                    let address = RData::A(std::net::Ipv4Addr::new(6, 6, 6, 6).into());
+                    message.answers.push(Record::from_rdata(foreign, 300, address));
+                }
+            }
+            "alias" => {
+                message.answers.retain(|record| record.name.to_ascii().starts_with("alias"));
+                message.authorities.clear();
+            }
+            _ => {}
+        }
+    });
+    let anchor = lab.directory().join("anchor");
+    fs::write(&anchor, &parent.dnskey).unwrap();
+    let daemon = Daemon::start_with(
+        &lab,
+        &format!(
+            "[[network]]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
+             [[network.resolver.forward]]\ndomain = \"parent.example\"\nservers = [\"{BETWEEN}\"]\n"
+        ),
+    );
+    let guest = guest(&lab, &daemon);
+    let ask = |name: &str| guest.dig(&["+adflag", &format!("{name}.parent.example")]);
+    let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
+    let found = until("a validated answer", || {
+        let printed = ask("host");
+        if printed.contains("198.51.100.10") { Ok(printed) } else { Err(printed) }
+    });
+    assert!(is_secure(&found), "{found}");
+    for name in ["host1", "host2"] {
+        let forged = ask(name);
+        assert!(forged.contains("SERVFAIL") && forged.contains("EDE: 6"), "{forged}");
+        assert!(!forged.contains("6.6.6.6"), "{forged}");
+    }
+    // What was taken out of the answer is asked for by itself.
+    let alias = ask("alias");
+    assert!(alias.contains("198.51.100.10") && is_secure(&alias), "{alias}");
+    let far = ask("far");
+    assert!(far.contains("198.51.100.66") && !is_secure(&far), "{far}");
+    let absent = ask("gone");
+    assert!(absent.contains("NXDOMAIN") && absent.contains("CNAME") && is_secure(&absent), "{absent}");
 }

@@ -89,8 +89,12 @@ fn a_million_names_are_denied_without_a_gap_while_the_list_is_read_again() {
     assert!(denied.contains("NXDOMAIN") && denied.contains("EDE: 15"), "{denied}");
 
     let (done, asked, wrong) = (AtomicBool::new(false), AtomicUsize::new(0), Mutex::new(Vec::new()));
+    // Between two answers, from before the list is read to when it is.
+    let longest = Mutex::new(Duration::ZERO);
+    let (first, begun) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            let mut last = Instant::now();
             while !done.load(Ordering::Relaxed) {
                 // Some 300 queries a second: the walls let a guest have 1,000.
                 std::thread::sleep(Duration::from_millis(10));
@@ -100,9 +104,14 @@ fn a_million_names_are_denied_without_a_gap_while_the_list_is_read_again() {
                     if answer != Some(rcode) {
                         wrong.lock().unwrap().push(format!("{name}: {answer:?}"));
                     }
+                    let mut longest = longest.lock().unwrap();
+                    *longest = last.elapsed().max(*longest);
+                    last = Instant::now();
+                    let _ = first.send(());
                 }
             }
         });
+        begun.recv().unwrap();
         fs::write(&list, names + "more.example\n").unwrap();
         for reload in [&["dns", "reload"][..], &["reload"]] {
             daemon.guestnet(reload);
@@ -113,6 +122,8 @@ fn a_million_names_are_denied_without_a_gap_while_the_list_is_read_again() {
     assert_eq!(daemon.json(&["dns", "stats"])[0]["rules"][0]["names"], 1_000_001);
     let (asked, wrong) = (asked.into_inner(), wrong.into_inner().unwrap());
     assert!(asked > 10 && wrong.is_empty(), "of {asked} answers these were wrong: {wrong:#?}");
+    let longest = longest.into_inner().unwrap();
+    assert!(longest < Duration::from_secs(1), "{longest:?} without an answer");
 }
 
 /// What the query log has said so far.

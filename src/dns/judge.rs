@@ -1,0 +1,265 @@
+//! PURE: what a message is worth that hickory has looked through record by record. In: the message, each record with its proof, and
+//! the question. Out: what of it belongs to the question, and whether that is proven; or that its alias' target is to be asked for;
+//! or nothing, if it is bogus. hickory lets pass a message whose authority records are all of zones that are not signed, whichever
+//! zones these are, and says of an alias nothing about its target: here they have to be about the name that was asked for.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use std::collections::HashSet;
+
+use hickory_proto::dnssec::Proof;
+use hickory_proto::dnssec::rdata::{DNSSECRData, RRSIG};
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+/// RRsets, and signatures, of a message that is looked through at all: the root's delegation of a top level, with 13 servers and
+/// two addresses of each, has 27. Each costs a walk to the root or an operation with a key (CVE-2023-50387).
+const MOST: usize = 32;
+
+/// A message of worth.
+#[derive(Debug)]
+pub(super) enum Judged {
+    /// What was asked for, or that it is not there; and whether all of it is proven.
+    Whole(Box<Message>, bool),
+    /// An alias, and of what it leads to nothing that counts.
+    Alias,
+}
+
+/// Leaves out what nobody has to look through; whether the rest is little enough.
+pub(super) fn bound(message: &mut Message) -> bool {
+    if !is_bounded(message) {
+        // Additional records are there for convenience.
+        message.additionals.clear();
+    }
+    is_bounded(message)
+}
+
+fn is_bounded(message: &Message) -> bool {
+    let all = || message.answers.iter().chain(&message.authorities).chain(&message.additionals);
+    let sets: HashSet<_> = all().map(|record| (&record.name, record.record_type())).collect();
+    sets.len() <= MOST && all().filter(|record| record.record_type() == RecordType::RRSIG).count() <= MOST
+}
+
+/// `None` if it is bogus.
+pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType) -> Option<Judged> {
+    let chain = Chain::of(&message.answers, name, asked);
+    message.answers.retain(|record| chain.has(record));
+    // hickory has them in no order; stubs read them in that of the chain.
+    message.answers.sort_by_key(|record| chain.names.iter().position(|name| *name == record.name));
+    let soa = message
+        .authorities
+        .iter()
+        .find(|record| record.record_type() == RecordType::SOA && record.name.zone_of(chain.end(name)));
+    let soa = soa.map(|soa| (soa.name.clone(), soa.proof));
+    if let Some((zone, _)) = &soa {
+        message.authorities.retain(|record| zone.zone_of(&record.name));
+    }
+    let judged = message.answers.iter().chain(&message.authorities);
+    let mut proofs =
+        judged.filter(|record| record.record_type() != RecordType::RRSIG).map(|record| record.proof);
+    if proofs.clone().any(|proof| proof == Proof::Bogus) {
+        return None;
+    }
+    let secure = proofs.all(|proof| proof == Proof::Secure);
+    let denies = |record: &Record| {
+        matches!(record.record_type(), RecordType::NSEC | RecordType::NSEC3) && record.proof == Proof::Secure
+    };
+    let denied = message.authorities.iter().any(denies);
+    // RFC 4035 section 5.3.4: what came from a wildcard is proven only with what says that there is nothing closer.
+    if message.answers.iter().any(is_expanded) && !denied {
+        return None;
+    }
+    if chain.whole {
+        // Whatever the code says, which nobody signed: it is there.
+        message.metadata.response_code = ResponseCode::NoError;
+        return Some(Judged::Whole(message.into(), secure));
+    }
+    if chain.names.len() > 1 {
+        return Some(Judged::Alias);
+    }
+    match soa {
+        // Signed, with its proof; or of a name that hickory has found to be in no signed zone.
+        Some((_, Proof::Secure)) => Some(Judged::Whole(message.into(), secure && denied)),
+        Some((_, Proof::Insecure)) => Some(Judged::Whole(message.into(), false)),
+        Some(_) => None,
+        // With nothing to go by hickory has looked at the name itself.
+        None if message.answers.is_empty() && message.authorities.is_empty() => {
+            Some(Judged::Whole(message.into(), false))
+        }
+        None => None,
+    }
+}
+
+/// The names that the answers lead through, from the one that was asked for.
+struct Chain {
+    names: Vec<Name>,
+    /// Ends with what was asked for.
+    whole: bool,
+}
+
+impl Chain {
+    fn of(answers: &[Record], name: &Name, asked: RecordType) -> Self {
+        let mut names = vec![name.clone()];
+        // Each answer is one link at most, so a loop ends too.
+        for _ in 0..=answers.len() {
+            let Some(end) = names.last() else { break };
+            let at_end = || answers.iter().filter(|record| record.name == *end);
+            if at_end().any(|record| record.record_type() == asked) {
+                return Self { names, whole: true };
+            }
+            let Some(target) = at_end().find_map(target) else { break };
+            names.push(target.clone());
+        }
+        Self { names, whole: false }
+    }
+
+    fn end<'a>(&'a self, name: &'a Name) -> &'a Name {
+        self.names.last().unwrap_or(name)
+    }
+
+    /// A name of it, or one whose whole tree is an alias' (DNAME, RFC 6672).
+    fn has(&self, record: &Record) -> bool {
+        let is_dname = record.record_type() == RecordType::DNAME
+            || signature(record).is_some_and(|sig| sig.input().type_covered == RecordType::DNAME);
+        self.names.iter().any(|name| *name == record.name || (is_dname && record.name.zone_of(name)))
+    }
+}
+
+pub(super) fn target(record: &Record) -> Option<&Name> {
+    match &record.data {
+        RData::CNAME(target) => Some(&target.0),
+        _ => None,
+    }
+}
+
+pub(super) fn signature(record: &Record) -> Option<&RRSIG> {
+    match &record.data {
+        RData::DNSSEC(DNSSECRData::RRSIG(signature)) => Some(signature),
+        _ => None,
+    }
+}
+
+/// Whether it proves a record that was made from a wildcard.
+fn is_expanded(record: &Record) -> bool {
+    let labels = signature(record).map(|signature| signature.input().num_labels);
+    record.proof == Proof::Secure && labels.is_some_and(|labels| labels < record.name.num_labels())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_proto::op::OpCode;
+    use hickory_proto::rr::rdata::{A, CNAME, NS, SOA, TXT};
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    fn record(owner: &str, proof: Proof, data: RData) -> Record {
+        let mut record = Record::from_rdata(name(owner), 300, data);
+        record.proof = proof;
+        record
+    }
+
+    fn a(owner: &str, proof: Proof) -> Record {
+        record(owner, proof, RData::A(A(Ipv4Addr::new(6, 6, 6, 6))))
+    }
+
+    fn alias(owner: &str, target: &str, proof: Proof) -> Record {
+        record(owner, proof, RData::CNAME(CNAME(name(target))))
+    }
+
+    fn soa(owner: &str, proof: Proof) -> Record {
+        record(owner, proof, RData::SOA(SOA::new(name(owner), name(owner), 1, 2, 3, 4, 5)))
+    }
+
+    fn message(rcode: ResponseCode, answers: &[Record], authorities: &[Record]) -> Message {
+        let mut message = Message::response(7, OpCode::Query);
+        message.metadata.response_code = rcode;
+        message.answers.extend_from_slice(answers);
+        message.authorities.extend_from_slice(authorities);
+        message
+    }
+
+    fn judged(rcode: ResponseCode, answers: &[Record], authorities: &[Record]) -> Option<Judged> {
+        judge(message(rcode, answers, authorities), &name("signed.example."), RecordType::A)
+    }
+
+    #[test]
+    fn a_denial_by_a_zone_that_has_nothing_to_do_with_the_name_is_bogus() {
+        for rcode in [ResponseCode::NXDomain, ResponseCode::NoError] {
+            for authority in [
+                soa("evil.com.", Proof::Insecure),
+                soa("sub.signed.example.", Proof::Insecure),
+                record("evil.com.", Proof::Insecure, RData::NS(NS(name("evil.com.")))),
+                soa("signed.example.", Proof::Indeterminate),
+            ] {
+                assert!(judged(rcode, &[], &[authority]).is_none());
+            }
+            let below = judged(rcode, &[], &[soa("example.", Proof::Insecure)]);
+            assert!(matches!(below, Some(Judged::Whole(_, false))));
+        }
+    }
+
+    #[test]
+    fn an_answer_to_another_question_is_left_out_and_denies_nothing() {
+        let (evil, foreign) = (a("evil.com.", Proof::Insecure), soa("evil.com.", Proof::Insecure));
+        assert!(judged(ResponseCode::NXDomain, std::slice::from_ref(&evil), &[foreign]).is_none());
+        let answers = [evil, a("signed.example.", Proof::Secure)];
+        let Some(Judged::Whole(message, true)) = judged(ResponseCode::NXDomain, &answers, &[]) else {
+            panic!("it is there");
+        };
+        assert_eq!((message.answers.len(), &message.answers[0].name), (1, &name("signed.example.")));
+        assert_eq!(message.metadata.response_code, ResponseCode::NoError);
+    }
+
+    #[test]
+    fn an_alias_alone_is_no_proof_that_its_target_has_nothing() {
+        let link = alias("signed.example.", "target.example.", Proof::Secure);
+        let beside = a("other.example.", Proof::Insecure);
+        for authorities in
+            [vec![], vec![soa("example.", Proof::Insecure)], vec![soa("example.", Proof::Secure)]]
+        {
+            let answers = [link.clone(), beside.clone()];
+            assert!(matches!(judged(ResponseCode::NoError, &answers, &authorities), Some(Judged::Alias)));
+        }
+        // In the order of the chain, whatever order they came in.
+        let answers = [a("target.example.", Proof::Secure), link];
+        let Some(Judged::Whole(message, true)) = judged(ResponseCode::NoError, &answers, &[]) else {
+            panic!("it is there");
+        };
+        assert_eq!(message.answers[0].record_type(), RecordType::CNAME);
+        let loops = [
+            alias("signed.example.", "b.example.", Proof::Secure),
+            alias("b.example.", "signed.example.", Proof::Secure),
+        ];
+        assert!(matches!(judged(ResponseCode::NoError, &loops, &[]), Some(Judged::Alias)));
+    }
+
+    #[test]
+    fn a_signed_soa_alone_makes_no_denial_authentic() {
+        let soa = soa("example.", Proof::Secure);
+        assert!(matches!(judged(ResponseCode::NXDomain, &[], &[soa]), Some(Judged::Whole(_, false))));
+        assert!(matches!(judged(ResponseCode::NoError, &[], &[]), Some(Judged::Whole(_, false))));
+        let bogus = [a("signed.example.", Proof::Bogus)];
+        assert!(judged(ResponseCode::NoError, &bogus, &[]).is_none());
+    }
+
+    #[test]
+    fn a_message_of_very_many_sets_is_not_looked_through() {
+        let text = |n: usize| {
+            record(&format!("n{n}.example."), Proof::Indeterminate, RData::TXT(TXT::new(vec!["x".into()])))
+        };
+        let many: Vec<_> = (0..=MOST).map(text).collect();
+        assert!(!bound(&mut message(ResponseCode::NoError, &many, &[])));
+        assert!(bound(&mut message(ResponseCode::NoError, &many[1..], &[])));
+        // Many records of one name and type are one set.
+        let one_set: Vec<_> = (0..200).map(|_| text(1)).collect();
+        assert!(bound(&mut message(ResponseCode::NoError, &one_set, &[])));
+        let mut beside = message(ResponseCode::NoError, &many[..1], &[]);
+        beside.additionals = many;
+        assert!(bound(&mut beside) && beside.additionals.is_empty());
+    }
+}
