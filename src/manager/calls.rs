@@ -55,7 +55,7 @@ impl Inner {
                 return Err(error);
             }
         };
-        self.stats.begin(vm.vm_id.clone(), opened);
+        self.stats.begin(&vm, opened);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
         self.tell(EventKind::Bound, &binding);
