@@ -28,17 +28,28 @@ pub struct Figure {
 #[derive(Debug, Clone, Default)]
 pub struct Report(pub Vec<Figure>);
 
+impl Figure {
+    /// How many times better ours is than each peer's: above 1 ours is the better one. NaN where one has none.
+    fn ratios(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        self.peers.iter().map(|(peer, number)| match self.better {
+            Better::Lower => (*peer, number / self.guestnet),
+            Better::Higher => (*peer, self.guestnet / number),
+        })
+    }
+}
+
 impl Report {
     pub fn json(&self, bench: &str) -> Value {
         let rounded = |number: f64| json!((number * 1000.0).round() / 1000.0);
         let figure = |figure: &Figure| {
-            let peers = figure.peers.iter().map(|(peer, number)| ((*peer).to_owned(), rounded(*number)));
+            let named = |(peer, number): (&str, f64)| (peer.to_owned(), rounded(number));
             let mut object = json!({
                 "name": figure.name,
                 "unit": figure.unit,
                 "better": match figure.better { Better::Lower => "lower", Better::Higher => "higher" },
                 "guestnet": rounded(figure.guestnet),
-                "peers": peers.collect::<Map<String, Value>>(),
+                "peers": figure.peers.iter().copied().map(named).collect::<Map<String, Value>>(),
+                "ratios": figure.ratios().map(named).collect::<Map<String, Value>>(),
                 "goal": rounded(figure.goal),
             });
             if !figure.absent.is_empty() {

@@ -46,6 +46,7 @@ impl Drift {
             };
             tokio::select! {
                 changes = watch.next() => self.note(&changes, &mut looks, &mut closed).await,
+                slots = self.manager.to_look_at() => looks.ask(slots, Instant::now()),
                 () = look => {
                     let began = Instant::now();
                     let at = looks.begin(began);

@@ -3,16 +3,15 @@
 //! time, one dump answers them; what is kept for a power loss is at most `CHECKPOINT` old.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tracing::warn;
 
 use crate::kernel::{Kernel, KernelError};
-use crate::model::{Account, Counters, IfName, Reading, VmId};
+use crate::model::{Account, Counters, IfName, Reading, Vm, VmId};
 use crate::registry::{Binding, Registry};
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoredAccount};
 
 /// How often totals are written down: what a power loss takes back of them at most.
 const CHECKPOINT: Duration = Duration::from_secs(10);
@@ -50,8 +49,8 @@ struct Inner {
 #[derive(Debug)]
 struct Entry {
     account: Account,
-    /// Tells it from that of a later VM of the same name.
-    number: u64,
+    /// Of the VM, in microseconds: tells it from a later one of the same name.
+    created_at_us: i64,
     /// What was read before this is not this VM's: a dump that began when another VM had the device, or the device before was there.
     opened: Instant,
     /// How often it has changed, and how many of these changes are written down.
@@ -75,9 +74,8 @@ impl Opened {
 
 impl Entry {
     /// On an account that is written down.
-    fn new(account: Account, opened: Instant) -> Self {
-        static NUMBERS: AtomicU64 = AtomicU64::new(0);
-        Self { account, number: NUMBERS.fetch_add(1, Relaxed), opened, changes: 0, written: 0 }
+    fn new(created_at_us: i64, account: Account, opened: Instant) -> Self {
+        Self { account, created_at_us, opened, changes: 0, written: 0 }
     }
 
     /// Adds what `device` has counted, by a reading that began then.
@@ -101,12 +99,12 @@ impl Entry {
 
     /// What of it is yet to be written down.
     fn unwritten(&self) -> Option<Unwritten> {
-        let Self { number, changes, .. } = *self;
-        (self.written < changes).then(|| Unwritten { number, changes, account: self.account.clone() })
+        let Self { created_at_us, changes, .. } = *self;
+        (self.written < changes).then(|| Unwritten { created_at_us, changes, account: self.account.clone() })
     }
 
     fn is_written(&mut self, written: &Unwritten) {
-        if written.number == self.number {
+        if written.created_at_us == self.created_at_us {
             self.written = written.changes;
         } else {
             // It was that of an earlier VM of this name, and stands in this one's place now.
@@ -118,7 +116,7 @@ impl Entry {
 /// An account as it was after so many changes.
 #[derive(Debug)]
 struct Unwritten {
-    number: u64,
+    created_at_us: i64,
     changes: u64,
     account: Account,
 }
@@ -132,7 +130,10 @@ impl Stats {
     /// Takes up where an earlier run left off.
     pub fn load(&self) -> Result<(), StoreError> {
         let (accounts, now) = (self.0.store.accounts()?.into_iter(), Instant::now());
-        self.0.accounts().extend(accounts.map(|(id, account)| (id, Entry::new(account, now))));
+        let entry = |StoredAccount { vm_id, created_at_us, account }| {
+            (vm_id, Entry::new(created_at_us, account, now))
+        };
+        self.0.accounts().extend(accounts.map(entry));
         Ok(())
     }
 
@@ -144,8 +145,9 @@ impl Stats {
     }
 
     /// Begins to count a VM, whose account is durable.
-    pub fn begin(&self, vm_id: VmId, opened: Opened) {
-        self.0.accounts().insert(vm_id, Entry::new(opened.account, opened.at));
+    pub fn begin(&self, vm: &Vm, opened: Opened) {
+        let entry = Entry::new(vm.created_at_us, opened.account, opened.at);
+        self.0.accounts().insert(vm.vm_id.clone(), entry);
     }
 
     /// The VMs' devices are gone, and others of the same indexes will be in their place: what was counted is written down, for
@@ -211,7 +213,11 @@ impl Stats {
             accounts.iter().filter_map(|(vm_id, entry)| Some((vm_id.clone(), entry.unwritten()?))).collect()
         };
         for some in unwritten.chunks(AT_A_TIME) {
-            let of = some.iter().map(|(vm_id, unwritten)| (vm_id.clone(), unwritten.account.clone()));
+            let of = some.iter().map(|(vm_id, Unwritten { created_at_us, account, .. })| StoredAccount {
+                vm_id: vm_id.clone(),
+                created_at_us: *created_at_us,
+                account: account.clone(),
+            });
             self.0.store.keep_accounts(of.collect()).await?;
             let mut accounts = self.0.accounts();
             for (vm_id, unwritten) in some {
@@ -306,7 +312,7 @@ mod tests {
     fn a_dump_that_began_before_a_vm_got_its_slot_says_nothing_of_it() {
         let begun = Instant::now();
         // The VM before has sent on after the dump, and has gone: this one begins where that one ended.
-        let mut entry = Entry::new(Account::on(7, all(1_500)), later(begun, 1));
+        let mut entry = Entry::new(1, Account::on(7, all(1_500)), later(begun, 1));
         entry.read(begun, 7, all(1_000));
         assert_eq!((entry.account.total(), entry.unwritten().is_none()), (all(0), true));
         entry.read(later(begun, 1), 7, all(1_501));
@@ -322,7 +328,7 @@ mod tests {
     #[test]
     fn what_could_not_be_written_down_is_to_be_written_down_still() {
         let now = Instant::now();
-        let mut entry = Entry::new(Account::on(7, all(0)), now);
+        let mut entry = Entry::new(1, Account::on(7, all(0)), now);
         assert!(entry.unwritten().is_none());
         entry.read(now, 7, all(1));
         // A write that failed tells nobody that it was done.
@@ -339,10 +345,10 @@ mod tests {
     #[test]
     fn an_account_in_whose_place_an_earlier_vms_was_written_is_written_again() {
         let now = Instant::now();
-        let mut before = Entry::new(Account::on(7, all(0)), now);
+        let mut before = Entry::new(1, Account::on(7, all(0)), now);
         before.read(now, 7, all(9));
         let writing = before.unwritten().unwrap();
-        let mut after = Entry::new(Account::on(7, all(9)), now);
+        let mut after = Entry::new(2, Account::on(7, all(9)), now);
         after.is_written(&writing);
         assert_eq!(after.unwritten().unwrap().account, Account::on(7, all(9)));
     }

@@ -8,7 +8,9 @@ use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::raw::{attribute, dump, one, open};
+use super::tc;
 use crate::model::{Counter, Reading};
+use crate::plan::ObservedLimit;
 
 // include/uapi/linux/rtnetlink.h, if_link.h, pkt_sched.h
 const RTM_NEWQDISC: u16 = 36;
@@ -52,12 +54,15 @@ pub(super) fn of(device: u32) -> io::Result<Option<Reading>> {
     Ok(Some(reading))
 }
 
-/// Whether something waits in a device's root queue.
-pub(super) fn is_waiting(device: u32) -> io::Result<bool> {
+/// Whether something waits in a device's root queue, and what that limits it to.
+pub(super) fn root_queue(device: u32) -> io::Result<(bool, Option<ObservedLimit>)> {
     let mut socket = open(NETLINK_ROUTE)?;
-    let waiting = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, waiting_at_root);
+    let read = |message: &[u8]| {
+        Some((waiting_at_root(message).is_some_and(|waiting| waiting > 0), tc::limit_in(message)))
+    };
+    let queue = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, read);
     // A root without a queue of its own: EINVAL.
-    Ok(none_if(&[libc::ENOENT, libc::EINVAL], waiting)?.is_some_and(|waiting| waiting > 0))
+    Ok(none_if(&[libc::ENOENT, libc::EINVAL], queue)?.unwrap_or_default())
 }
 
 fn none_if<T>(numbers: &[i32], result: io::Result<Option<T>>) -> io::Result<Option<T>> {

@@ -8,7 +8,7 @@ use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
 use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, inside, links, netns, routes, tc};
 use crate::model::{Place, RateLimit, Slot, Vm};
-use crate::plan::{Anchor, ObservedInside, Step, Undo};
+use crate::plan::{Anchor, ObservedInside, Step, Undo, is_limited};
 
 /// A step that failed. It has left nothing; what is to be taken back are the others.
 #[derive(Debug, thiserror::Error)]
@@ -228,15 +228,18 @@ fn wiped(hands: &mut Hands, place: &Place, limit: Limit, tap: Option<HeldTap>) -
     if inside.anchor != Anchor::Whole || !joined || owner.is_some() || group.is_some() {
         return Ok(false);
     }
+    let (limit, is_new) = match limit {
+        Limit::Stands(limit) => {
+            let doing = || format!("looking for what waits in {}", slot.host_device());
+            let (waiting, host_side) = counters::root_queue(place.port).doing(doing)?;
+            // Somebody may have changed it when it was nobody's any more.
+            let stands = [host_side, inside.found.limit].iter().all(|found| is_limited(*found, limit));
+            (limit, inside.waiting || waiting || !stands)
+        }
+        Limit::Set(limit) => (limit, true),
+    };
     // A new queue instead of a changed one: what the last guest left waiting goes with the old. That takes the kernel long.
-    let waiting = |device| {
-        counters::is_waiting(device).doing(|| format!("looking for what waits in {}", slot.host_device()))
-    };
-    let limit = match limit {
-        Limit::Stands(limit) => (inside.waiting || waiting(place.port)?).then_some(limit),
-        Limit::Set(limit) => Some(limit),
-    };
-    if let Some(limit) = limit {
+    if is_new {
         set_limit(hands, slot, place.port, None)?;
         set_limit(hands, slot, place.port, limit)?;
     }

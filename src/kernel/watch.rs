@@ -105,7 +105,8 @@ impl Watch {
                 .doing(doing)?,
             inside,
             glance_at: Instant::now() + GLANCE,
-            legacy: legacy::tables().doing(doing)?,
+            // What cannot be read now, for its table changes while it is read (EAGAIN), is new at the next glance: a look for nothing.
+            legacy: legacy::tables().unwrap_or_default(),
         })
     }
 

@@ -3,10 +3,11 @@
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use tracing::{Instrument, error, info_span};
+use tracing::{Instrument, debug, error, info_span};
 
 use super::admission::Admission;
 use super::error::failed;
+use super::under_way::BeingMade;
 use super::{CreateVm, Inner, ManagerError, UpdateVm};
 use crate::events::EventKind;
 use crate::kernel::{Failed, For, HeldTap, NotApplied};
@@ -26,6 +27,7 @@ impl Inner {
         let clean = |name: &NetworkName, address| self.pool.may_be_clean(name, address);
         let admitted = self.admission().admit(request, Instant::now(), microseconds_now(), clean)?;
         let network = self.admission().network(admitted.network())?;
+        let since = self.under_way.since();
         let take = self.pool.take(&network, admitted.multi_queue());
         let place = match take.instrument(info_span!("slot.take")).await {
             Ok(place) => place,
@@ -38,26 +40,29 @@ impl Inner {
         let vm = admitted.on(place.slot);
         // What the kernel remembers of the address's last guest is about that one.
         if let Err(error) = self.pool.cleaned(&vm).await {
-            self.admission().put_back(&vm);
             if vm.tap.multi_queue {
                 self.pool.leave(&vm, network, None, false);
             } else {
                 self.pool.put_back(network, place.slot);
             }
+            self.admission().put_back(&vm);
             return Err(error);
         }
-        let opened = match self.make(&vm, &place, &network).await {
+        let being_made = self.under_way.making(&vm);
+        let opened = match self.make(&vm, &place, &network, &being_made).await {
             Ok(opened) => opened,
             Err(error) => {
-                // No guest has had it: nobody has been told of it.
-                self.admission().put_back(&vm);
+                // No guest has had it, for nobody has been told of it; but who is given it next waits for the slot to be wiped.
                 self.pool.leave(&vm, network, None, true);
+                self.admission().put_back(&vm);
                 return Err(error);
             }
         };
-        self.stats.begin(vm.vm_id.clone(), opened);
+        self.stats.begin(&vm, opened);
         let binding = Arc::new(Binding::new(vm, network));
         self.registry.bind(binding.clone());
+        drop(being_made);
+        self.under_way.is_live(binding.vm.slot, since);
         self.tell(EventKind::Bound, &binding);
         Ok(binding)
     }
@@ -65,9 +70,16 @@ impl Inner {
     /// Binds the VM, then makes it durable, or leaves nothing of it. In this order there is no record of a VM that could not be
     /// bound, which a full disk would keep and the next start bring to life; what is bound and has no record, a start takes away.
     /// What it begins to be counted from.
-    async fn make(&self, vm: &Vm, place: &Place, network: &Arc<Network>) -> Result<Opened, ManagerError> {
+    async fn make(
+        &self,
+        vm: &Vm,
+        place: &Place,
+        network: &Arc<Network>,
+        being_made: &BeingMade<'_>,
+    ) -> Result<Opened, ManagerError> {
         let bound = self.bind(vm, place, network).instrument(info_span!("kernel.bind")).await;
         let opened = bound.map_err(|errors| failed(vm, &errors))?;
+        being_made.is_limited(vm.rate_limit);
         let insert = self.store.insert(vm.clone(), opened.account().clone());
         let Err(refused) = insert.instrument(info_span!("store.commit")).await else { return Ok(opened) };
         let mut errors = self.take_back(plan::unbind(vm, place, network)).await;
@@ -151,10 +163,13 @@ impl Inner {
         let (_turn, _call) = (self.turn(vm_id).await, self.pool.call());
         let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
         let tap = self.end_of(&binding.vm).await?;
+        let since = self.under_way.since();
         // No more leases and names from here on.
         self.registry.unbind(vm_id);
         if let Err(error) = self.unbind(&binding).instrument(info_span!("kernel.unbind")).await {
+            let slot = binding.vm.slot;
             self.registry.bind(binding);
+            self.under_way.is_live(slot, since);
             return Err(error);
         }
         let (walls, gone) = (self.walls.clone(), vm_id.clone());
@@ -210,7 +225,14 @@ impl Inner {
             let mut in_hand = self.in_hand.lock().unwrap_or_else(PoisonError::into_inner);
             in_hand.entry(vm_id.clone()).or_default().clone()
         };
-        Turn { inner: self, vm_id: vm_id.clone(), _guard: lock.lock_owned().await }
+        let guard = match lock.clone().try_lock_owned() {
+            Ok(guard) => guard,
+            Err(_) => {
+                debug!(%vm_id, "waits until another call about the VM is over");
+                lock.lock_owned().await
+            }
+        };
+        Turn { inner: self, vm_id: vm_id.clone(), _guard: guard }
     }
 
     // A panic while it was held cannot leave it half changed: what can fail comes before the first change.

@@ -2,13 +2,14 @@
 //! and goes under the first one is not there, or has an owner, in the second, during which no VM comes or goes. That one is short: it
 //! is into the slots alone of which the first has found something.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::{Inner, ManagerError};
 use crate::kernel::For;
-use crate::model::{Place, Slot, Vm};
+use crate::model::{NetworkName, Place, Slot, Vm};
 use crate::plan::garbage::{Leftover, Owners, leftovers, remove};
 
 /// A leftover, and what became of it.
@@ -70,6 +71,34 @@ impl Inner {
             self.pool.unclaim(slot, whole);
         }
         Ok(collected)
+    }
+
+    /// Forgets the connections of guests that are gone, for a run that was cut off may not have come to it; and addresses of networks
+    /// that are no more. One that a live guest has, of a network of another name perhaps, is that one's.
+    pub(super) async fn forget_former(&self) -> Result<(), ManagerError> {
+        let freed = self.store.freed()?.into_iter().filter(|freed| !self.has_guest_at(freed.address));
+        let freed: Vec<(NetworkName, Ipv4Addr)> = freed.map(|freed| (freed.network, freed.address)).collect();
+        // Whose it can be now.
+        let of = |address: Ipv4Addr| {
+            let networks = self.pool.networks().iter();
+            Some(networks.clone().find(|network| network.subnet.contains(address))?.name.clone())
+        };
+        let addresses: HashSet<Ipv4Addr> = freed.iter().map(|(_, address)| *address).collect();
+        if !addresses.is_empty()
+            && let Err(error) = self.kernel.forget_connections(addresses).await
+        {
+            warn!(%error, "connections of former guests are not forgotten yet: their addresses wait");
+            let later = freed.into_iter().filter_map(|(_, address)| Some((of(address)?, address)));
+            self.pool.forget_later(later.collect());
+            return Ok(());
+        }
+        let former = self.store.freed()?.into_iter().map(|freed| (freed.network, freed.address));
+        let former: Vec<_> =
+            former.filter(|(network, address)| of(*address).as_ref() != Some(network)).collect();
+        if !former.is_empty() {
+            self.store.forget_freed(former).await?;
+        }
+        Ok(())
     }
 
     /// With a look into every slot, or into these.

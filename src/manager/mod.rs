@@ -8,9 +8,10 @@ mod garbage;
 mod pool;
 mod repair;
 mod stock;
+mod under_way;
 mod user_data;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -37,6 +38,7 @@ pub use error::ManagerError;
 pub use garbage::Collected;
 use pool::Pool;
 pub use repair::Repaired;
+use under_way::UnderWay;
 
 /// What a caller asks for; unset fields ask for nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +84,7 @@ struct Inner {
     adopted: AtomicUsize,
     /// One call at a time for a VM: the lock of each VM that a call is about.
     in_hand: Mutex<HashMap<VmId, Arc<tokio::sync::Mutex<()>>>>,
+    under_way: UnderWay,
 }
 
 /// What the manager works with.
@@ -116,6 +119,7 @@ impl Manager {
             quiet: tokio::sync::RwLock::default(),
             adopted: AtomicUsize::new(0),
             in_hand: Mutex::default(),
+            under_way: UnderWay::default(),
         })))
     }
 
@@ -136,15 +140,8 @@ impl Manager {
         for error in self.0.take_back(plan::strays(vms, &bridges, indexes, &observed)).await {
             warn!(error, "what is no VM's could not be removed");
         }
-        // A run that was cut off may not have come to it.
-        let freed: Vec<_> =
-            self.0.store.freed()?.into_iter().map(|freed| (freed.network, freed.address)).collect();
-        let addresses: HashSet<Ipv4Addr> = freed.iter().map(|(_, address)| *address).collect();
-        if !addresses.is_empty()
-            && let Err(error) = self.0.kernel.forget_connections(addresses).await
-        {
-            warn!(%error, "connections of former guests are not forgotten yet: their addresses wait");
-            self.0.pool.forget_later(freed);
+        if let Err(error) = self.0.forget_former().await {
+            warn!(%error, "addresses of networks that are no more are remembered still");
         }
         let placed: Vec<Arc<Binding>> = bindings.iter().map(|(binding, _)| binding.clone()).collect();
         self.0.close_accounts(&placed, &observed).await;
@@ -190,21 +187,30 @@ impl Manager {
     pub fn limit_of(&self, slot: Slot) -> Option<Option<RateLimit>> {
         match self.0.registry.by_slot(slot) {
             Some(binding) => Some(binding.vm.rate_limit),
-            None => self.0.pool.free_of(slot).map(|network| network.rate_limit),
+            None => {
+                let of_free = || self.0.pool.free_of(slot).map(|network| network.rate_limit);
+                self.0.under_way.limit_of(slot).or_else(of_free)
+            }
         }
     }
 
     /// The slot of the guest with that MAC.
     pub fn slot_of_mac(&self, mac: Mac) -> Option<Slot> {
         let of = |network: &Arc<Network>| self.0.registry.by_mac(&network.name, mac)?.vm_id.clone();
-        let vm_id = self.0.pool.networks().iter().find_map(of)?;
-        Some(self.0.registry.by_vm(&vm_id)?.vm.slot)
+        match self.0.pool.networks().iter().find_map(of) {
+            Some(vm_id) => Some(self.0.registry.by_vm(&vm_id)?.vm.slot),
+            None => self.0.under_way.slot_of_mac(mac),
+        }
     }
 
-    /// Whether a VM's guest has that address.
+    /// Whether a VM's guest has that address, or will.
     pub fn has_guest_at(&self, address: Ipv4Addr) -> bool {
-        let networks = self.0.pool.networks().iter();
-        networks.clone().any(|network| self.0.registry.by_address(&network.name, address).is_some())
+        self.0.has_guest_at(address) || self.0.under_way.has_guest_at(address)
+    }
+
+    /// Waits for slots whose VMs were being made while somebody's changes were looked for: nobody has looked at them.
+    pub async fn to_look_at(&self) -> BTreeSet<Slot> {
+        self.0.under_way.to_look_at().await
     }
 
     /// Takes over what of the networks may change while guests run. No call about a VM is under way meanwhile.

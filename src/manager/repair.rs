@@ -1,6 +1,7 @@
 //! A VM's network brought back into shape: what an earlier run left at a start, what somebody else has changed since. In: what
 //! was observed. Out: it is as it should be again, or why not.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use tracing::{debug, warn};
@@ -24,6 +25,7 @@ pub struct Repaired {
 
 impl Inner {
     pub(super) async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
+        self.under_way.look_begins();
         let indexes = self.store.index_range()?;
         let ready = self.pool.free();
         let observed = self.observe_beside_calls(indexes, into.clone()).await?;
@@ -40,14 +42,12 @@ impl Inner {
         for binding in &broken {
             turns.push(self.turn(&binding.vm.vm_id).await);
         }
+        // As they are now: meanwhile one may have been changed, deleted, or made again in another slot.
+        let broken: Vec<_> = broken.iter().filter_map(|b| self.registry.by_vm(&b.vm.vm_id)).collect();
         let observed = self.observe_beside_calls(indexes, into).await?;
         self.close_accounts(&broken, &observed).await;
         for binding in broken {
-            let still = self.registry.by_vm(&binding.vm.vm_id).filter(|now| Arc::ptr_eq(now, &binding));
-            let Some((binding, place)) = still.and_then(|b| Some((b.clone(), self.pool.place(b.vm.slot)?)))
-            else {
-                continue;
-            };
+            let Some(place) = self.pool.place(binding.vm.slot) else { continue };
             let what = missing(&binding, &place, &observed);
             match self.mend(&binding, &place, &observed).await {
                 Ok(0) => {}
@@ -66,6 +66,12 @@ impl Inner {
     ) -> Result<Observed, ManagerError> {
         let observed = self.kernel.observe_beside_calls(indexes, into).await;
         observed.map_err(|error| ManagerError::Host(error.to_string()))
+    }
+
+    /// Whether a VM's guest has that address.
+    pub(super) fn has_guest_at(&self, address: Ipv4Addr) -> bool {
+        let networks = self.pool.networks().iter();
+        networks.clone().any(|network| self.registry.by_address(&network.name, address).is_some())
     }
 
     fn is_broken(&self, binding: &Binding, observed: &Observed) -> bool {

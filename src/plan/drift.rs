@@ -249,6 +249,13 @@ impl Looks {
         self.fresh != before
     }
 
+    /// These slots' VMs could not be looked at before.
+    pub fn ask(&mut self, slots: BTreeSet<Slot>, now: Instant) {
+        self.fresh.guests = true;
+        self.fresh.taps.extend(slots);
+        self.fresh_at = self.fresh_at.or(Some(now + SETTLE));
+    }
+
     /// When the next look is; `None` while there is no reason for one.
     pub fn next(&self) -> Option<Instant> {
         let at = self.fresh_at.into_iter().chain(self.retry_at).min()?;

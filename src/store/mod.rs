@@ -59,6 +59,15 @@ pub struct Freed {
     pub freed_at_us: i64,
 }
 
+/// How far a VM has been counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredAccount {
+    pub vm_id: VmId,
+    /// Of the VM, microseconds since 1970-01-01 UTC: by it a later one with its id is told from it.
+    pub created_at_us: i64,
+    pub account: Account,
+}
+
 impl Store {
     /// Whether an earlier guestnet has left its state in `directory`.
     pub fn is_there(directory: &Path) -> bool {
@@ -85,6 +94,11 @@ impl Store {
         self.read(vms::load_freed)
     }
 
+    /// Forgets that removed VMs had these addresses.
+    pub async fn forget_freed(&self, addresses: Vec<(NetworkName, Ipv4Addr)>) -> Result<(), StoreError> {
+        self.writer.write(Change::ForgetFreed(addresses)).await.map(drop)
+    }
+
     /// Remembers a VM and what it begins to be counted from. `StoreError::Taken` names what another VM already has, be it
     /// the vm_id, MAC, address or slot.
     pub async fn insert(&self, vm: Vm, account: Account) -> Result<(), StoreError> {
@@ -92,12 +106,12 @@ impl Store {
     }
 
     /// Remembers how far VMs have been counted; a VM that has been removed is passed over.
-    pub async fn keep_accounts(&self, accounts: Vec<(VmId, Account)>) -> Result<(), StoreError> {
+    pub async fn keep_accounts(&self, accounts: Vec<StoredAccount>) -> Result<(), StoreError> {
         self.writer.write(Change::KeepAccounts(accounts)).await.map(drop)
     }
 
     /// How far VMs have been counted.
-    pub fn accounts(&self) -> Result<Vec<(VmId, Account)>, StoreError> {
+    pub fn accounts(&self) -> Result<Vec<StoredAccount>, StoreError> {
         self.read(accounts::load)
     }
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use futures_util::future::join_all;
 
 use super::*;
-use crate::model::{DhcpOptions, Mac, RateLimit, Slot, TapOptions};
+use crate::model::{DhcpOptions, Mac, RateLimit, Reading, Slot, TapOptions};
 
 /// The `n`th of many VMs that have nothing in common.
 pub(super) fn vm(n: u32) -> Vm {
@@ -112,6 +112,26 @@ async fn sixty_four_callers_share_a_commit() {
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     assert_eq!(store.load().unwrap().len(), 64);
     assert!(store.generation().unwrap() <= 8, "{} commits", store.generation().unwrap());
+}
+
+#[tokio::test]
+async fn what_was_counted_of_a_vm_is_not_kept_for_a_later_one_with_its_id() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path()).unwrap();
+    let of = |vm: &Vm, device| StoredAccount {
+        vm_id: id(vm),
+        created_at_us: vm.created_at_us,
+        account: Account::on(device, Reading::default()),
+    };
+    let (first, second) = (vm(1), Vm { created_at_us: vm(2).created_at_us, ..vm(1) });
+    store.insert(first.clone(), of(&first, 7).account).await.unwrap();
+    store.remove(id(&first)).await.unwrap();
+    store.insert(second.clone(), of(&second, 8).account).await.unwrap();
+    // A checkpoint that was under way.
+    store.keep_accounts(vec![of(&first, 9)]).await.unwrap();
+    assert_eq!(store.accounts().unwrap(), [of(&second, 8)]);
+    store.keep_accounts(vec![of(&second, 10)]).await.unwrap();
+    assert_eq!(store.accounts().unwrap(), [of(&second, 10)]);
 }
 
 /// Runs as its own child: with STORE in the environment it inserts until it is killed.

@@ -1,3 +1,4 @@
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use rusqlite::types::Type;
@@ -6,7 +7,9 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::Freed;
 use super::error::{Fault, StoreError, Taken};
 use super::{policies, user_data};
-use crate::model::{BurstKib, DhcpOptions, Invalid, RateLimit, RateMbps, Slot, TapOptions, Vm, VmId};
+use crate::model::{
+    BurstKib, DhcpOptions, Invalid, NetworkName, RateLimit, RateMbps, Slot, TapOptions, Vm, VmId,
+};
 
 pub(super) fn insert(connection: &Connection, vm: &Vm) -> Result<(), Fault> {
     if let Some((what, by)) = holder(connection, vm)? {
@@ -106,6 +109,19 @@ pub(super) fn load_freed(connection: &Connection) -> rusqlite::Result<Vec<Freed>
         Ok(Freed { network: parsed(row, 0)?, address: parsed(row, 1)?, freed_at_us: row.get(2)? })
     };
     select.query_map([], read)?.collect()
+}
+
+/// Whether there was any.
+pub(super) fn forget_freed(
+    connection: &Connection,
+    addresses: &[(NetworkName, Ipv4Addr)],
+) -> rusqlite::Result<bool> {
+    let mut delete = connection.prepare_cached("DELETE FROM freed WHERE network = ?1 AND address = ?2")?;
+    let mut forgotten = 0;
+    for (network, address) in addresses {
+        forgotten += delete.execute(params![network.as_str(), address.to_string()])?;
+    }
+    Ok(forgotten > 0)
 }
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Vm> {

@@ -2,17 +2,19 @@
 //! of callers. Out: to each its own answer, once it is durable.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::Fault;
 use super::{
-    ChangedSysctl, OwnedLink, StoreError, accounts, dns_records, owned, policies, reservations, user_data,
-    vms,
+    ChangedSysctl, OwnedLink, StoreError, StoredAccount, accounts, dns_records, owned, policies,
+    reservations, user_data, vms,
 };
 use crate::model::{Account, DnsRecord, Mac, NetworkName, PortForward, Reservation, Subnet, Vm, VmId};
 use crate::policy::Scope;
@@ -21,13 +23,19 @@ use crate::policy::Scope;
 const QUEUE: usize = 1024;
 /// Bounds how long the first of a batch waits for the rest of it.
 const LARGEST_BATCH: usize = 256;
+/// After a commit that failed and could not be settled: until that is tried again, unless a change comes before, doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How soon a change is seen meanwhile.
+const POLL: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) enum Change {
     Insert(Box<Vm>, Box<Account>),
     Update(Box<Vm>),
-    KeepAccounts(Vec<(VmId, Account)>),
+    KeepAccounts(Vec<StoredAccount>),
     Remove { vm_id: VmId, now_us: i64 },
+    ForgetFreed(Vec<(NetworkName, Ipv4Addr)>),
     InsertReservations(Vec<Arc<Reservation>>),
     RemoveReservation { network: NetworkName, mac: Mac },
     RecordLink(OwnedLink),
@@ -98,15 +106,38 @@ impl Drop for Writer {
 }
 
 fn run(mut connection: Connection, file: &Path, mut queue: mpsc::Receiver<Job>) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut batch = vec![first];
-        while batch.len() < LARGEST_BATCH
+    let mut unsettled = None;
+    loop {
+        let first = match &mut unsettled {
+            None => match queue.blocking_recv() {
+                Some(first) => Some(first),
+                None => return,
+            },
+            Some(pause) => match recv_within(&mut queue, *pause) {
+                Ok(first) => {
+                    *pause = LONGEST_PAUSE.min(*pause * 2);
+                    first
+                }
+                Err(Ended) => return,
+            },
+        };
+        let mut batch: Vec<Job> = first.into_iter().collect();
+        while !batch.is_empty()
+            && batch.len() < LARGEST_BATCH
             && let Ok(next) = queue.try_recv()
         {
             batch.push(next);
         }
-        let changes = batch.iter().map(|job| &job.change);
-        match commit(&mut connection, changes).map_err(StoreError::sqlite(file)) {
+        if unsettled.is_some() {
+            match settle(&mut connection) {
+                Ok(()) => unsettled = None,
+                Err(error) => {
+                    refuse(batch, &StoreError::sqlite(file)(error));
+                    continue;
+                }
+            }
+        }
+        match commit(&mut connection, batch.iter().map(|job| &job.change)) {
             Ok(outcomes) => {
                 for (job, outcome) in batch.into_iter().zip(outcomes) {
                     // Whoever no longer waits for the answer does without.
@@ -114,12 +145,48 @@ fn run(mut connection: Connection, file: &Path, mut queue: mpsc::Receiver<Job>) 
                 }
             }
             Err(error) => {
-                for job in batch {
-                    let _ = job.reply.send(Err(error.clone()));
+                // Before the answer: who is told that nothing was made finds nothing after a crash. While another program has the
+                // database nothing is even begun.
+                let begun = error.sqlite_error_code() != Some(ErrorCode::DatabaseBusy);
+                if begun && settle(&mut connection).is_err() {
+                    unsettled = Some(FIRST_PAUSE);
                 }
+                refuse(batch, &StoreError::sqlite(file)(error));
             }
         }
     }
+}
+
+fn refuse(batch: Vec<Job>, error: &StoreError) {
+    for job in batch {
+        let _ = job.reply.send(Err(error.clone()));
+    }
+}
+
+struct Ended;
+
+/// What comes before `pause` is over; none then.
+fn recv_within(queue: &mut mpsc::Receiver<Job>, pause: Duration) -> Result<Option<Job>, Ended> {
+    let until = Instant::now() + pause;
+    loop {
+        match queue.try_recv() {
+            Ok(job) => return Ok(Some(job)),
+            Err(mpsc::error::TryRecvError::Disconnected) => return Err(Ended),
+            Err(mpsc::error::TryRecvError::Empty) if Instant::now() >= until => return Ok(None),
+            Err(mpsc::error::TryRecvError::Empty) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// A commit of its own in the place of one that failed. That one may be in the log whole, its sync alone refused: a crash would
+/// bring it back. What is written here takes its place there, and ends what was behind (sqlite.org, "WAL-mode File Format": each frame's
+/// checksum goes on from the one before).
+fn settle(connection: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let counted = "INSERT INTO meta (key, value) VALUES ('failed_commits', 1)
+                   ON CONFLICT (key) DO UPDATE SET value = value + 1";
+    transaction.execute(counted, [])?;
+    transaction.commit()
 }
 
 /// All of `changes` in one transaction, with an outcome for each. One that is refused leaves no trace and does not hold
@@ -157,17 +224,21 @@ fn apply(connection: &Connection, change: &Change) -> Result<Effect, Fault> {
     Ok(match change {
         Change::Insert(vm, account) => {
             vms::insert(connection, vm)?;
-            accounts::keep(connection, &vm.vm_id, account).map(|()| Effect::Changed)?
+            let Vm { vm_id, created_at_us, .. } = &**vm;
+            let (vm_id, account) = (vm_id.clone(), (**account).clone());
+            let stored = StoredAccount { vm_id, created_at_us: *created_at_us, account };
+            accounts::keep(connection, &stored).map(|()| Effect::Changed)?
         }
         Change::Update(vm) => vms::update(connection, vm)?.into(),
         Change::KeepAccounts(counted) => {
-            for (vm_id, account) in counted {
-                accounts::keep(connection, vm_id, account)?;
+            for stored in counted {
+                accounts::keep(connection, stored)?;
             }
             // What is counted is no change of what is desired.
             Effect::Nothing
         }
         Change::Remove { vm_id, now_us } => vms::remove(connection, vm_id, *now_us)?.into(),
+        Change::ForgetFreed(addresses) => vms::forget_freed(connection, addresses)?.into(),
         Change::InsertReservations(all) => reservations::insert(connection, all).map(|()| Effect::Changed)?,
         Change::RemoveReservation { network, mac } => reservations::remove(connection, network, *mac)?.into(),
         Change::RecordLink(link) => owned::record_link(connection, link).map(|()| Effect::Changed)?,

@@ -134,6 +134,36 @@ fn a_disk_that_turns_read_only_or_fails_refuses_changes_by_name_and_loses_nothin
     crate::crash::assert_consistent(&lab, &daemon);
 }
 
+/// The log may have the whole of a commit whose sync was refused: a crash right then brings nothing of it back. A sync that fails once,
+/// and one that fails for good.
+#[test]
+fn what_a_failing_sync_refused_does_not_come_back_after_a_crash() {
+    let lab = Lab::new();
+    let mut daemon = Daemon::start(&lab);
+    let vm1 = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm1);
+    let stays = daemon.json(&["vm", "create", "stays"]);
+    let before = lab.host_state();
+    for when in ["when=1", "when=1+"] {
+        for (rpc, body) in [
+            ("CreateVmNetwork", r#"{"vmId":"vm2"}"#),
+            ("DeleteVmNetwork", r#"{"vmId":"stays"}"#),
+            ("UpdateVmNetwork", r#"{"vmId":"vm1","rateLimitMbps":7}"#),
+        ] {
+            let inject = format!("inject=fsync,fdatasync:error=EIO:{when}");
+            let traced = Traced::start(&lab, &daemon, &["-e", "trace=fsync,fdatasync", "-e", &inject]);
+            assert_eq!(connect_code(&lab, &daemon, rpc, body), "failed_precondition", "{rpc}, {when}");
+            daemon.crash();
+            assert!(traced.stop().contains("INJECTED"));
+            daemon = Daemon::start(&lab);
+            assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([stays, vm1]), "{rpc}, {when}");
+            assert_same(&before, &lab.host_state());
+            crate::crash::assert_consistent(&lab, &daemon);
+        }
+    }
+    guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
 /// What a running service has read before it goes on with; what it has to read it says is damaged, and so does the next start.
 #[test]
 fn a_database_that_is_torn_under_the_service_is_written_over_by_nobody() {

@@ -36,6 +36,7 @@ mod inventory;
 mod killed_calls;
 mod kills;
 mod limits;
+mod meanwhile;
 mod metadata;
 mod needs_kernel;
 mod networks;

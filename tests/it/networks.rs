@@ -205,3 +205,33 @@ fn guests_on_different_bridges_of_one_subnet_talk_as_policy_says() {
     drop((listeners, guests));
     crate::crash::assert_consistent(&lab, &daemon);
 }
+
+#[test]
+fn a_guest_with_an_address_that_one_of_a_former_network_had_keeps_its_connections_over_restarts() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    for vm in [["vm1", "10.100.0.9"], ["vm2", "10.100.0.8"]] {
+        daemon.guestnet(&["vm", "create", vm[0], "--ip", vm[1]]);
+        daemon.guestnet(&["vm", "delete", vm[0]]);
+    }
+    assert!(daemon.stop().success());
+    let renamed = "[[network]]\nname = \"blue\"\npool_size = 2\n";
+    let daemon = Daemon::start_with(&lab, renamed);
+    let vm = daemon.json(&["vm", "create", "vm1", "--ip", "10.100.0.9"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    let client = guest.namespace.run(|| std::net::UdpSocket::bind("0.0.0.0:4000").unwrap());
+    client.send_to(b"a question", (WEB, 7)).unwrap();
+    let tracked = || lab.on_host("conntrack", &["-L", "-s", "10.100.0.9", "-p", "udp", "--dport", "7"]);
+    crate::slots::eventually("it is tracked", || tracked().contains("10.100.0.9"));
+    daemon.crash();
+    // As an earlier guestnet has left it.
+    let database =
+        rusqlite::Connection::open(crate::lab::daemon::Paths::of(&lab).state.join("guestnet.db")).unwrap();
+    database.execute("INSERT INTO freed VALUES ('default', '10.100.0.9', 1)", []).unwrap();
+    let daemon = Daemon::start_with(&lab, renamed);
+    assert!(tracked().contains("10.100.0.9"));
+    assert!(daemon.stop().success());
+    let freed = "SELECT count(*) FROM freed";
+    let freed: i64 = database.query_row(freed, [], |row| row.get(0)).unwrap();
+    assert_eq!(freed, 0);
+}

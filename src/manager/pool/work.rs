@@ -1,8 +1,8 @@
 //! What is done in the background, one thing at a time: slots that VMs have left are wiped, others built or taken away.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tracing::warn;
@@ -15,6 +15,8 @@ use crate::plan::{self, Step, Undo};
 
 /// Slots wiped, or taken away, before something else gets a turn.
 pub(super) const WIPED_AT_ONCE: usize = 64;
+/// Slots wiped before who looks at the host gets a turn.
+const WIPED_IN_A_ROW: usize = 8;
 
 impl Inner {
     /// One thing that is needed; false when nothing is.
@@ -82,14 +84,43 @@ impl Inner {
             self.state().remember(of);
             self.done.notify_waiters();
         }
-        // All of them in one go: whoever waits for a slot has it as soon as it is wiped.
-        let inner = self.clone();
-        let broken = self.kernel.wiping(move |wipe| inner.wipe_each(left, wipe)).await;
-        self.clear(&broken.unwrap_or_default()).await;
+        // Some in one go: whoever waits for a slot has it as soon as it is wiped, and whoever looks at the host is let in between.
+        let (mut left, mut broken) = (left.into_iter().peekable(), Vec::new());
+        while left.peek().is_some() {
+            let some: Vec<Left> = left.by_ref().take(WIPED_IN_A_ROW).collect();
+            broken.extend(self.wipe_some(some).await);
+        }
+        self.clear(&broken).await;
     }
 
-    /// Gives each to whom it is for, when it is wiped; those that are to be taken away.
-    fn wipe_each(&self, left: Vec<Left>, wipe: &mut Wipe<'_>) -> Vec<Slot> {
+    /// Those that are to be taken away.
+    async fn wipe_some(self: &Arc<Self>, left: Vec<Left>) -> Vec<Slot> {
+        let address =
+            |left: &Left| (left.slot, left.address.map(|address| (left.network.name.clone(), address)));
+        let open: Arc<Mutex<HashMap<Slot, _>>> = Arc::new(Mutex::new(left.iter().map(address).collect()));
+        let (inner, still_open) = (self.clone(), open.clone());
+        let wiped = self.kernel.wiping(move |wipe| inner.wipe_each(left, &still_open, wipe)).await;
+        wiped.unwrap_or_else(|error| {
+            warn!(%error, "slots could not be wiped: they are taken away");
+            let open = std::mem::take(&mut *open.lock().unwrap_or_else(PoisonError::into_inner));
+            let mut state = self.state();
+            let done = open.into_iter().map(|(slot, address)| {
+                if let Some((network, address)) = address {
+                    state.is_wiped(&network, address);
+                }
+                slot
+            });
+            done.collect()
+        })
+    }
+
+    /// Gives each to whom it is for, when it is wiped; those that are to be taken away. Who is neither yet is `open`.
+    fn wipe_each<T>(
+        &self,
+        left: Vec<Left>,
+        open: &Mutex<HashMap<Slot, T>>,
+        wipe: &mut Wipe<'_>,
+    ) -> Vec<Slot> {
         let (mut broken, mut surplus) = (Vec::new(), Vec::new());
         for left in left {
             // What would be taken away right after need not be wiped: nobody gets it.
@@ -114,6 +145,7 @@ impl Inner {
                 state.is_wiped(&network.name, address);
             }
             if whole {
+                open.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
                 state.stock.give(&network.name, slot, hand_over);
             } else {
                 broken.push(slot);
