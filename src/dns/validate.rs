@@ -65,7 +65,7 @@ impl Validator {
             let handle = DnssecDnsHandle::new(upstreams.clone());
             return Ok(Self { handle, upstreams, anchors: [].into() });
         };
-        let text = std::fs::read_to_string(path).map_err(|error| AnchorError::new(path, &error))?;
+        let text = super::file::read_text(path).map_err(|error| AnchorError::new(path, &error))?;
         let refused = |error| AnchorError::new(path, &error);
         let keys = text.parse::<TrustAnchors>().map_err(refused)?;
         let entries = Parser::new(&text).parse().map_err(refused)?;
