@@ -123,10 +123,21 @@ async fn serve_with(
     let mut hangup = signal(SignalKind::hangup())
         .map_err(|source| AppError::Io { doing: "listening for SIGHUP", source })?;
     let mut watchdog = Watchdog::new();
+    // After a reboot a start takes as long as thousands of VMs need; who stops it does not wait for that. What stands is taken
+    // over by the next start, as after a crash.
+    let asked_to_stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
     let started = tokio::select! {
         started = start(config, kernel, store, host.clone(), entrances, &reloader, telemetry) => started,
-        _ = terminate.recv() => return Ok(stopped_at_start()),
-        _ = interrupt.recv() => return Ok(stopped_at_start()),
+        () = asked_to_stop => {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            info!("guestnet has stopped before it was ready; the next start goes on from here");
+            return Ok(());
+        }
     };
     match started {
         Ok(running) => {
@@ -151,13 +162,6 @@ async fn serve_with(
             Err(error)
         }
     }
-}
-
-/// After a reboot a start takes as long as thousands of VMs need; who stops it does not wait for that. What stands is taken over by
-/// the next start, as after a crash.
-fn stopped_at_start() {
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    info!("guestnet has stopped before it was ready; the next start goes on from here");
 }
 
 /// What came of it is logged: nobody waits for an answer to a signal.
