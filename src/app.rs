@@ -123,7 +123,23 @@ async fn serve_with(
     let mut hangup = signal(SignalKind::hangup())
         .map_err(|source| AppError::Io { doing: "listening for SIGHUP", source })?;
     let mut watchdog = Watchdog::new();
-    match start(config, kernel, store, host.clone(), entrances, &reloader, telemetry).await {
+    // After a reboot a start takes as long as thousands of VMs need; who stops it does not wait for that. What stands is taken
+    // over by the next start, as after a crash.
+    let asked_to_stop = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let started = tokio::select! {
+        started = start(config, kernel, store, host.clone(), entrances, &reloader, telemetry) => started,
+        () = asked_to_stop => {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+            info!("guestnet has stopped before it was ready; the next start goes on from here");
+            return Ok(());
+        }
+    };
+    match started {
         Ok(running) => {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
             info!(networks = config.networks.len(), "guestnet is ready");

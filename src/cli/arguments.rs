@@ -1,5 +1,5 @@
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
@@ -18,13 +18,18 @@ use super::stats::StatsCommand;
 use super::top::TopArguments;
 use super::user_data::UserDataCommand;
 use crate::api::DEFAULT_SOCKET;
+use crate::config::Config;
 use crate::model::{BurstKib, DhcpOptions, Hostname, Invalid, Mac, NetworkName, RateMbps, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
 
 /// The guest network of a microVM host.
 #[derive(Debug, Parser)]
 #[command(name = "guestnet", version, about, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 usage or configuration.")]
+#[command(
+    after_help = "With --json a command prints one object or list: what it has made or changed, or after a deletion {\"deleted\": […]}, what \
+                        is gone now, there or not before; of DNS records their number. What goes on has one value a line. Tables are cut to the width of a terminal; elsewhere they are whole.\n\n\
+                        Exit codes: 0 done, 1 failed, 2 usage or configuration."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub global: Global,
@@ -34,9 +39,9 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// The service's socket.
-    #[arg(long, global = true, env = "GUESTNET_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    pub socket: PathBuf,
+    /// The service's socket [default: the one of /etc/guestnet/guestnet.toml, else /run/guestnet/guestnet.sock].
+    #[arg(long, global = true, env = "GUESTNET_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
     /// How to print.
     #[arg(long, global = true, value_enum, default_value = "table")]
     output: Format,
@@ -46,6 +51,15 @@ pub(super) struct Global {
 }
 
 impl Global {
+    /// Without one that is named, the socket that a service with that configuration has; `None` is the default file. One that
+    /// cannot be read says nothing.
+    pub(super) fn socket(&self, config: Option<&Path>) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| {
+            Config::socket_of(config.unwrap_or(Path::new(Config::DEFAULT_PATH)))
+                .unwrap_or_else(|| DEFAULT_SOCKET.into())
+        })
+    }
+
     pub(super) fn format(&self) -> Format {
         if self.json { Format::Json } else { self.output }
     }
@@ -89,7 +103,11 @@ pub(super) enum Command {
     /// What is guestnet's on this host and belongs to no VM.
     Gc(GcArguments),
     /// Have the service read its configuration again.
-    Reload,
+    Reload {
+        /// The configuration that the service runs with, to find its socket by [default: /etc/guestnet/guestnet.toml].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// What a shell sources to complete commands: guestnet completions bash > /etc/bash_completion.d/guestnet
     Completions { shell: Shell },
     /// Man pages of all commands, into a folder.

@@ -146,7 +146,13 @@ pub(super) async fn run(client: &Client, format: Format, command: DnsCommand) ->
                 Format::Table => format!("{deleted} records deleted\n"),
             })
         }
-        DnsCommand::Reload => client.reload_dns().await.map(|()| String::new()),
+        DnsCommand::Reload => {
+            client.reload_dns().await?;
+            Ok(match format {
+                Format::Json => pretty(&json!({ "reloaded": true })),
+                Format::Table => String::new(),
+            })
+        }
     }
 }
 

@@ -169,7 +169,8 @@ fn write(stdout: &mut impl Write, output: &[u8]) -> Result<bool, CliError> {
 }
 
 async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, CliError> {
-    let client = Client::new(&global.socket);
+    let config = if let Command::Reload { config } = &command { config.as_deref() } else { None };
+    let client = Client::new(&global.socket(config));
     let format = global.format();
     match command {
         Command::Serve { config } => {
@@ -187,7 +188,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             Ok(output::networks(format, &client.list_networks().await?).into_bytes())
         }
         Command::Stats(command) => stats::run(&client, format, command).await,
-        Command::UserData(command) => user_data::run(&client, command).await,
+        Command::UserData(command) => user_data::run(&client, format, command).await,
         Command::Events(asked) => events::run(&client, format, asked).await.map(|()| Vec::new()),
         Command::Top(asked) => top::run(&client, format, asked).await,
         Command::Capture(asked) => capture::run(&client, asked).await.map(|()| Vec::new()),
@@ -196,7 +197,7 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             write(&mut io::stdout().lock(), printed.as_bytes())?;
             if failed { Err(CliError::Unwell) } else { Ok(Vec::new()) }
         }
-        Command::Reload => Ok(reload::print(format, &client.reload().await?).into_bytes()),
+        Command::Reload { .. } => Ok(reload::print(format, &client.reload().await?).into_bytes()),
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder).map(|()| Vec::new()),
         Command::Doctor(asked) => {
@@ -218,7 +219,7 @@ async fn vm(client: &Client, format: Format, command: VmCommand) -> Result<Strin
         VmCommand::Update(request) => Ok(output::vm(format, &client.update(request.into()).await?)),
         VmCommand::Show { vm_id } => Ok(output::vm(format, &client.get(&vm_id).await?)),
         VmCommand::List(asked) => Ok(output::vms(format, &client.list(asked.into()).await?)),
-        VmCommand::Delete { vm_ids } => delete(client, &vm_ids).await.map(|()| String::new()),
+        VmCommand::Delete { vm_ids } => delete(client, format, &vm_ids).await,
     }
 }
 
@@ -231,7 +232,7 @@ async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<Str
     if let [request] = requests.as_slice() {
         return Ok(output::vm(format, &client.create(request.clone()).await?));
     }
-    let mut progress = Progress::new("made", requests.len());
+    let progress = Progress::new("made", requests.len());
     let (mut made, mut refused) = (Vec::new(), Vec::new());
     for batch in requests.chunks(BATCH) {
         for result in client.batch_create(batch.to_vec()).await? {
@@ -255,15 +256,24 @@ async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<Str
 }
 
 /// Every VM is tried; what could not be deleted is one error.
-async fn delete(client: &Client, vm_ids: &[VmId]) -> Result<(), CliError> {
-    let mut refused = Vec::new();
+async fn delete(client: &Client, format: Format, vm_ids: &[VmId]) -> Result<String, CliError> {
+    let progress = Progress::new("deleted", vm_ids.len());
+    let (mut gone, mut refused) = (Vec::new(), Vec::new());
     for vm_id in vm_ids {
         match client.delete(vm_id).await {
+            Ok(()) => gone.push(vm_id.to_string().into()),
             Err(error) if vm_ids.len() > 1 && error.is_refusal() => refused.push(format!("{vm_id}: {error}")),
-            other => other?,
+            Err(error) => return Err(error),
         }
+        progress.at(gone.len() + refused.len());
     }
-    if refused.is_empty() { Ok(()) } else { Err(CliError::Several(refused)) }
+    drop(progress);
+    let output = output::deleted(format, &gone);
+    if refused.is_empty() {
+        return Ok(output);
+    }
+    write(&mut io::stdout().lock(), output.as_bytes())?;
+    Err(CliError::Several(refused))
 }
 
 #[cfg(test)]

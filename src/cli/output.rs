@@ -132,15 +132,33 @@ pub(super) fn list(format: Format, columns: &[&str], rows: Vec<Value>) -> String
     let header = columns.iter().map(|column| column.to_uppercase()).collect::<Vec<_>>();
     let cells = rows.iter().map(|row| columns.iter().map(|column| text(&row[*column])).collect::<Vec<_>>());
     let table: Vec<Vec<String>> = std::iter::once(header).chain(cells).collect();
-    aligned(&table, terminal_width())
+    fitting(&table)
 }
 
-/// The table's rows, cut to `most` characters where there is a limit.
+/// The rows of a table, its header first, as wide as the terminal takes it.
+pub(super) fn fitting(table: &[Vec<String>]) -> String {
+    aligned(table, terminal_width())
+}
+
+/// The table's rows, cut to `most` characters where there is a limit. Columns for which there is no room are left out, first
+/// those that say nothing, then from the right; the header then ends in `…`.
 fn aligned(table: &[Vec<String>], most: Option<usize>) -> String {
     let columns = table.first().map_or(0, Vec::len);
     let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let mut widths: Vec<usize> = (0..columns).map(width).collect();
-    while most.is_some_and(|most| widths.iter().sum::<usize>() + 2 * columns.saturating_sub(1) > most) {
+    let least = |column: usize| width(column).min(LEAST_COLUMN);
+    let mut kept: Vec<usize> = (0..columns).collect();
+    while let Some(most) = most
+        && kept.iter().map(|column| least(*column) + 2).sum::<usize>() > most
+        && kept.len() > 1
+    {
+        let says_nothing = |column: &usize| table.iter().skip(1).all(|row| row[*column] == "-");
+        let last = kept.iter().rposition(says_nothing).filter(|_| table.len() > 1);
+        kept.remove(last.unwrap_or(kept.len() - 1));
+    }
+    let left_out = if kept.len() < columns { " …" } else { "" };
+    let mut widths: Vec<usize> = kept.iter().map(|column| width(*column)).collect();
+    let between = 2 * kept.len().saturating_sub(1) + left_out.chars().count();
+    while most.is_some_and(|most| widths.iter().sum::<usize>() + between > most) {
         let Some(widest) = widths.iter_mut().max().filter(|width| **width > LEAST_COLUMN) else { break };
         *widest -= 1;
     }
@@ -148,11 +166,20 @@ fn aligned(table: &[Vec<String>], most: Option<usize>) -> String {
         Some((end, _)) if cell.chars().count() > width => format!("{}…", &cell[..end]),
         _ => format!("{cell:<width$}"),
     };
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| cut(cell, *width)).collect();
-        cells.join("  ").trim_end().to_owned() + "\n"
+    let line = |(at, row): (usize, &Vec<String>)| {
+        let cells = kept.iter().zip(&widths).map(|(column, width)| cut(&row[*column], *width));
+        let line = cells.collect::<Vec<_>>().join("  ");
+        line.trim_end().to_owned() + if at == 0 { left_out } else { "" } + "\n"
     };
-    table.iter().map(line).collect()
+    table.iter().enumerate().map(line).collect()
+}
+
+/// What a command prints that has deleted something: what is gone now, whether it was there or not.
+pub(super) fn deleted(format: Format, gone: &[Value]) -> String {
+    match format {
+        Format::Json => pretty(&json!({"deleted": gone})),
+        Format::Table => String::new(),
+    }
 }
 
 /// A narrower column says nothing.
@@ -221,9 +248,24 @@ mod tests {
         assert_eq!(aligned(&table, None).lines().nth(1).unwrap().chars().count(), 2 + 2 + 40 + 2 + 10);
         let cut = aligned(&table, Some(30));
         assert_eq!(cut, format!("ID  NAME{}  X\na   {}…  10.100.0.2\n", " ".repeat(10), "é".repeat(13)));
-        // What does not fit at all is not cut to nothing.
-        assert!(aligned(&table, Some(5)).contains(&format!("{}…", "é".repeat(LEAST_COLUMN - 1))));
+        // The first column stays, and nothing is cut to nothing.
+        assert_eq!(aligned(&table, Some(5)), "ID …\na\n");
+        let name = [row(["NAME", "", ""]), row([&"é".repeat(40), "", ""])].map(|row| row[..1].to_vec());
+        assert!(aligned(&name, Some(5)).contains(&format!("{}…", "é".repeat(LEAST_COLUMN - 1))));
         assert_eq!(aligned(&[], Some(30)), "");
+    }
+
+    #[test]
+    fn columns_that_have_no_room_are_left_out_and_the_header_says_so() {
+        let row = |cells: [&str; 4]| cells.map(ToOwned::to_owned).to_vec();
+        let table =
+            [row(["VM_ID", "NOTHING", "ADDRESS", "VENDOR"]), row(["a", "-", "10.100.0.2", "udhcp 1.36.1"])];
+        let shown = |most| aligned(&table, Some(most));
+        assert_eq!(shown(30), "VM_ID  ADDRESS     VENDOR …\na      10.100.0.2  udhcp 1.…\n");
+        assert_eq!(shown(20), "VM_ID  ADDRESS …\na      10.100.0.2\n");
+        for most in 10..60 {
+            assert!(shown(most).lines().all(|line| line.chars().count() <= most), "{most}: {}", shown(most));
+        }
     }
 
     #[test]

@@ -134,8 +134,10 @@ pub(super) async fn policy(
         }
         PolicyCommand::Delete(of) => {
             let (vm_id, workspace_id) = of.ids();
+            let gone = json!({"vm_id": vm_id, "workspace_id": workspace_id});
             let request = v1::DeleteNetworkPolicyRequest { vm_id, workspace_id, ..Default::default() };
-            client.delete_policy(request).await.map(|()| String::new())
+            client.delete_policy(request).await?;
+            Ok(output::deleted(format, &[gone]))
         }
         PolicyCommand::Test { from, to, port, protocol } => {
             let (port, protocol) = (port.map(u32::from), protocol.unwrap_or_default());
@@ -196,7 +198,14 @@ pub(super) async fn forward(
                 uplink: text(at.uplink.map(|device| device.to_string())),
                 ..Default::default()
             };
-            client.delete_forward(request).await.map(|()| String::new())
+            let gone = json!({
+                "protocol": request.protocol,
+                "host_port": request.host_port,
+                "host_address": request.host_address,
+                "uplink": request.uplink,
+            });
+            client.delete_forward(request).await?;
+            Ok(output::deleted(format, &[gone]))
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::CliError;
 use super::client::Client;
 use super::output::{self, Format};
+use super::progress::Progress;
 use super::reservation_file::{self, Entry};
 use crate::api::{dhcp_options_from_wire as read_options, dhcp_options_to_wire as wire_options};
 use crate::model::{DhcpOptions, Hostname, Invalid, Mac, NetworkName};
@@ -111,7 +112,13 @@ pub(super) async fn run(
             Ok(print(format, &client.list_reservations(network).await?).into_bytes())
         }
         ReservationCommand::Delete { keys, network } => {
+            let mut gone = Vec::new();
+            let progress = Progress::new("deleted", keys.len());
             for key in keys {
+                gone.push(match key {
+                    Key::Mac(mac) => json!(mac.to_string()),
+                    Key::Address(address) => json!(address.to_string()),
+                });
                 let key = match key {
                     Key::Mac(mac) => v1::delete_reservation_request::Key::MacAddress(mac.to_string()),
                     Key::Address(address) => {
@@ -119,8 +126,10 @@ pub(super) async fn run(
                     }
                 };
                 client.delete_reservation(network.as_ref(), key).await?;
+                progress.at(gone.len());
             }
-            Ok(Vec::new())
+            drop(progress);
+            Ok(output::deleted(format, &gone).into_bytes())
         }
         ReservationCommand::Import { file, network } => import(client, format, &file, network.as_ref()).await,
     }
@@ -140,11 +149,14 @@ async fn import(
     read.map_err(|source| CliError::Io { what: format!("reading {}", file.display()), source })?;
     let entries = reservation_file::read(&text)
         .map_err(|bad| Invalid::new(format!("{}: {bad}", file.display()), "a file of reservations"))?;
+    let progress = Progress::new("imported", entries.len());
     let mut count = 0;
     for chunk in entries.chunks(CHUNK) {
         let new = chunk.iter().map(|entry| new(entry, network)).collect();
         count += client.add_reservations(new).await?.len();
+        progress.at(count);
     }
+    drop(progress);
     Ok(match format {
         Format::Json => format!("{}\n", json!({ "imported": count })),
         Format::Table => format!("{count} reservations\n"),

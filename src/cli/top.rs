@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::CliError;
 use super::client::Client;
-use super::output::{Format, pretty};
+use super::output::{Format, fitting, pretty};
 use crate::proto::guestnet::v1;
 
 #[derive(Debug, Args)]
@@ -231,12 +231,9 @@ fn draw(frame: &mut Frame<'_>, rates: &[Rates], status: &v1::GetStatusResponse, 
 }
 
 fn plain(rates: &[Rates]) -> String {
-    let line = |cells: [String; 7]| {
-        let [vm_id, rx, tx, rx_packets, tx_packets, drops, queries] = cells;
-        format!("{vm_id:<18} {rx:>12} {tx:>12} {rx_packets:>8} {tx_packets:>8} {drops:>7} {queries:>7}\n")
-    };
-    let rows: String = rates.iter().map(|rates| line(cells(rates))).collect();
-    line(COLUMNS.map(str::to_owned)) + &rows
+    let header = COLUMNS.map(str::to_owned).to_vec();
+    let rows = rates.iter().map(|rates| cells(rates).to_vec());
+    fitting(&std::iter::once(header).chain(rows).collect::<Vec<_>>())
 }
 
 fn to_json(rates: &Rates) -> Value {

@@ -4,9 +4,11 @@ use std::io::Read as _;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use serde_json::json;
 
 use super::CliError;
 use super::client::Client;
+use super::output::{Format, deleted, pretty};
 use crate::model::VmId;
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +25,11 @@ pub(super) enum UserDataCommand {
     Delete { vm_id: VmId },
 }
 
-pub(super) async fn run(client: &Client, command: UserDataCommand) -> Result<Vec<u8>, CliError> {
+pub(super) async fn run(
+    client: &Client,
+    format: Format,
+    command: UserDataCommand,
+) -> Result<Vec<u8>, CliError> {
     match command {
         UserDataCommand::Set { vm_id, file } => {
             let mut content = Vec::new();
@@ -32,10 +38,17 @@ pub(super) async fn run(client: &Client, command: UserDataCommand) -> Result<Vec
                 _ => std::fs::read(&file).map(|bytes| content = bytes),
             };
             read.map_err(|source| CliError::Io { what: format!("reading {}", file.display()), source })?;
+            let bytes = content.len();
             client.set_user_data(&vm_id, Some(content)).await?;
-            Ok(Vec::new())
+            Ok(match format {
+                Format::Json => pretty(&json!({"vm_id": vm_id.to_string(), "bytes": bytes})).into_bytes(),
+                Format::Table => Vec::new(),
+            })
         }
         UserDataCommand::Show { vm_id } => Ok(client.user_data(&vm_id).await?.unwrap_or_default()),
-        UserDataCommand::Delete { vm_id } => client.set_user_data(&vm_id, None).await.map(|()| Vec::new()),
+        UserDataCommand::Delete { vm_id } => {
+            client.set_user_data(&vm_id, None).await?;
+            Ok(deleted(format, &[vm_id.to_string().into()]).into_bytes())
+        }
     }
 }

@@ -75,6 +75,13 @@ impl Config {
             .map_err(|problems| ConfigError::Refused { path: file.to_owned(), problems })
     }
 
+    /// The socket that a file names, whatever else is in it.
+    pub fn socket_of(path: &Path) -> Option<PathBuf> {
+        let file: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
+        let socket = file.get("api")?.get("socket")?.as_str()?;
+        Some(socket.into())
+    }
+
     /// The same with a file that was read before, and changed since.
     pub fn of_table(path: Option<&Path>, file: Table) -> Result<Self, ConfigError> {
         let path = path.unwrap_or(Path::new(Self::DEFAULT_PATH)).to_owned();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use hickory_proto::rr::rdata::PTR;
 use hickory_proto::rr::{self, RData, RecordType};
 
+use super::file;
 use super::name::Name;
 use crate::model::{DnsRecord, ResolverSettings};
 
@@ -168,7 +169,7 @@ impl LocalData {
 }
 
 fn read(path: &Path) -> Result<String, HostsError> {
-    std::fs::read_to_string(path).map_err(|source| HostsError { path: path.display().to_string(), source })
+    file::read_text(path).map_err(|source| HostsError { path: path.display().to_string(), source })
 }
 
 #[cfg(test)]

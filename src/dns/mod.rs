@@ -24,6 +24,7 @@ mod exchanges;
 #[cfg(any(test, fuzzing))]
 mod exercise;
 mod fair;
+mod file;
 mod flights;
 mod forward;
 mod guests;

@@ -153,7 +153,7 @@ impl Rule {
 }
 
 fn read(path: &Path) -> std::io::Result<String> {
-    Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
+    Ok(String::from_utf8_lossy(&super::file::read(path)?).into_owned())
 }
 
 #[cfg(test)]

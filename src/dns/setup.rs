@@ -142,7 +142,7 @@ impl Setup {
 
 fn anchor(path: Option<&Path>) -> Result<Anchor, AnchorError> {
     path.map_or(Ok(Anchor::Root), |path| {
-        std::fs::read_to_string(path).map(Anchor::Text).map_err(|error| AnchorError::new(path, &error))
+        super::file::read_text(path).map(Anchor::Text).map_err(|error| AnchorError::new(path, &error))
     })
 }
 

@@ -202,7 +202,7 @@ fn anew(handle: &Handle) -> Handle {
 
 /// The keys, and names below which answers are validated from keys of their own, the root aside.
 fn read_anchors(path: &Path) -> Result<(TrustAnchors, Vec<Name>), AnchorError> {
-    let text = std::fs::read_to_string(path).map_err(|error| AnchorError::new(path, &error))?;
+    let text = super::file::read_text(path).map_err(|error| AnchorError::new(path, &error))?;
     let refused = |error| AnchorError::new(path, &error);
     let keys = text.parse::<TrustAnchors>().map_err(refused)?;
     let entries = Parser::new(&text).parse().map_err(refused)?;

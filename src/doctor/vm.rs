@@ -286,7 +286,7 @@ fn walls(facts: &VmFacts) -> Vec<Finding> {
         first.collect::<Vec<_>>().join(", ")
     };
     let Drops { at_port, in_host, at_ports, in_hosts } = &facts.drops;
-    let well = facts.lease_state == "bound" || facts.answers_ping == Some(true);
+    let well = (facts.lease_state == "bound" && refused(facts).is_none()) || facts.answers_ping == Some(true);
     let told = |seen: String, meaning: String| {
         let finding =
             if well { Finding::ok("walls", seen) } else { Finding::warning("walls", seen, meaning) };
@@ -313,6 +313,27 @@ fn walls(facts: &VmFacts) -> Vec<Finding> {
     found
 }
 
+/// Reasons of drops at a port that leave a guest without a lease: its requests never get to the server.
+const COST_LEASES: [&str; 3] = ["spoofed_mac", "spoofed_address", "dhcp_rate"];
+
+/// What its last message by DHCP was refused for, if it was.
+fn refused(facts: &VmFacts) -> Option<&str> {
+    let (_, outcome) = facts.last_exchange.split_once(": ")?;
+    let why = outcome.strip_prefix("no answer: ").or_else(|| outcome.strip_prefix("nak: "));
+    why.or((outcome == "nak").then_some(outcome))
+}
+
+/// What was dropped at its port that may have been requests: how much, and the reasons as counted for all guests. Ports are not
+/// counted by reason.
+fn requests_dropped(Drops { at_port, at_ports, .. }: &Drops) -> Option<String> {
+    let reasons = at_ports.iter().filter(|(reason, _)| COST_LEASES.contains(&reason.as_str()));
+    let reasons: Vec<_> = reasons.map(|(reason, packets)| format!("{reason} {packets}")).collect();
+    let some = *at_port > 0 && !reasons.is_empty();
+    some.then(|| {
+        format!("{at_port} of its frames were dropped at its port (all guests: {})", reasons.join(", "))
+    })
+}
+
 fn lease(facts: &VmFacts) -> Finding {
     let VmFacts { vm_id, lease_state, last_exchange, .. } = facts;
     let when = facts.last_asked.map(|age| format!(", {} ago", ago(age))).unwrap_or_default();
@@ -321,30 +342,50 @@ fn lease(facts: &VmFacts) -> Finding {
         "" => format!("its lease is {lease_state}, it last asked by DHCP{}", when.replace(',', "")),
         last => format!("its lease is {lease_state}, last heard: {last}{when}"),
     };
+    let capture =
+        |more: &str| format!("guestnet capture {vm_id} | tcpdump -n -e {more}-r - port 67 or port 68");
+    let answers = facts.answers_ping == Some(true);
+    if let Some(why) = refused(facts) {
+        let meaning = if lease_state == "bound" {
+            format!(
+                "its last message was refused ({why}): what it has ends with its lease, and it gets no other"
+            )
+        } else {
+            format!("the guest asks by DHCP, in a way that cannot be answered: {why}")
+        };
+        let told = if lease_state == "bound" && answers { Finding::warning } else { Finding::problem };
+        return told("lease", seen, meaning).mended_by(capture("-v "));
+    }
     match lease_state.as_str() {
-        "bound" => Finding::ok("lease", seen),
-        "declined" => Finding::problem("lease", seen, "another host answers for the address")
-            .mended_by("guestnet events --kind address_declined --no-follow"),
+        "bound" => return Finding::ok("lease", seen),
+        "declined" => {
+            return Finding::problem("lease", seen, "another host answers for the address")
+                .mended_by("guestnet events --kind address_declined --no-follow");
+        }
+        _ => {}
+    }
+    if let Some(dropped) = requests_dropped(&facts.drops).filter(|_| !answers) {
+        let meaning = format!(
+            "its requests do not reach the DHCP server: it asks under another MAC than {} or another address than its own, or \
+             more often than any client needs",
+            facts.mac
+        );
+        return Finding::problem("lease", format!("{seen}; {dropped}"), meaning).mended_by(capture(""));
+    }
+    match lease_state.as_str() {
         "offered" => Finding::warning(
             "lease",
             seen,
             "the guest has not taken its offer: it does not hear the answer, or took another server's",
-        )
-        .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -r - port 67 or port 68")),
-        _ if last_exchange.contains("no answer") || last_exchange.contains("nak") => {
-            Finding::problem("lease", seen, "the guest asks by DHCP, in a way that cannot be answered")
-                .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -v -r - port 67 or port 68"))
-        }
-        _ if facts.answers_ping == Some(true) => {
-            Finding::ok("lease", format!("{seen}: it has its address otherwise"))
-        }
+        ),
+        _ if answers => return Finding::ok("lease", format!("{seen}: it has its address otherwise")),
         _ => Finding::warning(
             "lease",
             seen,
             "no request reaches the DHCP server: the guest does not ask, or what it sends is dropped before",
-        )
-        .mended_by(format!("guestnet capture {vm_id} | tcpdump -n -e -r - port 67 or port 68")),
+        ),
     }
+    .mended_by(capture(""))
 }
 
 /// Where packets stop, in a sentence.

@@ -1,7 +1,7 @@
 //! Faults that tests inject: a debug build reads one from the file named by GUESTNET_FAULT, does it once, and removes the file.
-//! `before|after STEP fail|kill` waits for a step, by name; `at NUMBER fail|kill` for the operation of that number from then on, a
-//! step being some; `refuse` instead of `fail` leaves the file, and fails again. What follows on the line tells one fault from
-//! another. Release builds have none of it.
+//! `before|after STEP fail|kill|stop` waits for a step, by name; `at NUMBER fail|kill|stop` for the operation of that number from
+//! then on, a step being some; `stop` has the process wait for SIGCONT; `refuse` instead of `fail` leaves the file, and fails
+//! again. What follows on the line tells one fault from another. Release builds have none of it.
 
 use std::io;
 
@@ -81,6 +81,9 @@ pub(super) fn step<T>(
 mod armed {
     use std::sync::{Mutex, OnceLock, PoisonError};
 
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::{When, io};
 
     fn file() -> Option<&'static str> {
@@ -136,9 +139,10 @@ mod armed {
                 std::fs::remove_file(file)?;
                 injected
             }
-            Some("kill") => {
+            Some(signal @ ("kill" | "stop")) => {
                 std::fs::remove_file(file)?;
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+                let signal = if signal == "kill" { Signal::SIGKILL } else { Signal::SIGSTOP };
+                let _ = kill(Pid::this(), signal);
                 Ok(())
             }
             _ => Ok(()),

@@ -3,7 +3,12 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::lab::daemon::Paths;
 use crate::lab::guest::Boot;
@@ -172,6 +177,58 @@ fn after_a_reboot_vms_can_be_started_again() {
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
     let guest = TapGuest::attach(&after, &vm);
     guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+}
+
+/// Asks a start to stop at that step of its; how it ends.
+fn stopped_at(lab: &Lab, step: &str) -> ExitStatus {
+    let (notify, fault) = (lab.directory().join("notify-start"), lab.directory().join("fault"));
+    let _ = std::fs::remove_file(&notify);
+    let told = UnixDatagram::bind(&notify).unwrap();
+    std::fs::write(&fault, format!("before {step} stop")).unwrap();
+    let log = std::fs::File::create(lab.directory().join("log-start")).unwrap();
+    let mut start = crate::lab::daemon::serve_command(lab, "");
+    start.env("NOTIFY_SOCKET", &notify).env("GUESTNET_FAULT", &fault).stderr(log);
+    let mut start = start.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let state = |pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    while !state(start.id()).contains(") T ") {
+        if Instant::now() > deadline {
+            start.kill().unwrap();
+            panic!("it does not come to {step}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+        kill(Pid::from_raw(start.id() as i32), signal).unwrap();
+    }
+    let status = start.wait().unwrap();
+    told.set_nonblocking(true).unwrap();
+    let (mut said, mut buffer) = (String::new(), [0; 256]);
+    while let Ok(length) = told.recv(&mut buffer) {
+        said += &String::from_utf8_lossy(&buffer[..length]);
+    }
+    assert!(!said.contains("READY=1"), "it went on to the end: {said}");
+    status
+}
+
+#[test]
+fn a_start_that_is_asked_to_stop_does_so_and_the_next_one_goes_on_from_there() {
+    let before = Lab::new();
+    assert!(stopped_at(&before, "bridge").success());
+    let daemon = Daemon::start(&before);
+    let vm_ids: Vec<String> = (0..100).map(|n| format!("vm{n}")).collect();
+    let vm_ids: Vec<&str> = vm_ids.iter().map(String::as_str).collect();
+    daemon.guestnet(&[&["vm", "create"], &vm_ids[..]].concat());
+    let known = daemon.json(&["vm", "list"]);
+    daemon.crash();
+    // Every VM's network is made again, from the first namespace on.
+    let after = rebooted(&before);
+    for step in ["namespace", "port", "route"] {
+        assert!(stopped_at(&after, step).success(), "{step}");
+    }
+    let daemon = Daemon::start(&after);
+    assert_eq!(daemon.json(&["vm", "list"]), known);
+    crate::consistent::assert_consistent(&after, &daemon);
 }
 
 /// What is said on a connection to that port; `None` when there is none to be had.

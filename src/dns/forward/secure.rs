@@ -65,9 +65,8 @@ impl Trust {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if let Some(path) = extra {
             let refused = |detail: String| SecureError::Authority { path: path.to_owned(), detail };
-            let certificates =
-                CertificateDer::pem_file_iter(path).map_err(|error| refused(error.to_string()))?;
-            for certificate in certificates {
+            let text = crate::dns::file::read(path).map_err(|error| refused(error.to_string()))?;
+            for certificate in CertificateDer::pem_slice_iter(&text) {
                 let certificate = certificate.map_err(|error| refused(error.to_string()))?;
                 roots.add(certificate.clone()).map_err(|error| refused(error.to_string()))?;
                 added.push(certificate);

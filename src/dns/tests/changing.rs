@@ -100,6 +100,17 @@ async fn settings_that_cannot_be_leave_the_old_ones_and_name_their_key() {
     let error = change(&server, &[&two], missing).unwrap_err();
     assert_eq!(error.key().unwrap(), "resolver.hosts_file");
     assert!(error.to_string().contains("/nowhere/hosts"), "{error}");
+    // A pipe that nobody writes to would keep the reload, and the start, for ever.
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("hosts");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for path in [pipe.as_path(), folder.path()] {
+        let named = |settings: &mut ResolverSettings| settings.hosts_file = Some(path.to_owned());
+        let error = change(&server, &[&two], named).unwrap_err();
+        assert_eq!(error.key().unwrap(), "resolver.hosts_file");
+        let why = format!("cannot read hosts_file {}: it is no regular file", path.display());
+        assert!(error.to_string().contains(&why), "{error}");
+    }
     let error = change(&server, &[], |_| ()).unwrap_err();
     assert_eq!(error.key().unwrap(), "dns_servers");
     assert_eq!(last_octet(&server, "other.example.com.").await, 1);

@@ -175,37 +175,67 @@ fn frames_that_lie_get_no_answer_and_are_counted_by_reason() {
     assert!(text(&daemon.client(&["lease", "list"])).lines().count() == 2, "one line a lease");
 }
 
+/// Waits until `doctor VM` says that of the lease.
+fn doctor_says(daemon: &Daemon<'_>, vm: &str, verdict: &str, words: &[&str]) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let output = daemon.client(&["doctor", vm, "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = report["findings"].as_array().unwrap().iter().find(|found| found["check"] == "lease");
+        let lease = found.unwrap_or_else(|| panic!("{report}"));
+        let said = format!("{} {}", lease["seen"], lease["meaning"]);
+        if lease["verdict"] == verdict && words.iter().all(|words| said.contains(words)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{vm}: not {verdict} {words:?}: {lease}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 #[test]
 fn doctor_says_why_a_guest_has_no_lease() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
-    let vm = daemon.json(&["vm", "create", "a"]);
-    let guest = Attacker::new(&lab, &vm);
-    let lease = || {
-        let output = daemon.client(&["doctor", "a", "--json"]);
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        let found = report["findings"].as_array().unwrap().iter().find(|found| found["check"] == "lease");
-        found.unwrap_or_else(|| panic!("{report}")).clone()
-    };
-    let told = |verdict: &str, words: &str| {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            let lease = lease();
-            if lease["verdict"] == verdict && lease["seen"].as_str().unwrap().contains(words) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "not {words:?}: {lease}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    };
-    told("warning", "never asked");
+    let guest = Attacker::new(&lab, &daemon.json(&["vm", "create", "a"]));
+    let told = |verdict: &str, words: &[&str]| doctor_says(&daemon, "a", verdict, words);
+    told("warning", &["never asked"]);
     // Its hardware was to make the checksum, and nobody did.
-    let mut broken = frames::dhcp_discover(guest.mac, 1);
-    broken[40] ^= 1;
-    guest.send(&broken);
-    told("problem", "no answer: wrong checksum");
+    let broken = |mut frame: Vec<u8>| {
+        frame[40] ^= 1;
+        frame
+    };
+    guest.send(&broken(frames::dhcp_discover(guest.mac, 1)));
+    told("problem", &["no answer: wrong checksum", "cannot be answered: wrong checksum"]);
     guest.send(&frames::dhcp_discover(guest.mac, 2));
-    told("warning", "discover: offer");
+    told("warning", &["discover: offer"]);
+    let asks = |address: Ipv4Addr| {
+        let options = [&[53, 1, 3, 54, 4][..], &guest.gateway.octets(), &[50, 4], &address.octets()].concat();
+        frame(guest.mac, &message(guest.mac, NOBODY, &options))
+    };
+    guest.send(&asks(guest.ip));
+    told("ok", &["is bound", "request: ack"]);
+    // It renews with another driver, and with an address that is not its own.
+    guest.send(&broken(asks(guest.ip)));
+    told("problem", &["is bound", "refused (wrong checksum)"]);
+    guest.send(&asks(Ipv4Addr::new(10, 100, 0, 99)));
+    told("problem", &["is bound", "refused (this address is not reserved for it)"]);
+}
+
+#[test]
+fn doctor_says_that_the_walls_keep_a_guest_from_its_lease() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vms = daemon.json(&["vm", "create", "mac", "fast", "quiet"]);
+    let [wrong, fast, quiet] = [0, 1, 2].map(|n| Attacker::new(&lab, &vms[n]));
+    // The VMM's configuration has another MAC than guestnet gave.
+    wrong.send(&frames::dhcp_discover([2, 0, 0, 0, 0, 9], 1));
+    doctor_says(&daemon, "mac", "problem", &["never asked", "spoofed_mac 1", "another MAC than 06:00:"]);
+    for n in 0..500 {
+        fast.send(&frames::dhcp_discover(fast.mac, n));
+    }
+    doctor_says(&daemon, "fast", "problem", &["discover: offer", "dhcp_rate", "more often than any client"]);
+    // Of who sends nothing that is dropped, what others do is not said.
+    doctor_says(&daemon, &quiet.vm_id, "warning", &["never asked", "the guest does not ask"]);
 }
 
 #[test]

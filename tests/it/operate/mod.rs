@@ -9,3 +9,4 @@ mod foreign;
 mod metrics;
 mod otlp;
 mod service;
+mod terminal;

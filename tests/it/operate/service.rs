@@ -1,7 +1,6 @@
 //! The service as systemd and operators drive it: reload, SIGHUP, the watchdog, the unit's walls, a log disk that is full.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -48,6 +47,65 @@ fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_do
         std::thread::sleep(Duration::from_millis(20));
     }
     daemon.guestnet(&["vm", "create", "a"]);
+}
+
+/// The command of the unit, with the program that the tests have built.
+fn of_the_unit(key: &str) -> Vec<String> {
+    let unit = fs::read_to_string(project("packaging/guestnet.service")).unwrap();
+    let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let mut words: Vec<String> = line.unwrap().split(' ').map(str::to_owned).collect();
+    assert_eq!(words[0], "/usr/bin/guestnet", "{key}");
+    words[0] = crate::lab::guestnet_binary().display().to_string();
+    words
+}
+
+#[test]
+fn the_unit_reloads_a_service_whose_socket_is_elsewhere() {
+    let lab = Lab::new();
+    // An /etc of its own, so that the service has its configuration where the package puts it.
+    let etc = lab.directory().join("etc");
+    let own = "cp -a /etc \"$0\" && mkdir -p \"$0\"/guestnet && mount --bind \"$0\" /etc";
+    lab.on_host("sh", &["-ec", own, etc.to_str().unwrap()]);
+    let config = etc.join("guestnet/guestnet.toml");
+    fs::write(&config, crate::lab::daemon::config(&lab, "")).unwrap();
+    let notify_path = lab.directory().join("notify");
+    let notify = UnixDatagram::bind(&notify_path).unwrap();
+    notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let command = |words: Vec<String>| {
+        let mut command = lab.host_command(&words[0]);
+        command.args(&words[1..]).env_remove("GUESTNET_SOCKET");
+        command
+    };
+    let log = fs::File::create(lab.directory().join("log")).unwrap();
+    let mut service = command(of_the_unit("ExecStart"));
+    let mut service = service.env("NOTIFY_SOCKET", &notify_path).stderr(log).spawn().unwrap();
+    notify.recv(&mut [0; 256]).expect("it gets ready");
+
+    let reload = || command(of_the_unit("ExecReload")).output().unwrap();
+    let changed = fs::read_to_string(&config).unwrap() + "\n[metrics]\nvm_labels = true\n";
+    fs::write(&config, &changed).unwrap();
+    let reloaded = reload();
+    assert!(reloaded.status.success(), "{}", text(&reloaded));
+    assert!(text(&reloaded).contains("in force now: metrics.vm_labels"), "{}", text(&reloaded));
+    fs::write(&config, format!("{changed}[log]\nfilter = 1\n")).unwrap();
+    let refused = reload();
+    assert!(refused.status.code() == Some(1) && text(&refused).contains("log.filter"), "{}", text(&refused));
+    // Clients without a socket find it too, and a service with another configuration by that.
+    let guestnet = |arguments: &[&str]| {
+        let program = crate::lab::guestnet_binary().display().to_string();
+        command(std::iter::once(program).chain(arguments.iter().map(|word| (*word).to_owned())).collect())
+            .output()
+            .unwrap()
+    };
+    assert!(guestnet(&["vm", "create", "a"]).status.success());
+    fs::rename(&config, lab.directory().join("other.toml")).unwrap();
+    let nobody = guestnet(&["vm", "list"]);
+    assert!(text(&nobody).contains("no answer on /run/guestnet/guestnet.sock"), "{}", text(&nobody));
+    let other = lab.directory().join("other.toml");
+    let found = guestnet(&["reload", "--config", other.to_str().unwrap()]);
+    assert!(!text(&found).contains("no answer"), "{}", text(&found));
+    kill(Pid::from_raw(service.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(service.wait().unwrap().success());
 }
 
 /// What busybox' DHCP client says of its lease.
@@ -235,50 +293,6 @@ fn completions_and_man_pages_know_every_command() {
     for page in ["guestnet.1", "guestnet-vm-create.1", "guestnet-doctor.1", "guestnet-capture.1"] {
         assert!(fs::read_to_string(folder.join(page)).unwrap().contains(".TH"), "{page}");
     }
-}
-
-/// `guestnet ARGUMENTS` on a terminal of that many columns; what it draws goes to `screen`.
-fn on_a_terminal(daemon: &Daemon<'_>, columns: u32, arguments: &str, screen: &Path) -> Command {
-    let inside =
-        format!("stty cols {columns} rows 20; exec {} {arguments}", crate::lab::guestnet_binary().display());
-    let mut command = Command::new("script");
-    command.args(["-qefc", &inside]).arg(screen);
-    command.env("GUESTNET_SOCKET", daemon.socket()).env("TERM", "xterm");
-    command.stdin(Stdio::piped()).stdout(Stdio::null());
-    command
-}
-
-#[test]
-fn on_a_terminal_tables_fit_and_top_is_live_until_q() {
-    let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
-    let long = "a-name-as-long-as-a-guests-name-may-be-in-a-table-of-networks";
-    daemon.guestnet(&["vm", "create", long]);
-    let screen = lab.directory().join("screen");
-
-    let mut list = on_a_terminal(&daemon, 70, "vm list", &screen).spawn().unwrap();
-    assert!(list.wait().unwrap().success());
-    let drawn = fs::read_to_string(&screen).unwrap();
-    let table: Vec<&str> = drawn.lines().filter(|line| !line.starts_with("Script ")).collect();
-    assert!(table.iter().all(|line| line.trim_end().chars().count() <= 70), "{drawn}");
-    assert!(drawn.contains("a-name") && drawn.contains('…'), "{drawn}");
-    assert!(daemon.guestnet(&["vm", "list"]).contains(long), "a program gets all of it");
-
-    fs::remove_file(&screen).unwrap();
-    let mut top = on_a_terminal(&daemon, 160, "top --interval 100", &screen).spawn().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let drawn = || String::from_utf8_lossy(&fs::read(&screen).unwrap_or_default()).into_owned();
-    while !drawn().contains(long) {
-        assert!(Instant::now() < deadline && top.try_wait().unwrap().is_none(), "{:?}", drawn());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    daemon.guestnet(&["vm", "create", "second"]);
-    while !drawn().contains("second") {
-        assert!(Instant::now() < deadline, "{:?}", drawn());
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    top.stdin.take().unwrap().write_all(b"q").unwrap();
-    assert!(top.wait().unwrap().success(), "{:?}", drawn());
 }
 
 #[test]
