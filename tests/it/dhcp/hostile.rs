@@ -229,11 +229,11 @@ fn doctor_says_that_the_walls_keep_a_guest_from_its_lease() {
     let [wrong, fast, quiet] = [0, 1, 2].map(|n| Attacker::new(&lab, &vms[n]));
     // The VMM's configuration has another MAC than guestnet gave.
     wrong.send(&frames::dhcp_discover([2, 0, 0, 0, 0, 9], 1));
-    doctor_says(&daemon, "mac", "problem", &["never asked", "spoofed_mac 1", "another MAC than 06:00:"]);
+    doctor_says(&daemon, "mac", "warning", &["never asked", "spoofed_mac 1", "another MAC than 06:00:"]);
     for n in 0..500 {
         fast.send(&frames::dhcp_discover(fast.mac, n));
     }
-    doctor_says(&daemon, "fast", "problem", &["discover: offer", "dhcp_rate", "more often than any client"]);
+    doctor_says(&daemon, "fast", "warning", &["discover: offer", "dhcp_rate", "more often than any client"]);
     // Of who sends nothing that is dropped, what others do is not said.
     doctor_says(&daemon, &quiet.vm_id, "warning", &["never asked", "the guest does not ask"]);
 }

@@ -278,4 +278,5 @@ fn why_a_guest_has_no_lease_is_read_off_the_walls() {
     assert!(walls["seen"].as_str().unwrap().contains("spoofed_mac"), "{walls}");
     assert!(walls["meaning"].as_str().unwrap().contains("06:00:0a:64:00:02"), "{walls}");
     assert!(lease["seen"].as_str().unwrap().contains("it has never asked by DHCP"), "{lease}");
+    assert!(lease["meaning"].as_str().unwrap().contains("another MAC than 06:00:0a:64:00:02"), "{lease}");
 }
