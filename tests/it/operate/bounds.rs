@@ -1,14 +1,13 @@
 //! Deadlines, callers that hang up, and what each kind of caller can cost the others.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::lab::daemon::Paths;
 use crate::lab::{Daemon, Lab, text};
 use crate::slots::eventually;
 
@@ -33,40 +32,21 @@ fn answer_to(socket: &Path, request: &[u8]) -> String {
 #[test]
 fn a_change_outlives_its_callers_deadline_and_its_caller_and_is_logged_with_who_asked() {
     let lab = Lab::new();
-    let hosts = lab.directory().join("hosts");
-    std::fs::write(&hosts, "10.9.0.7 build.corp\n").unwrap();
-    let network = format!("[[network]]\npool_size = 2\n[network.resolver]\nhosts_file = {hosts:?}\n");
-    let daemon = Daemon::start_with(&lab, &network);
-    // The file is a pipe now: whoever reads it waits, and records do not change meanwhile.
-    std::fs::remove_file(&hosts).unwrap();
-    lab.on_host("mkfifo", &[hosts.to_str().unwrap()]);
-    let mut reloading = UnixStream::connect(daemon.socket()).unwrap();
-    reloading.write_all(&request("ReloadDns", "", "{}")).unwrap();
-    let mut writer = None;
-    eventually("the hosts file is being read", || {
-        let open = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&hosts);
-        writer = open.ok();
-        writer.is_some()
-    });
-    let record = r#"{"name":"late.corp","type":"A","value":"10.9.0.8"}"#;
-    let late = answer_to(daemon.socket(), &request("SetDnsRecord", "connect-timeout-ms: 200\r\n", record));
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 2\n");
+    // Nothing is written down meanwhile.
+    let database = rusqlite::Connection::open(Paths::of(&lab).state.join("guestnet.db")).unwrap();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let record = |name: &str| format!(r#"{{"name":"{name}","type":"A","value":"10.9.0.8"}}"#);
+    let late = request("SetDnsRecord", "connect-timeout-ms: 200\r\n", &record("late.corp"));
+    let late = answer_to(daemon.socket(), &late);
     assert!(late.starts_with("HTTP/1.1 504") && late.contains("deadline_exceeded"), "{late}");
-    drop(reloading);
-
-    writer.unwrap().write_all(b"10.9.0.9 new.corp\n").unwrap();
-    let logged = |verb: &str| {
+    database.execute_batch("COMMIT").unwrap();
+    let logged = || {
         let log = daemon.log();
         let mut lines = log.lines();
-        lines.any(|line| line.contains(&format!("\"verb\":\"{verb}\"")) && line.contains("uid 0"))
+        lines.any(|line| line.contains("\"verb\":\"set DNS record\"") && line.contains("uid 0"))
     };
-    eventually("the reload is logged with its caller", || logged("reload DNS"));
-    // The file is read once more with each change of records.
-    eventually("the record is logged with its caller", || {
-        if let Ok(mut pipe) = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&hosts) {
-            pipe.write_all(b"10.9.0.9 new.corp\n").unwrap();
-        }
-        logged("set DNS record")
-    });
+    eventually("the record is logged with its caller", logged);
     let records = daemon.json(&["dns", "record", "list"]);
     assert!(records.to_string().contains("late.corp"), "{records}");
 }
