@@ -15,11 +15,13 @@ use nix::unistd::Pid;
 
 use crate::debian;
 use crate::lab::port::PortGuest;
-use crate::lab::{Daemon, Lab, WEB, text};
+use crate::lab::{Daemon, Lab, WEB, lan, text};
 use crate::measure::{cpu_time, milliseconds, quantile, resident_mib};
 use crate::report::{Better, Figure, Report};
 
 const GATEWAY: &str = "10.100.0.1";
+const GUEST: &str = "10.100.0.2";
+const GUEST_MAC: &str = "52:54:00:00:00:02";
 /// Upstreams on the lab's internet, besides the two that know little.
 const UPSTREAMS: [&str; 2] = ["198.51.100.53", "198.51.100.54"];
 const SERVER_CORE: usize = 0;
@@ -263,12 +265,14 @@ struct Found {
 
 impl<'lab> Guest<'lab> {
     fn new(lab: &'lab Lab) -> Self {
-        let daemon = Daemon::start_with(lab, &configuration());
-        let port = PortGuest::at_the_veth(lab, &daemon.json(&["vm", "create", "bench"]));
+        lab.on_host("ip", &["link", "add", lan::BRIDGE, "type", "bridge", "forward_delay", "0"]);
+        lab.on_host("ip", &["addr", "add", &format!("{GATEWAY}/16"), "dev", lan::BRIDGE]);
+        lab.on_host("ip", &["link", "set", lan::BRIDGE, "up"]);
+        let port = PortGuest::at(lan::machine(lab, "p1", GUEST_MAC), GUEST, 16, GATEWAY);
         Self { lab, port }
     }
 
-    /// The daemon, which takes the VM over.
+    /// The daemon, which serves the bridge.
     fn serve(&self) -> Daemon<'lab> {
         Daemon::start_with(self.lab, &configuration())
     }
@@ -301,11 +305,11 @@ impl<'lab> Guest<'lab> {
 }
 
 fn configuration() -> String {
-    // One guest stands for all of a host: what the walls let one have is out of the way.
     format!(
-        "[[network]]\nenable_rate_limit = false\ndns_servers = {UPSTREAMS:?}\n\
-         new_connections_per_second = 1000000\nlive_connections = 1000000\ndns_per_second = 1000000\n\
-         [network.resolver]\ncache_mib = {CACHE_MIB}\n"
+        "[[network]]\nname = \"bench\"\nplumbing = \"external\"\nbridge_name = \"{}\"\nbridge_ip = \"{GATEWAY}/16\"\n\
+         vm_subnet = \"10.100.0.0/16\"\ndns_servers = {UPSTREAMS:?}\n[network.resolver]\ncache_mib = {CACHE_MIB}\n\
+         [[network.reservation]]\nmac = \"{GUEST_MAC}\"\nip_address = \"{GUEST}\"\n",
+        lan::BRIDGE
     )
 }
 

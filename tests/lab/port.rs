@@ -2,7 +2,6 @@
 //! on the way to the host is as for a VM.
 
 use std::net::UdpSocket;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -26,20 +25,12 @@ impl PortGuest {
         Self::with(guest.namespace.again(), vm, Some(guest))
     }
 
-    /// The same at the inner end of the VM's veth, with no program between it and the host: for benchmarks. That end is moved out of the
-    /// VM's own namespace, where its frames would go to the TAP; the next start of the service makes another.
-    pub fn at_the_veth(lab: &Lab, vm: &Value) -> Self {
-        let text = |key: &str| vm[key].as_str().expect("text");
-        let guest = Self::with(Namespace::new(), vm, None);
-        let own = format!("/proc/{}/fd/{}", std::process::id(), guest.inside.net_fd());
-        let slot = lab.host.enter(&Path::new("/run/netns").join(text("namespace")));
-        succeed(slot.command("ip").args(["link", "set", "in0", "netns", &own]));
-        guest.succeed("ip", &["link", "set", "in0", "address", text("mac_address")]);
-        guest.succeed("ip", &["link", "set", "in0", "up"]);
-        guest.succeed("ip", &["link", "set", "lo", "up"]);
-        let prefix = format!("{}/{}", guest.address, vm["prefix_len"]);
-        guest.succeed("ip", &["addr", "add", &prefix, "dev", "in0"]);
-        guest.succeed("ip", &["route", "add", "default", "via", &guest.gateway]);
+    /// The same on a machine at a port of somebody else's bridge, with no program between it and the host: for benchmarks.
+    pub fn at(machine: Namespace, address: &str, prefix_len: u8, gateway: &str) -> Self {
+        let guest =
+            Self { inside: machine, gateway: gateway.into(), address: address.into(), _plugged: None };
+        guest.succeed("ip", &["addr", "add", &format!("{address}/{prefix_len}"), "dev", "eth0"]);
+        guest.succeed("ip", &["route", "add", "default", "via", gateway]);
         guest
     }
 
