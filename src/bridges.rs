@@ -116,8 +116,8 @@ impl Bridges {
     pub fn external(&self) -> (BTreeSet<u32>, bool) {
         let servers = self.servers();
         let served = |network: &&Arc<Network>| {
-            let mut of = servers.iter().filter(|(device, _)| device == network.bridge.as_if_name());
-            of.next().map(|(_, server)| server.ifindex())
+            let of = servers.iter().find(|(device, _)| device == network.bridge.as_if_name());
+            of.map(|(_, server)| server.ifindex())
         };
         let indexes: BTreeSet<u32> = self.0.external.iter().filter_map(|network| served(&network)).collect();
         let gone = indexes.len() < self.0.external.len();

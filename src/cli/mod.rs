@@ -247,12 +247,7 @@ async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<Str
         progress.at(made.len() + refused.len());
     }
     drop(progress);
-    let output = output::vms(format, &made);
-    if refused.is_empty() {
-        return Ok(output);
-    }
-    write(&mut io::stdout().lock(), output.as_bytes())?;
-    Err(CliError::Several(refused))
+    done(output::vms(format, &made), refused)
 }
 
 /// Every VM is tried; what could not be deleted is one error.
@@ -268,7 +263,11 @@ async fn delete(client: &Client, format: Format, vm_ids: &[VmId]) -> Result<Stri
         progress.at(gone.len() + refused.len());
     }
     drop(progress);
-    let output = output::deleted(format, &gone);
+    done(output::deleted(format, &gone), refused)
+}
+
+/// What was done is printed, whatever else was refused; that is one error.
+fn done(output: String, refused: Vec<String>) -> Result<String, CliError> {
     if refused.is_empty() {
         return Ok(output);
     }

@@ -27,6 +27,19 @@ fn forwarding(settings: &str) -> String {
     )
 }
 
+/// A service whose network validates by that key of parent.example, whose names it asks `server` for.
+fn validating<'lab>(lab: &'lab Lab, dnskey: &str, server: impl std::fmt::Display) -> Daemon<'lab> {
+    let anchor = lab.directory().join("anchor");
+    fs::write(&anchor, dnskey).unwrap();
+    Daemon::start_with(
+        lab,
+        &format!(
+            "[[network]]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
+             [[network.resolver.forward]]\ndomain = \"parent.example\"\nservers = [\"{server}\"]\n"
+        ),
+    )
+}
+
 #[test]
 fn unbound_in_a_guest_validates_what_it_gets_from_us() {
     let lab = Lab::new();
@@ -97,15 +110,7 @@ fn what_is_not_there_and_what_is_not_signed_is_proven_too() {
     let records = format!("{children}{}{}host IN A 198.51.100.10\n", secure.ds, bad.ds);
     let parent = signed(&lab, "parent.example", &records);
     let _nsd = nsd(&lab, &[&parent, &secure, &bad, &open]);
-    let anchor = lab.directory().join("anchor");
-    fs::write(&anchor, &parent.dnskey).unwrap();
-    let daemon = Daemon::start_with(
-        &lab,
-        &format!(
-            "[[network]]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
-             [[network.resolver.forward]]\ndomain = \"parent.example\"\nservers = [\"{SERVER}\"]\n"
-        ),
-    );
+    let daemon = validating(&lab, &parent.dnskey, SERVER);
     let guest = guest(&lab, &daemon);
     let ask = |arguments: &[&str]| guest.dig(&[&["+adflag"], arguments].concat());
     let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
@@ -241,15 +246,7 @@ fn nothing_about_another_name_makes_a_signed_name_go_away() {
             _ => {}
         }
     });
-    let anchor = lab.directory().join("anchor");
-    fs::write(&anchor, &parent.dnskey).unwrap();
-    let daemon = Daemon::start_with(
-        &lab,
-        &format!(
-            "[[network]]\n[network.resolver]\ndnssec = true\ntrust_anchor = {anchor:?}\n\
-             [[network.resolver.forward]]\ndomain = \"parent.example\"\nservers = [\"{BETWEEN}\"]\n"
-        ),
-    );
+    let daemon = validating(&lab, &parent.dnskey, BETWEEN);
     let guest = guest(&lab, &daemon);
     let ask = |name: &str| guest.dig(&["+adflag", &format!("{name}.parent.example")]);
     let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
