@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -41,28 +42,58 @@ pub(super) fn all() -> io::Result<HashMap<u32, Reading>> {
     Ok(readings)
 }
 
-/// The same of one device; `None` when there is none of that index.
-pub(super) fn of(device: u32) -> io::Result<Option<Reading>> {
-    let mut socket = open(NETLINK_ROUTE)?;
-    let counted = one(&mut socket, RTM_GETSTATS, &stats_request(device), RTM_NEWSTATS, link_counters);
-    let Some((_, mut reading)) = none_if(&[libc::ENODEV], counted)? else { return Ok(None) };
-    let dropped = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, dropped_at_root);
-    // Nothing is to be said about a root without a queue of its own: EINVAL.
-    if let Some((_, dropped)) = none_if(&[libc::ENODEV, libc::ENOENT, libc::EINVAL], dropped)? {
-        reading.0[Counter::RxLimited as usize] = dropped;
-    }
-    Ok(Some(reading))
+/// Asks about one device, by a socket of a known port: the kernel tells everybody of a queue that was asked for, and that it was us is no
+/// news to the watch. Clones share the socket.
+#[derive(Clone)]
+pub(super) struct Questions {
+    socket: Arc<Mutex<Socket>>,
+    port: u32,
 }
 
-/// Whether something waits in a device's root queue, and what that limits it to.
-pub(super) fn root_queue(device: u32) -> io::Result<(bool, Option<ObservedLimit>)> {
-    let mut socket = open(NETLINK_ROUTE)?;
-    let read = |message: &[u8]| {
-        Some((waiting_at_root(message).is_some_and(|waiting| waiting > 0), tc::limit_in(message)))
-    };
-    let queue = one(&mut socket, RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, read);
-    // A root without a queue of its own: EINVAL.
-    Ok(none_if(&[libc::ENOENT, libc::EINVAL], queue)?.unwrap_or_default())
+impl Questions {
+    /// In the calling thread's network namespace, whoever asks.
+    pub(super) fn open() -> io::Result<Self> {
+        let mut socket = open(NETLINK_ROUTE)?;
+        let port = socket.bind_auto()?.port_number();
+        Ok(Self { socket: Arc::new(Mutex::new(socket)), port })
+    }
+
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// What the device has counted; `None` when there is none of that index.
+    pub(super) fn counters(&self, device: u32) -> io::Result<Option<Reading>> {
+        let counted = self.one(RTM_GETSTATS, &stats_request(device), RTM_NEWSTATS, link_counters);
+        let Some((_, mut reading)) = none_if(&[libc::ENODEV], counted)? else { return Ok(None) };
+        let dropped = self.one(RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, dropped_at_root);
+        // Nothing is to be said about a root without a queue of its own: EINVAL.
+        if let Some((_, dropped)) = none_if(&[libc::ENODEV, libc::ENOENT, libc::EINVAL], dropped)? {
+            reading.0[Counter::RxLimited as usize] = dropped;
+        }
+        Ok(Some(reading))
+    }
+
+    /// Whether something waits in a device's root queue, and what that limits it to.
+    pub(super) fn root_queue(&self, device: u32) -> io::Result<(bool, Option<ObservedLimit>)> {
+        let read = |message: &[u8]| {
+            Some((waiting_at_root(message).is_some_and(|waiting| waiting > 0), tc::limit_in(message)))
+        };
+        let queue = self.one(RTM_GETQDISC, &queue_request(device), RTM_NEWQDISC, read);
+        // A root without a queue of its own: EINVAL.
+        Ok(none_if(&[libc::ENOENT, libc::EINVAL], queue)?.unwrap_or_default())
+    }
+
+    fn one<T>(
+        &self,
+        request_kind: u16,
+        request: &[u8],
+        answer_kind: u16,
+        read: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        one(&mut socket, request_kind, request, answer_kind, read)
+    }
 }
 
 fn none_if<T>(numbers: &[i32], result: io::Result<Option<T>>) -> io::Result<Option<T>> {

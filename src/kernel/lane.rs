@@ -9,6 +9,7 @@ use std::sync::mpsc;
 use nix::sched::{CloneFlags, setns};
 use tokio::sync::oneshot;
 
+use super::counters::Questions;
 use super::error::KernelError;
 use super::rtnl::Rtnl;
 
@@ -16,6 +17,8 @@ use super::rtnl::Rtnl;
 pub(super) struct Hands {
     /// In the host's namespace, wherever the thread is.
     pub rtnl: Rtnl,
+    /// The same.
+    pub questions: Questions,
     home: File,
 }
 
@@ -31,8 +34,9 @@ pub(super) struct Lane {
 
 impl Lane {
     /// A thread in the calling thread's network namespace.
-    pub(super) fn start(name: &str) -> io::Result<Self> {
-        let mut hands = Hands { rtnl: Rtnl::open()?, home: File::open("/proc/thread-self/ns/net")? };
+    pub(super) fn start(name: &str, questions: Questions) -> io::Result<Self> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        let mut hands = Hands { rtnl: Rtnl::open()?, questions, home };
         let port = hands.rtnl.port();
         let (lane, queue) = mpsc::channel::<Work>();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {

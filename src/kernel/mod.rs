@@ -41,6 +41,7 @@ pub use watch::Watch;
 use crate::model::{IfName, IndexRange, Place, RateLimit, Reading, Shard, Slot, Subnet};
 use crate::plan::garbage::Marked;
 use crate::plan::{HostRules, Observed, Step, Undo};
+use counters::Questions;
 use error::Doing;
 use lane::Lane;
 use observe::Look;
@@ -62,6 +63,8 @@ pub struct Kernel {
     calls: Lane,
     /// What takes long and nobody waits for: slots are built and taken away.
     background: Lane,
+    /// What needs no turn.
+    questions: Questions,
 }
 
 /// The rate limit that a wiped slot is to have.
@@ -114,8 +117,10 @@ pub enum For {
 impl Kernel {
     /// In the current namespace.
     pub fn open() -> Result<Self, KernelError> {
-        let lane = |name| Lane::start(name).doing(|| "opening a netlink socket".into());
-        Ok(Self { calls: lane("kernel")?, background: lane("kernel-slots")? })
+        let doing = || "opening a netlink socket".to_owned();
+        let questions = Questions::open().doing(doing)?;
+        let lane = |name| Lane::start(name, questions.clone()).doing(doing);
+        Ok(Self { calls: lane("kernel")?, background: lane("kernel-slots")?, questions })
     }
 
     fn lane(&self, whom: For) -> &Lane {
@@ -213,7 +218,7 @@ impl Kernel {
     /// What one device has counted, with its ifindex; `None` when there is none of that name.
     pub fn counters_of(&self, device: &IfName) -> Result<Option<(u32, Reading)>, KernelError> {
         let Ok(index) = nix::net::if_::if_nametoindex(device.as_str()) else { return Ok(None) };
-        let counted = counters::of(index).doing(|| format!("reading the counters of {device}"))?;
+        let counted = self.questions.counters(index).doing(|| format!("reading the counters of {device}"))?;
         Ok(counted.map(|reading| (index, reading)))
     }
 
@@ -254,7 +259,7 @@ impl Kernel {
 
     /// What others change from now on. `firewall` is the port of the socket by which we change nf_tables.
     pub fn watch(&self, firewall: u32) -> Result<Watch, KernelError> {
-        Watch::open(&[self.calls.port(), self.background.port()], firewall)
+        Watch::open(&[self.calls.port(), self.background.port(), self.questions.port()], firewall)
     }
 
     /// Whether a network's bridge is up and has its gateway's address.

@@ -6,7 +6,7 @@ use super::lane::Hands;
 use super::observe::mark;
 use super::rtnl::{Request, Rtnl};
 use super::tap::{self, HeldTap};
-use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, counters, inside, links, netns, routes, tc};
+use super::{GUEST_SIDE_INDEX, Limit, TAP_INDEX, inside, links, netns, routes, tc};
 use crate::model::{Place, RateLimit, Slot, Vm};
 use crate::plan::{Anchor, ObservedInside, Step, Undo, is_limited};
 
@@ -231,7 +231,7 @@ fn wiped(hands: &mut Hands, place: &Place, limit: Limit, tap: Option<HeldTap>) -
     let (limit, is_new) = match limit {
         Limit::Stands(limit) => {
             let doing = || format!("looking for what waits in {}", slot.host_device());
-            let (waiting, host_side) = counters::root_queue(place.port).doing(doing)?;
+            let (waiting, host_side) = hands.questions.root_queue(place.port).doing(doing)?;
             // Somebody may have changed it when it was nobody's any more.
             let stands = [host_side, inside.found.limit].iter().all(|found| is_limited(*found, limit));
             (limit, inside.waiting || waiting || !stands)

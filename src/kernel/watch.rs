@@ -67,7 +67,7 @@ pub struct Watch {
 
 impl Watch {
     /// In the calling thread's network namespace. `own_route` and `own_rules` are the ports of the sockets by which we change
-    /// things. Needs a tokio runtime.
+    /// things and ask. Needs a tokio runtime.
     pub(super) fn open(own_route: &[u32], own_rules: u32) -> Result<Self, KernelError> {
         let open = |protocol,
                     groups: &[u32],
@@ -324,7 +324,7 @@ fn of_route(kind: u16, body: &[u8]) -> Option<Change> {
         }
         // struct tcmsg, 20 bytes.
         libc::RTM_DELQDISC => Some(Change::Queue { index: word(body, 4)? }),
-        // Comes too whenever somebody, we too, asks for one device's counters: it says what stands.
+        // Comes too whenever somebody asks for one device's counters: it says what stands.
         libc::RTM_NEWQDISC if word(body, 12)? == TC_H_ROOT => {
             let attributes = body.get(20..)?;
             let options = attribute(attributes, TCA_OPTIONS).unwrap_or_default();

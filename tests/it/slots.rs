@@ -39,7 +39,7 @@ pub(crate) struct Traced {
 }
 
 impl Traced {
-    /// With `options` of strace, from when this returns.
+    /// With `options` of strace, from when this returns; what they inject may end the daemon before.
     pub(crate) fn start(lab: &Lab, daemon: &Daemon<'_>, options: &[&str]) -> Self {
         let log = lab.directory().join("calls");
         let mut tracer = Command::new("strace");
@@ -48,7 +48,7 @@ impl Traced {
         let is_traced = |task: std::io::Result<std::fs::DirEntry>| {
             // A thread that has ended meanwhile has none.
             let status = std::fs::read_to_string(task.unwrap().path().join("status"));
-            status.map_or(true, |status| !status.contains("TracerPid:\t0"))
+            status.map_or(true, |status| !status.contains("TracerPid:\t0") || status.contains("State:\tZ"))
         };
         eventually("the daemon is traced", || {
             std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().all(is_traced)
