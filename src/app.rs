@@ -104,14 +104,14 @@ async fn serve_with(
     let managed = managed(config);
     Host::check_routes(&kernel, &managed).await?;
     Host::check_mtus(&kernel, &config.networks).await?;
-    let mut bound = None;
     if !Store::is_there(&config.state_directory) {
         // A service that runs with another state directory has the bridges, and the socket: that says more.
-        bound = Some(entrances(&config.api)?);
+        ApiSocket::check(&config.api.socket)?;
         Host::check_names(&kernel, &managed).await?;
     }
+    // Before all that only one can have: the lock is the last that one that has ended lets go of.
     let store = open_store(config).await?;
-    let entrances = bound.map_or_else(|| entrances(&config.api), Ok)?;
+    let entrances = entrances(&config.api)?;
     let reloader = Reloader::new(config_file.map(Path::to_owned), config);
     let host = Host::check(kernel.clone(), store.clone(), &managed).await?;
     let host = Arc::new(Mutex::new(host));

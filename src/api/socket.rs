@@ -38,6 +38,12 @@ impl ApiSocket {
         Self::bind_with(path, group, 0o660)
     }
 
+    /// Whether nobody answers there; what one that has ended left of it is removed.
+    pub fn check(path: &Path) -> Result<(), SocketError> {
+        let address = SockAddr::unix(path).map_err(|_| SocketError::Path { path: path.to_owned() })?;
+        remove_if_stale(path, &address)
+    }
+
     /// For whoever may enter the directory.
     pub fn bind_for_all(path: &Path) -> Result<Self, SocketError> {
         Self::bind_with(path, None, 0o666)

@@ -1,6 +1,5 @@
 use std::fs::{DirBuilder, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::mpsc;
@@ -8,7 +7,6 @@ use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
@@ -16,12 +14,11 @@ use super::StoreError;
 
 /// How long the lock of a guestnet that has ended may stay behind it.
 const REMAINS: Duration = Duration::from_secs(10);
-/// The lock's file descriptor is above those of what else a start opens. The kernel closes in ascending order (execve(2), exit):
-/// once the lock is free, sockets and tables of the one before are free too.
-const LOCK_FD: i32 = 512;
 
 /// The state directory held for one guestnet alone, for as long as this value lives. The kernel lets go of it however the
-/// process ends.
+/// process ends, and last of what has been opened since: it closes files in ascending order (exit, execve(2)) and lets go of what they
+/// were in the opposite one (task_work_add of fs/file_table.c: the latest first). So once the lock is free, the sockets and tables of the one
+/// before are free too.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
     _file: File,
@@ -35,7 +32,7 @@ pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
         .create(directory)
         .map_err(StoreError::directory("create", directory))?;
     let path = directory.join("lock");
-    let file = File::options()
+    let mut file = File::options()
         .read(true)
         .write(true)
         .create(true)
@@ -44,7 +41,6 @@ pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
         .open(&path)
         .map_err(StoreError::directory("open", &path))?;
     let failed = |action| StoreError::directory(action, &path);
-    let mut file = above(&file, LOCK_FD).map_err(failed("open"))?;
     let locked = match file.try_lock() {
         Ok(()) => true,
         Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
@@ -64,13 +60,6 @@ pub(super) fn take(directory: &Path) -> Result<DirectoryLock, StoreError> {
         .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
         .map_err(failed("write"))?;
     Ok(DirectoryLock { _file: file })
-}
-
-/// `file` at the lowest free descriptor from `least` on.
-fn above(file: &File, least: i32) -> io::Result<File> {
-    let raw = fcntl(file, FcntlArg::F_DUPFD_CLOEXEC(least))?;
-    // SAFETY: fcntl has just made this descriptor; nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(raw) }.into())
 }
 
 /// Whether the lock was given within `limit`. A wait that is given up goes on in a thread of its own until the process ends.

@@ -353,6 +353,37 @@ async fn the_socket_belongs_to_one_service_and_goes_with_it() {
     assert!(!socket.exists());
 }
 
+/// Killed while it starts a program, it leaves a fork with its files, which closes them in ascending order and lets go of the latest first.
+#[test]
+fn the_lock_is_the_last_that_a_service_lets_go_of() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let table = |name: &str| fs::read_to_string(format!("/proc/{}/net/{name}", daemon.pid())).unwrap();
+    let column = |line: &str, at: usize| line.split_whitespace().nth(at).unwrap().to_owned();
+    let udp: Vec<String> = table("udp").lines().skip(1).map(|line| column(line, 9)).collect();
+    let path = daemon.socket().to_str().unwrap().to_owned();
+    let api =
+        table("unix").lines().filter(|line| line.ends_with(&path)).map(|line| column(line, 6)).collect();
+    let sockets: Vec<String> = [udp, api].concat();
+
+    let mut lock = None;
+    let mut found = Vec::new();
+    for file in fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap() {
+        let file = file.unwrap();
+        let number: u32 = file.file_name().to_str().unwrap().parse().unwrap();
+        // One of a moment is gone.
+        let Ok(target) = fs::read_link(file.path()) else { continue };
+        let target = target.to_str().unwrap();
+        if target.ends_with("/state/lock") {
+            lock = Some(number);
+        } else if sockets.iter().any(|inode| target == format!("socket:[{inode}]")) {
+            found.push(number);
+        }
+    }
+    let lock = lock.unwrap();
+    assert!(found.len() >= 3 && found.iter().all(|socket| *socket > lock), "{lock}: {found:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_at_the_same_time_get_one_network_for_one_vm_and_one_vm_for_one_address() {
     let lab = Lab::new();
