@@ -4,6 +4,7 @@
 //!
 //! Bounded whatever comes: changes of a moment are one look, a look is followed by a pause in proportion to what it took.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -18,7 +19,7 @@ use crate::kernel::{LookInto, Watch};
 use crate::manager::Manager;
 use crate::memory;
 use crate::model::{NetworkName, VmId};
-use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion};
+use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion, ports_to_ask};
 use crate::walls::ruleset::{BRIDGE, INET};
 
 /// Events of one look; how many more there were is logged.
@@ -61,10 +62,12 @@ impl Drift {
     async fn note(&self, changes: &[Change], looks: &mut Looks, closed: &mut Closed) {
         let (bridges, subnets) = self.host.lock().await.extent();
         let (external, external_gone) = self.bridges.external();
+        let in_shape = self.in_shape(changes).await;
         let ours = Ours {
             bridges: &bridges,
             subnets: &subnets,
             slot: &|port| self.manager.slot_of_port(port),
+            in_shape: &in_shape,
             limit: &|slot| self.manager.limit_of(slot),
             guest_with: &|mac| self.manager.slot_of_mac(mac),
             guest_at: &|address| self.manager.has_guest_at(address),
@@ -82,6 +85,18 @@ impl Drift {
                 self.events.send(EventKind::DriftReported, None, None, what);
             }
         }
+    }
+
+    /// Ports that are as we made them, of those that the changes are about; none when that could not be asked.
+    async fn in_shape(&self, changes: &[Change]) -> BTreeSet<u32> {
+        let ports = ports_to_ask(changes, |port| self.manager.slot_of_port(port));
+        if ports.is_empty() {
+            return BTreeSet::new();
+        }
+        self.manager.ports_in_shape(ports).await.unwrap_or_else(|error| {
+            debug!(%error, "ports could not be asked for");
+            BTreeSet::new()
+        })
     }
 
     /// Looks and puts right; what of it could not be.
@@ -140,14 +155,19 @@ impl Drift {
                 Err(error) => failed.rules = self.not_mended(error),
             }
         }
-        if at.guests || any_bridge {
+        let anew = at.guests || any_bridge;
+        if anew || !at.missed.is_empty() {
             let into = match at.every_tap {
                 true => LookInto::Every,
-                false => LookInto::These(at.taps.clone(), at.namespaces.clone()),
+                false => LookInto::These(&at.taps | &at.missed, at.namespaces.clone()),
             };
+            // What VMs were missed for is no younger than the look that missed them: those that begin now need no other.
+            if anew {
+                self.manager.look_begins();
+            }
             failed.guests = !self.repair_guests(into).await;
             if failed.guests {
-                (failed.taps, failed.every_tap) = (at.taps.clone(), at.every_tap);
+                (failed.taps, failed.every_tap) = (&at.taps | &at.missed, at.every_tap);
                 failed.namespaces = at.namespaces.clone();
             }
             memory::give_back();

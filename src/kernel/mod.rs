@@ -262,6 +262,20 @@ impl Kernel {
         Watch::open(&[self.calls.port(), self.background.port(), self.questions.port()], firewall)
     }
 
+    /// Of these ports, each with its bridge, those that are as we make them.
+    pub async fn ports_in_shape(&self, ports: Vec<(u32, u32)>) -> Result<BTreeSet<u32>, KernelError> {
+        let ask = move |hands: &mut lane::Hands| {
+            let mut in_shape = BTreeSet::new();
+            for (port, bridge) in ports {
+                if links::is_port(&mut hands.rtnl, port, bridge)? {
+                    in_shape.insert(port);
+                }
+            }
+            Ok(in_shape)
+        };
+        self.background.run(ask).await?
+    }
+
     /// Whether a network's bridge is up and has its gateway's address.
     pub async fn bridge_stands(
         &self,

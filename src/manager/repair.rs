@@ -25,7 +25,6 @@ pub struct Repaired {
 
 impl Inner {
     pub(super) async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
-        self.under_way.look_begins();
         let indexes = self.store.index_range()?;
         let ready = self.pool.free();
         let observed = self.observe_beside_calls(indexes, into.clone()).await?;

@@ -44,7 +44,7 @@ pub(super) struct BeingMade<'a> {
 }
 
 impl UnderWay {
-    /// Who is in the registry after this is looked at.
+    /// Before who is in the registry is looked at, for a change that was heard of.
     pub(super) fn look_begins(&self) {
         self.looks.fetch_add(1, Ordering::SeqCst);
     }

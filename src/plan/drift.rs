@@ -65,6 +65,8 @@ pub struct Ours<'a> {
     pub subnets: &'a [Subnet],
     /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
     pub slot: &'a dyn Fn(u32) -> Option<(Slot, u32)>,
+    /// Ports that have been asked for since the changes were told of, and are as we made them.
+    pub in_shape: &'a BTreeSet<u32>,
     /// What a slot is to be limited to; none of one that is nobody's yet, nor ready.
     pub limit: &'a dyn Fn(Slot) -> Option<Option<RateLimit>>,
     /// The slot of the guest with that MAC.
@@ -89,6 +91,8 @@ pub struct Suspicion {
     pub namespaces: BTreeSet<i32>,
     /// Into every slot.
     pub every_tap: bool,
+    /// At the VMs of these slots, which an earlier look has missed.
+    pub missed: BTreeSet<Slot>,
     /// At the host-wide rules of iptables.
     pub rules: bool,
     /// At the interfaces that somebody else made: one may be another with the name of the former.
@@ -128,6 +132,7 @@ impl Suspicion {
         self.taps.extend(&other.taps);
         self.namespaces.extend(&other.namespaces);
         self.every_tap |= other.every_tap;
+        self.missed.extend(&other.missed);
         self.rules |= other.rules;
         self.external |= other.external;
         self.walls |= other.walls;
@@ -145,6 +150,7 @@ impl Suspicion {
                 false => &self.namespaces - &other.namespaces,
             },
             every_tap: self.every_tap && !other.every_tap,
+            missed: &self.missed - &other.missed,
             rules: self.rules && !other.rules,
             external: self.external && !other.external,
             walls: self.walls && !other.walls,
@@ -158,10 +164,13 @@ impl Suspicion {
             Change::Device { index, there, up, bridge } => {
                 self.bridges |= ours.bridges.contains(index) && !(*there && *up);
                 let moved = |(_, of): (Slot, u32)| !there || !up || *bridge != Some(of);
-                self.guests |= (ours.slot)(*index).is_some_and(moved);
+                self.guests |= (ours.slot)(*index).is_some_and(moved) && !ours.in_shape.contains(index);
                 self.external |= !there && ours.external.contains(index);
             }
-            Change::Port { index, closed } => self.guests |= !closed && (ours.slot)(*index).is_some(),
+            Change::Port { index, closed } => {
+                let open = !closed && !ours.in_shape.contains(index);
+                self.guests |= open && (ours.slot)(*index).is_some();
+            }
             Change::Address { index } => {
                 self.bridges |= ours.bridges.contains(index);
                 // Its address is the last that an interface gets before it can be served.
@@ -210,6 +219,27 @@ impl Suspicion {
     }
 }
 
+/// More ports than that are looked at with all others.
+const MOST_ASKED: usize = 64;
+
+/// Ports to ask for before these changes mean anything, with the bridges they are to be on: while a slot is built the kernel tells of
+/// its port on its own account too, not on ours, and it may be whole by the time that this is heard.
+pub fn ports_to_ask(changes: &[Change], slot: impl Fn(u32) -> Option<(Slot, u32)>) -> Vec<(u32, u32)> {
+    let ports = changes.iter().filter_map(|change| {
+        let (index, is_as_made) = match change {
+            Change::Device { index, there: true, up, bridge } => {
+                (*index, *up && *bridge == slot(*index).map(|(_, of)| of))
+            }
+            Change::Port { index, closed } => (*index, *closed),
+            _ => return None,
+        };
+        let (_, bridge) = slot(index).filter(|_| !is_as_made)?;
+        Some((index, bridge))
+    });
+    let ports: BTreeSet<(u32, u32)> = ports.collect();
+    if ports.len() > MOST_ASKED { Vec::new() } else { ports.into_iter().collect() }
+}
+
 /// From the first change to the look: what belongs together comes together.
 const SETTLE: Duration = Duration::from_millis(50);
 /// From one look to the next at least; more after one that took long.
@@ -251,8 +281,7 @@ impl Looks {
 
     /// These slots' VMs could not be looked at before.
     pub fn ask(&mut self, slots: BTreeSet<Slot>, now: Instant) {
-        self.fresh.guests = true;
-        self.fresh.taps.extend(slots);
+        self.fresh.missed.extend(slots);
         self.fresh_at = self.fresh_at.or(Some(now + SETTLE));
     }
 
@@ -347,6 +376,7 @@ mod tests {
             bridges: &bridges,
             subnets: &["10.100.0.0/16".parse().unwrap()],
             slot: &|index| (index == PORT).then_some((Slot(0), BRIDGE)),
+            in_shape: &BTreeSet::new(),
             limit: &|slot| (slot == Slot(0)).then_some(testing::network().rate_limit),
             guest_with: &|of| (of == mac).then_some(Slot(0)),
             guest_at: &|address| address == Ipv4Addr::new(10, 100, 0, 2),
@@ -419,6 +449,7 @@ mod tests {
             bridges: &BTreeSet::from([BRIDGE]),
             subnets: &[],
             slot: &|_| None,
+            in_shape: &BTreeSet::new(),
             limit: &|_| None,
             guest_with: &|_| None,
             guest_at: &|_| false,

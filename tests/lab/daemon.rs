@@ -91,9 +91,9 @@ impl<'lab> Daemon<'lab> {
         notify.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
         let log = fs::OpenOptions::new().create(true).append(true).open(&paths.log).expect("the log file");
         let mut child = serve_command(lab, networks)
-            .envs(variables.iter().copied())
             .env("NOTIFY_SOCKET", &notify_path)
             .env("GUESTNET_LOG", std::env::var("GUESTNET_LOG").unwrap_or_else(|_| "guestnet=debug".into()))
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
