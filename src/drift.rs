@@ -19,11 +19,13 @@ use crate::kernel::{LookInto, Watch};
 use crate::manager::Manager;
 use crate::memory;
 use crate::model::{NetworkName, VmId};
-use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion, ports_to_ask};
+use crate::plan::drift::{Change, Closed, Looks, Ours, Suspicion, out_of_shape};
 use crate::walls::ruleset::{BRIDGE, INET};
 
 /// Events of one look; how many more there were is logged.
 const MOST_EVENTS: usize = 100;
+/// Ports that are asked for one by one; more are looked at with all others.
+const MOST_ASKED: usize = 64;
 
 /// Who puts what right.
 pub struct Drift {
@@ -62,12 +64,12 @@ impl Drift {
     async fn note(&self, changes: &[Change], looks: &mut Looks, closed: &mut Closed) {
         let (bridges, subnets) = self.host.lock().await.extent();
         let (external, external_gone) = self.bridges.external();
-        let in_shape = self.in_shape(changes).await;
+        let out_of_shape = self.out_of_shape(changes).await;
         let ours = Ours {
             bridges: &bridges,
             subnets: &subnets,
             slot: &|port| self.manager.slot_of_port(port),
-            in_shape: &in_shape,
+            out_of_shape: &out_of_shape,
             limit: &|slot| self.manager.limit_of(slot),
             guest_with: &|mac| self.manager.slot_of_mac(mac),
             guest_at: &|address| self.manager.has_guest_at(address),
@@ -87,16 +89,21 @@ impl Drift {
         }
     }
 
-    /// Ports that are as we made them, of those that the changes are about; none when that could not be asked.
-    async fn in_shape(&self, changes: &[Change]) -> BTreeSet<u32> {
-        let ports = ports_to_ask(changes, |port| self.manager.slot_of_port(port));
-        if ports.is_empty() {
-            return BTreeSet::new();
+    /// Ports that are not as we made them, of those that the changes say so of: while a slot is built the kernel tells of its port on its own
+    /// account too, not on ours, and it may be whole by the time that this is heard.
+    async fn out_of_shape(&self, changes: &[Change]) -> BTreeSet<u32> {
+        let ports = out_of_shape(changes, |port| self.manager.slot_of_port(port));
+        let all = ports.keys().copied().collect();
+        if ports.is_empty() || ports.len() > MOST_ASKED {
+            return all;
         }
-        self.manager.ports_in_shape(ports).await.unwrap_or_else(|error| {
-            debug!(%error, "ports could not be asked for");
-            BTreeSet::new()
-        })
+        match self.manager.ports_in_shape(ports).await {
+            Ok(in_shape) => &all - &in_shape,
+            Err(error) => {
+                debug!(%error, "ports could not be asked for");
+                all
+            }
+        }
     }
 
     /// Looks and puts right; what of it could not be.
@@ -161,11 +168,7 @@ impl Drift {
                 true => LookInto::Every,
                 false => LookInto::These(&at.taps | &at.missed, at.namespaces.clone()),
             };
-            // What VMs were missed for is no younger than the look that missed them: those that begin now need no other.
-            if anew {
-                self.manager.look_begins();
-            }
-            failed.guests = !self.repair_guests(into).await;
+            failed.guests = !self.repair_guests(into, anew).await;
             if failed.guests {
                 (failed.taps, failed.every_tap) = (&at.taps | &at.missed, at.every_tap);
                 failed.namespaces = at.namespaces.clone();
@@ -182,8 +185,8 @@ impl Drift {
         [BRIDGE, INET].into_iter().all(|table| owned(table).is_ok_and(|owner| owner == Some(port)))
     }
 
-    async fn repair_guests(&self, into: LookInto) -> bool {
-        let repaired = match self.manager.repair(into).await {
+    async fn repair_guests(&self, into: LookInto, anew: bool) -> bool {
+        let repaired = match self.manager.repair(into, anew).await {
             Ok(repaired) => repaired,
             Err(error) => return !self.not_mended(error),
         };

@@ -25,7 +25,7 @@ mod tap;
 mod tc;
 mod watch;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -263,7 +263,7 @@ impl Kernel {
     }
 
     /// Of these ports, each with its bridge, those that are as we make them.
-    pub async fn ports_in_shape(&self, ports: Vec<(u32, u32)>) -> Result<BTreeSet<u32>, KernelError> {
+    pub async fn ports_in_shape(&self, ports: BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, KernelError> {
         let ask = move |hands: &mut lane::Hands| {
             let mut in_shape = BTreeSet::new();
             for (port, bridge) in ports {

@@ -11,7 +11,7 @@ mod stock;
 mod under_way;
 mod user_data;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -167,19 +167,14 @@ impl Manager {
     }
 
     /// Of these ports, each with its bridge, those that are as we make them.
-    pub async fn ports_in_shape(&self, ports: Vec<(u32, u32)>) -> Result<BTreeSet<u32>, KernelError> {
+    pub async fn ports_in_shape(&self, ports: BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, KernelError> {
         self.0.kernel.ports_in_shape(ports).await
     }
 
-    /// A change that was heard of is about to be looked for: VMs that calls make meanwhile may be missed.
-    pub fn look_begins(&self) {
-        self.0.under_way.look_begins();
-    }
-
     /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits. Slots that
-    /// have their ports are looked into as said.
-    pub async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
-        self.0.repair(into).await
+    /// have their ports are looked into as said. `anew`: for more than VMs that an earlier look has missed.
+    pub async fn repair(&self, into: LookInto, anew: bool) -> Result<Repaired, ManagerError> {
+        self.0.repair(into, anew).await
     }
 
     /// What is ours by record and belongs to nobody; taken away if `apply`. Calls go on, but for a moment if there is any.

@@ -24,12 +24,17 @@ pub struct Repaired {
 }
 
 impl Inner {
-    pub(super) async fn repair(&self, into: LookInto) -> Result<Repaired, ManagerError> {
+    /// `anew`: for something that was heard of since the last look. One for VMs that a look has missed is for what that one was, and a VM
+    /// whose call has begun since is not hit by it.
+    pub(super) async fn repair(&self, into: LookInto, anew: bool) -> Result<Repaired, ManagerError> {
         let indexes = self.store.index_range()?;
         let ready = self.pool.free();
         let observed = self.observe_beside_calls(indexes, into.clone()).await?;
         let mut repaired =
             Repaired { slots: self.pool.take_out_broken(&ready, &observed).await, ..Repaired::default() };
+        if anew {
+            self.under_way.registry_is_read();
+        }
         let broken: Vec<_> =
             self.registry.all().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
         if broken.is_empty() {

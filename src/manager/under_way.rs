@@ -12,7 +12,7 @@ use crate::model::{Mac, RateLimit, Slot, Vm};
 
 #[derive(Debug, Default)]
 pub(super) struct UnderWay {
-    /// Looks that have begun.
+    /// Looks that have come to read the registry.
     looks: AtomicU64,
     state: Mutex<State>,
     /// Told when a slot is to be looked at.
@@ -33,7 +33,7 @@ struct Making {
     limit: Option<Option<RateLimit>>,
 }
 
-/// How many looks had begun when a call did.
+/// How many looks had read the registry when a call began.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Since(u64);
 
@@ -44,8 +44,8 @@ pub(super) struct BeingMade<'a> {
 }
 
 impl UnderWay {
-    /// Before who is in the registry is looked at, for a change that was heard of.
-    pub(super) fn look_begins(&self) {
+    /// Before a look does so, after it has taken broken slots from those that are ready: a call that begins later gets none of them.
+    pub(super) fn registry_is_read(&self) {
         self.looks.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -54,7 +54,7 @@ impl UnderWay {
         Since(self.looks.load(Ordering::SeqCst))
     }
 
-    /// The VM of a slot is in the registry: a look that has begun since may not have found it there.
+    /// The VM of a slot is in the registry: a look that has read that since may not have found it there.
     pub(super) fn is_live(&self, slot: Slot, since: Since) {
         if self.looks.load(Ordering::SeqCst) != since.0 {
             self.state().to_look_at.insert(slot);

@@ -1,7 +1,7 @@
 //! What somebody else's change in the kernel means for what is ours. In: changes as the kernel tells of them, and what is
 //! ours. Out: where to look. Looking decides: a suspicion that was for nothing costs a look and changes nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,8 @@ pub struct Ours<'a> {
     pub subnets: &'a [Subnet],
     /// The slot whose host device has this index, with the index of its bridge, if it is whole and to stay.
     pub slot: &'a dyn Fn(u32) -> Option<(Slot, u32)>,
-    /// Ports that have been asked for since the changes were told of, and are as we made them.
-    pub in_shape: &'a BTreeSet<u32>,
+    /// Ports of these slots that are not as we made them, see `out_of_shape`.
+    pub out_of_shape: &'a BTreeSet<u32>,
     /// What a slot is to be limited to; none of one that is nobody's yet, nor ready.
     pub limit: &'a dyn Fn(Slot) -> Option<Option<RateLimit>>,
     /// The slot of the guest with that MAC.
@@ -161,16 +161,13 @@ impl Suspicion {
     /// Adds what `change` gives reason to look at.
     pub fn note(&mut self, change: &Change, ours: &Ours<'_>) {
         match change {
-            Change::Device { index, there, up, bridge } => {
+            Change::Device { index, there, up, .. } => {
                 self.bridges |= ours.bridges.contains(index) && !(*there && *up);
-                let moved = |(_, of): (Slot, u32)| !there || !up || *bridge != Some(of);
-                self.guests |= (ours.slot)(*index).is_some_and(moved) && !ours.in_shape.contains(index);
+                let gone = !there && (ours.slot)(*index).is_some();
+                self.guests |= gone || ours.out_of_shape.contains(index);
                 self.external |= !there && ours.external.contains(index);
             }
-            Change::Port { index, closed } => {
-                let open = !closed && !ours.in_shape.contains(index);
-                self.guests |= open && (ours.slot)(*index).is_some();
-            }
+            Change::Port { index, .. } => self.guests |= ours.out_of_shape.contains(index),
             Change::Address { index } => {
                 self.bridges |= ours.bridges.contains(index);
                 // Its address is the last that an interface gets before it can be served.
@@ -219,25 +216,19 @@ impl Suspicion {
     }
 }
 
-/// More ports than that are looked at with all others.
-const MOST_ASKED: usize = 64;
-
-/// Ports to ask for before these changes mean anything, with the bridges they are to be on: while a slot is built the kernel tells of
-/// its port on its own account too, not on ours, and it may be whole by the time that this is heard.
-pub fn ports_to_ask(changes: &[Change], slot: impl Fn(u32) -> Option<(Slot, u32)>) -> Vec<(u32, u32)> {
+/// Ports of slots that are there and, by these changes, not as we made them; each with the bridge that it is to be on.
+pub fn out_of_shape(changes: &[Change], slot: impl Fn(u32) -> Option<(Slot, u32)>) -> BTreeMap<u32, u32> {
     let ports = changes.iter().filter_map(|change| {
-        let (index, is_as_made) = match change {
-            Change::Device { index, there: true, up, bridge } => {
-                (*index, *up && *bridge == slot(*index).map(|(_, of)| of))
-            }
-            Change::Port { index, closed } => (*index, *closed),
+        let (index, on, is_whole) = match change {
+            Change::Device { index, there: true, up, bridge } => (*index, *bridge, *up),
+            Change::Port { index, closed } => (*index, None, *closed),
             _ => return None,
         };
-        let (_, bridge) = slot(index).filter(|_| !is_as_made)?;
-        Some((index, bridge))
+        let (_, bridge) = slot(index)?;
+        let moved = matches!(change, Change::Device { .. }) && on != Some(bridge);
+        (moved || !is_whole).then_some((index, bridge))
     });
-    let ports: BTreeSet<(u32, u32)> = ports.collect();
-    if ports.len() > MOST_ASKED { Vec::new() } else { ports.into_iter().collect() }
+    ports.collect()
 }
 
 /// From the first change to the look: what belongs together comes together.
@@ -372,11 +363,13 @@ mod tests {
     fn suspicion_with(change: &Change, external_gone: bool) -> Suspicion {
         let bridges = BTreeSet::from([BRIDGE]);
         let mac: Mac = "06:00:0a:64:00:02".parse().unwrap();
+        let slot = |index| (index == PORT).then_some((Slot(0), BRIDGE));
+        let ports = out_of_shape(std::slice::from_ref(change), slot);
         let ours = Ours {
             bridges: &bridges,
             subnets: &["10.100.0.0/16".parse().unwrap()],
-            slot: &|index| (index == PORT).then_some((Slot(0), BRIDGE)),
-            in_shape: &BTreeSet::new(),
+            slot: &slot,
+            out_of_shape: &ports.into_keys().collect(),
             limit: &|slot| (slot == Slot(0)).then_some(testing::network().rate_limit),
             guest_with: &|of| (of == mac).then_some(Slot(0)),
             guest_at: &|address| address == Ipv4Addr::new(10, 100, 0, 2),
@@ -437,25 +430,59 @@ mod tests {
     }
 
     #[test]
+    fn a_port_that_is_in_shape_by_now_or_nobodys_yet_is_not_looked_at() {
+        let down = Change::Device { index: PORT, there: true, up: false, bridge: None };
+        let changes = [down.clone(), Change::Port { index: PORT, closed: false }];
+        let slot = |index| (index == PORT).then_some((Slot(0), BRIDGE));
+        assert_eq!(out_of_shape(&changes, slot), BTreeMap::from([(PORT, BRIDGE)]));
+        assert_eq!(out_of_shape(&changes, |_| None), BTreeMap::new());
+        // The service has asked for it, and it is as it was made.
+        let mut suspicion = Suspicion::default();
+        for change in changes {
+            suspicion.note(&change, &nothing_out_of_shape(&slot));
+        }
+        assert!(suspicion.is_empty(), "{suspicion:?}");
+    }
+
+    #[test]
+    fn vms_that_a_look_has_missed_are_looked_at_alone_and_later_with_what_is_fresh() {
+        let now = Instant::now();
+        let mut looks = Looks::new(now);
+        looks.ask([Slot(3)].into(), now);
+        let missed = Suspicion { missed: [Slot(3)].into(), ..Suspicion::default() };
+        assert_eq!(looks.next(), Some(now + SETTLE));
+        assert_eq!(looks.begin(now + SETTLE), missed);
+        looks.end(now + SETTLE, now + SETTLE, &Suspicion::default());
+        looks.ask([Slot(3)].into(), now);
+        note(&mut looks, now);
+        assert_eq!(looks.begin(now + PAUSE), Suspicion { bridges: true, ..missed });
+    }
+
+    #[test]
     fn what_was_lost_hides_no_change_of_the_walls_that_was_seen() {
         let mut suspicion = Suspicion { walls: true, ..Suspicion::default() };
         suspicion.join(&Suspicion::everything());
         assert_eq!(suspicion, Suspicion { walls: true, ..Suspicion::everything() });
     }
 
-    /// A moment later, the change of that moment, which is ours.
-    fn note(looks: &mut Looks, now: Instant) {
-        let ours = Ours {
-            bridges: &BTreeSet::from([BRIDGE]),
+    fn nothing_out_of_shape<'a>(slot: &'a dyn Fn(u32) -> Option<(Slot, u32)>) -> Ours<'a> {
+        static NONE: BTreeSet<u32> = BTreeSet::new();
+        Ours {
+            bridges: &NONE,
             subnets: &[],
-            slot: &|_| None,
-            in_shape: &BTreeSet::new(),
+            slot,
+            out_of_shape: &NONE,
             limit: &|_| None,
             guest_with: &|_| None,
             guest_at: &|_| false,
-            external: &BTreeSet::new(),
+            external: &NONE,
             external_gone: false,
-        };
+        }
+    }
+
+    /// A moment later, the change of that moment, which is ours.
+    fn note(looks: &mut Looks, now: Instant) {
+        let ours = Ours { bridges: &BTreeSet::from([BRIDGE]), ..nothing_out_of_shape(&|_| None) };
         looks.note(&Change::Address { index: BRIDGE }, &ours, now);
     }
 
