@@ -1,7 +1,10 @@
-//! Who calls: known by the kernel's word for a unix socket, by certificate over TCP. Each request carries its caller; who may
-//! only read is refused what changes something.
+//! Who calls: known by the kernel's word for a unix socket, by certificate over TCP. Each request carries its caller, with what
+//! it may do by then; who may only read is refused what changes something.
 
 use std::fmt;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use connectrpc::interceptor::{StreamRequest, StreamResponse, UnaryRequest, UnaryResponse};
 use connectrpc::{ConnectError, ErrorCode, IdempotencyLevel, RequestContext};
@@ -9,6 +12,7 @@ use connectrpc::{Interceptor, Next, NextStream, PayloadStream};
 
 use super::errors::refusal;
 use super::trace;
+use crate::config::SpiffeIds;
 
 /// What a caller may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +47,35 @@ pub struct Caller {
     pub access: Access,
 }
 
+/// The other end of a connection, which may last longer than what it may do.
+#[derive(Debug, Clone)]
+pub(super) enum Connected {
+    /// By way of a socket that stands for an access.
+    Socket(Caller),
+    /// Known by its SPIFFE id: the lists say what it may do, and a reload changes them.
+    Certified { id: String, allowed: Arc<ArcSwap<SpiffeIds>> },
+}
+
+impl Connected {
+    /// The caller of a request that comes now.
+    pub(super) fn caller(&self) -> Caller {
+        match self {
+            Self::Socket(caller) => caller.clone(),
+            Self::Certified { id, allowed } => {
+                let allowed = allowed.load();
+                let access = if SpiffeIds::lists(&allowed.full, id) {
+                    Access::Full
+                } else if SpiffeIds::lists(&allowed.read_only, id) {
+                    Access::ReadOnly
+                } else {
+                    Access::None
+                };
+                Caller { peer: Peer::Spiffe(id.clone()), access }
+            }
+        }
+    }
+}
+
 /// Who asked for a change, and in which trace: for the log.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
@@ -61,6 +94,22 @@ impl Origin {
     pub(super) fn log(&self, verb: &'static str, what: impl fmt::Display) {
         let caller = self.caller.as_ref().map(tracing::field::display);
         tracing::info!(verb, %what, caller, trace_id = self.trace_id, "changed");
+    }
+
+    /// Of a change that was refused or has failed: what it was about, as the words, is for who looks closer.
+    pub(super) fn log_failure(
+        &self,
+        verb: &'static str,
+        what: &impl fmt::Display,
+        code: ErrorCode,
+        error: &impl fmt::Display,
+    ) {
+        let (caller, trace_id) = (self.caller.as_ref().map(tracing::field::display), &self.trace_id);
+        if matches!(code, ErrorCode::Internal | ErrorCode::DataLoss) {
+            tracing::error!(verb, caller, trace_id, "not changed: the cause is logged at debug");
+        }
+        let caller = self.caller.as_ref().map(tracing::field::display);
+        tracing::debug!(verb, %what, caller, trace_id, code = code.as_str(), %error, "not changed");
     }
 }
 

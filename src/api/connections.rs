@@ -1,10 +1,11 @@
 //! The bounded table of open connections. A connection without a request costs its place when another one needs it,
-//! longest quiet first: idle or stalled callers never keep a working one out. In: connections and their requests as they
-//! come and go. Out: a place, or word that every place is at work.
+//! longest quiet first, and so does one whose caller has not read its answers for a while: idle or stalled callers never keep
+//! a working one out. In: connections and their requests as they come and go. Out: a place, or word that every place is at
+//! work.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, oneshot};
 
@@ -14,6 +15,8 @@ pub(super) struct Connections(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     most: usize,
+    /// For a caller to read on in its answers.
+    patience: Duration,
     table: Mutex<Table>,
     /// Told when a place may have come free.
     freed: Notify,
@@ -27,7 +30,10 @@ struct Table {
 
 #[derive(Debug)]
 struct Entry {
-    in_flight: usize,
+    /// Requests being received, or answered by us.
+    at_work: usize,
+    /// Answers that go on as soon as their caller reads.
+    unread: usize,
     /// Whether there has been a request.
     used: bool,
     quiet_since: Instant,
@@ -43,42 +49,65 @@ pub(super) struct Place {
     evicted: oneshot::Receiver<()>,
 }
 
-/// A request being answered: its connection keeps its place.
+/// A request being answered: its connection keeps its place, unless its caller does not read.
 #[derive(Debug)]
 pub(super) struct InFlight {
     connections: Connections,
     id: u64,
+    unread: bool,
+}
+
+impl Entry {
+    /// When its place may be another's; not while it is at work.
+    fn given_up(&self, patience: Duration) -> Option<Instant> {
+        match (self.at_work, self.unread) {
+            (0, 0) => Some(self.quiet_since),
+            (0, _) => self.quiet_since.checked_add(patience),
+            _ => None,
+        }
+    }
 }
 
 impl Connections {
-    pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Shared { most, table: Mutex::default(), freed: Notify::new() }))
+    pub(super) fn new(most: usize, patience: Duration) -> Self {
+        Self(Arc::new(Shared { most, patience, table: Mutex::default(), freed: Notify::new() }))
     }
 
     /// A place for a new connection, as soon as there is one.
     pub(super) async fn place(&self) -> Place {
         loop {
             let freed = self.0.freed.notified();
-            if let Some(place) = self.try_place() {
-                return place;
+            match self.try_place(Instant::now()) {
+                Ok(place) => return place,
+                Err(None) => freed.await,
+                Err(Some(then)) => {
+                    let _ = tokio::time::timeout_at(then.into(), freed).await;
+                }
             }
-            freed.await;
         }
     }
 
-    fn try_place(&self) -> Option<Place> {
+    /// Without one: when one is given up, if nothing happens before.
+    fn try_place(&self, now: Instant) -> Result<Place, Option<Instant>> {
         let mut table = self.table();
         if table.open.len() >= self.0.most {
-            let quiet = table.open.iter().filter(|(_, entry)| entry.in_flight == 0);
-            let longest = quiet.min_by_key(|(_, entry)| entry.quiet_since).map(|(id, _)| *id)?;
+            let given_up = table
+                .open
+                .iter()
+                .filter_map(|(id, entry)| entry.given_up(self.0.patience).map(|since| (since, *id)));
+            let (since, longest) = given_up.min().ok_or(None)?;
+            if since > now {
+                return Err(Some(since));
+            }
             table.open.remove(&longest);
             tracing::debug!("the API's connections are at their limit: the longest idle one is closed");
         }
         let (keep, evicted) = oneshot::channel();
         let id = table.next_id;
         table.next_id += 1;
-        table.open.insert(id, Entry { in_flight: 0, used: false, quiet_since: Instant::now(), _keep: keep });
-        Some(Place { connections: self.clone(), id, evicted })
+        let entry = Entry { at_work: 0, unread: 0, used: false, quiet_since: now, _keep: keep };
+        table.open.insert(id, entry);
+        Ok(Place { connections: self.clone(), id, evicted })
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -87,13 +116,6 @@ impl Connections {
 }
 
 impl Place {
-    /// Somebody has come: the connection is quiet from now on, however long its place was kept ready.
-    pub(super) fn taken(&self) {
-        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
-            entry.quiet_since = Instant::now();
-        }
-    }
-
     /// Resolves when another connection has been given this place.
     pub(super) async fn evicted(&mut self) {
         // Only ever an error: nothing is sent, the sender is dropped.
@@ -110,10 +132,37 @@ impl Place {
         let (connections, id) = (self.connections.clone(), self.id);
         move || {
             if let Some(entry) = connections.table().open.get_mut(&id) {
-                entry.in_flight += 1;
+                entry.at_work += 1;
                 entry.used = true;
             }
-            InFlight { connections: connections.clone(), id }
+            InFlight { connections: connections.clone(), id, unread: false }
+        }
+    }
+}
+
+impl InFlight {
+    /// The answer has got so far: there is something for its caller to read.
+    pub(super) fn waits_for_its_reader(&mut self) {
+        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
+            entry.quiet_since = Instant::now();
+            if !self.unread {
+                entry.at_work -= 1;
+                entry.unread += 1;
+            }
+        }
+        self.unread = true;
+        // Whoever waits for a place is to know until when.
+        self.connections.0.freed.notify_one();
+    }
+
+    /// Its caller has read all there is, and waits for us.
+    pub(super) fn is_read(&mut self) {
+        if !std::mem::take(&mut self.unread) {
+            return;
+        }
+        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
+            entry.unread -= 1;
+            entry.at_work += 1;
         }
     }
 }
@@ -121,7 +170,11 @@ impl Place {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
-            entry.in_flight -= 1;
+            if self.unread {
+                entry.unread -= 1;
+            } else {
+                entry.at_work -= 1;
+            }
             entry.quiet_since = Instant::now();
         }
         self.connections.0.freed.notify_one();
@@ -139,40 +192,48 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     #[test]
     fn a_full_table_gives_up_the_longest_quiet_connection_and_never_a_working_one() {
-        let connections = Connections::new(2);
-        let mut working = connections.try_place().unwrap();
+        let connections = Connections::new(2, PATIENCE);
+        let mut working = connections.try_place(Instant::now()).unwrap();
         let request = working.requests()();
-        let mut idle = connections.try_place().unwrap();
-        let mut third = connections.try_place().unwrap();
+        let mut idle = connections.try_place(Instant::now()).unwrap();
+        let mut third = connections.try_place(Instant::now()).unwrap();
         assert!(idle.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
         assert!(working.evicted.try_recv() == Err(oneshot::error::TryRecvError::Empty));
 
         let other_request = third.requests()();
-        assert!(connections.try_place().is_none(), "every place is at work");
+        assert!(connections.try_place(Instant::now()).is_err(), "every place is at work");
         drop(request);
-        assert!(connections.try_place().is_some());
+        assert!(connections.try_place(Instant::now()).is_ok());
         assert!(working.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
         assert!(third.evicted.try_recv() == Err(oneshot::error::TryRecvError::Empty));
         drop(other_request);
     }
 
     #[test]
-    fn a_newcomer_is_not_the_longest_quiet_one_because_its_place_was_ready_early() {
-        let connections = Connections::new(2);
-        let mut ready = connections.try_place().unwrap();
-        let mut older = connections.try_place().unwrap();
-        ready.taken();
-        let _next = connections.try_place().unwrap();
-        assert!(ready.evicted.try_recv() == Err(oneshot::error::TryRecvError::Empty));
-        assert!(older.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+    fn a_caller_that_does_not_read_its_answer_keeps_its_place_for_a_while_and_no_longer() {
+        let connections = Connections::new(1, PATIENCE);
+        let mut place = connections.try_place(Instant::now()).unwrap();
+        let mut answer = place.requests()();
+        answer.waits_for_its_reader();
+        let now = Instant::now();
+        let given_up = connections.try_place(now).unwrap_err().unwrap();
+        assert!(given_up > now && given_up <= now + PATIENCE);
+        answer.is_read();
+        assert_eq!(connections.try_place(given_up).unwrap_err(), None, "it reads on, and waits for us");
+        answer.waits_for_its_reader();
+        let given_up = connections.try_place(now).unwrap_err().unwrap();
+        assert!(connections.try_place(given_up).is_ok());
+        assert!(place.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
     }
 
     #[tokio::test]
     async fn a_connection_waits_until_a_place_is_free() {
-        let connections = Connections::new(1);
-        let first = connections.try_place().unwrap();
+        let connections = Connections::new(1, PATIENCE);
+        let first = connections.try_place(Instant::now()).unwrap();
         let request = first.requests()();
         let waiting = tokio::spawn({
             let connections = connections.clone();

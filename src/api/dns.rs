@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use connectrpc::{ConnectError, ErrorCode};
 use hickory_proto::rr::RecordType;
 
-use super::errors::{at_field, internal, no_vm, refusal};
+use super::errors::{at_field, internal, no_vm, refusal, store_facts};
 use super::wire::{self, FieldError};
 use crate::dns::{DnsAdmin, DnsAdminError, DnsControl, DnsCounters, GuestReport, UpstreamReport};
 use crate::manager::Manager;
@@ -29,7 +29,7 @@ impl From<DnsAdminError> for ConnectError {
                 let refused = refusal(ErrorCode::InvalidArgument, "INVALID_RECORD", &words);
                 return at_field(refused, "value", &words);
             }
-            DnsAdminError::Store(_) => (ErrorCode::Internal, "STATE_NOT_SAVED"),
+            DnsAdminError::Store(error) => store_facts(&error),
             DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE"),
             DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF"),
         };

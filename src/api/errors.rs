@@ -73,7 +73,7 @@ fn facts(error: &ManagerError) -> Facts {
             vec![("network_id", network.to_string()), ("vm_subnet", subnet.to_string())],
         ),
         ManagerError::NoVm { vm_id } => {
-            of(ErrorCode::NotFound, "NO_SUCH_VM", None, vec![("vm_id", vm_id.to_string())])
+            of(ErrorCode::NotFound, "NO_SUCH_VM", Some("vm_id"), vec![("vm_id", vm_id.to_string())])
         }
         ManagerError::UserDataTooLong { .. } => {
             of(ErrorCode::InvalidArgument, "USER_DATA_TOO_LONG", Some("user_data"), vec![])
@@ -94,23 +94,27 @@ fn facts(error: &ManagerError) -> Facts {
         ManagerError::BurstWithoutRate { .. } => {
             of(ErrorCode::InvalidArgument, "BURST_WITHOUT_RATE", Some("burst_kib"), vec![])
         }
-        ManagerError::Store(StoreError::DiskFull { .. }) => {
-            of(ErrorCode::ResourceExhausted, "DISK_FULL", None, vec![])
+        ManagerError::Store(error) => {
+            let (code, reason) = store_facts(error);
+            of(code, reason, None, vec![])
         }
-        ManagerError::Store(StoreError::Damaged { .. }) => {
-            of(ErrorCode::DataLoss, "STATE_DAMAGED", None, vec![])
-        }
-        // Until somebody has seen to the disk, the same will come of it.
-        ManagerError::Store(StoreError::NotWritable { .. }) => {
-            of(ErrorCode::FailedPrecondition, "STATE_NOT_WRITABLE", None, vec![])
-        }
-        ManagerError::Store(_) => of(ErrorCode::Internal, "STATE_NOT_SAVED", None, vec![]),
         ManagerError::Kernel { vm_id, .. } => {
             of(ErrorCode::Internal, "KERNEL_REFUSED", None, vec![("vm_id", vm_id.to_string())])
         }
         ManagerError::Homeless { vm_id, .. } => {
             of(ErrorCode::Internal, "HOMELESS", None, vec![("vm_id", vm_id.to_string())])
         }
+    }
+}
+
+/// What a caller is told of a store that did not save, whatever was to be saved.
+pub(super) fn store_facts(error: &StoreError) -> (ErrorCode, &'static str) {
+    match error {
+        StoreError::DiskFull { .. } => (ErrorCode::ResourceExhausted, "DISK_FULL"),
+        StoreError::Damaged { .. } => (ErrorCode::DataLoss, "STATE_DAMAGED"),
+        // Until somebody has seen to the disk, the same will come of it.
+        StoreError::NotWritable { .. } => (ErrorCode::FailedPrecondition, "STATE_NOT_WRITABLE"),
+        _ => (ErrorCode::Internal, "STATE_NOT_SAVED"),
     }
 }
 
@@ -130,6 +134,31 @@ pub(super) fn status(error: ManagerError) -> ConnectError {
 /// The same, and the field that is at fault.
 pub(super) fn at_field(refused: ConnectError, field: &str, words: &str) -> ConnectError {
     refused.with_detail(bad_request(field, words))
+}
+
+/// The reason of an error as its details have it, and the field at fault; empty where there is none.
+pub(super) fn reason_and_field(error: &ConnectError) -> (String, String) {
+    let told = |pointer| {
+        let mut told =
+            error.details.iter().filter_map(|detail| detail.debug.as_ref()?.pointer(pointer)?.as_str());
+        told.next().unwrap_or_default().to_owned()
+    };
+    (told("/reason"), told("/fieldViolations/0/field"))
+}
+
+/// A refusal that is about this value of that field.
+pub(super) fn refusal_at(
+    code: ErrorCode,
+    reason: &'static str,
+    field: Option<&str>,
+    metadata: Vec<(&str, String)>,
+    words: &str,
+) -> ConnectError {
+    let refused = ConnectError::new(code, words).with_detail(info(reason, metadata));
+    match field {
+        Some(field) => at_field(refused, field, words),
+        None => refused,
+    }
 }
 
 /// Of a VM that has none.
@@ -206,6 +235,7 @@ mod tests {
         assert_eq!(debug(0)["metadata"]["taken_by"], "web-1");
         assert_eq!(error.details[1].type_url, "google.rpc.BadRequest");
         assert_eq!(debug(1)["fieldViolations"][0]["field"], "ip_address");
+        assert_eq!(reason_and_field(&error), ("ADDRESS_TAKEN".into(), "ip_address".into()));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use super::caller::{Access, Caller, Peer};
-use super::tls::Tls;
+use super::caller::{Access, Caller, Connected, Peer};
+use super::tls::{Tls, spiffe_id_of};
 use crate::config::SpiffeIds;
 
 /// For a caller to finish its part of the TLS handshake.
@@ -53,24 +53,26 @@ fn keepalive() -> TcpKeepalive {
 
 impl Arrival {
     /// Finds out who it is.
-    pub(super) async fn meet(self) -> io::Result<(Box<dyn Stream>, Caller)> {
+    pub(super) async fn meet(self) -> io::Result<(Box<dyn Stream>, Connected)> {
         match self {
             Self::Unix(stream, access) => {
                 let credentials = stream.peer_cred()?;
                 let pid = credentials.pid().unwrap_or_default();
                 let peer = Peer::Process { pid, uid: credentials.uid(), gid: credentials.gid() };
-                Ok((Box::new(stream), Caller { peer, access }))
+                Ok((Box::new(stream), Connected::Socket(Caller { peer, access })))
             }
             Self::Tcp(stream, tls, allowed) => {
                 stream.set_nodelay(true)?;
                 // A host that has lost its power says no goodbye.
                 SockRef::from(&stream).set_tcp_keepalive(&keepalive())?;
                 let stream = tokio::time::timeout(HANDSHAKE, tls.acceptor().accept(stream)).await??;
-                let caller = tls.caller(stream.get_ref().1.peer_certificates(), &allowed.load());
+                let id = spiffe_id_of(stream.get_ref().1.peer_certificates());
+                let connected = Connected::Certified { id, allowed };
+                let caller = connected.caller();
                 if caller.access == Access::None {
                     tracing::warn!(caller = %caller.peer, "a caller over TCP is in no list of SPIFFE ids: refused");
                 }
-                Ok((Box::new(stream), caller))
+                Ok((Box::new(stream), connected))
             }
         }
     }

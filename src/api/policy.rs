@@ -2,7 +2,7 @@
 
 use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors::{at_field, refusal};
+use super::errors::{at_field, refusal, store_facts};
 use super::wire::FieldError;
 use crate::kernel::nft::Count;
 use crate::model::{HostSide, Invalid, PortForward, Transport};
@@ -26,7 +26,10 @@ pub(super) fn failed(error: WallsError) -> ConnectError {
         WallsError::ForwardTaken { .. } => (ErrorCode::AlreadyExists, "PORT_TAKEN", Some("host_port")),
         WallsError::PortInUse { .. } => (ErrorCode::FailedPrecondition, "PORT_IN_USE", Some("host_port")),
         WallsError::Stopping => (ErrorCode::Unavailable, "STOPPING", None),
-        WallsError::Store(_) => (ErrorCode::Internal, "STORE", None),
+        WallsError::Store(error) => {
+            let (code, reason) = store_facts(error);
+            (code, reason, None)
+        }
         WallsError::Kernel(_) => (ErrorCode::Internal, "KERNEL_REFUSED", None),
     };
     let words = error.to_string();

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors::{internal, refusal};
+use super::errors::{internal, refusal_at, store_facts};
 use super::wire::{self, FieldError};
 use crate::model::{DhcpOptions, Invalid, Mac, OptionBytes, RawCode};
 use crate::proto::guestnet::v1;
@@ -160,18 +160,37 @@ pub fn wire_options(options: &DhcpOptions) -> v1::DhcpOptions {
 }
 
 fn status(error: ReservationError) -> ConnectError {
-    let (code, reason) = match &error {
-        ReservationError::NoExternal => (ErrorCode::FailedPrecondition, "NO_EXTERNAL_NETWORK"),
-        ReservationError::UnknownNetwork(..) => (ErrorCode::NotFound, "UNKNOWN_NETWORK"),
-        ReservationError::Differs { .. } => (ErrorCode::AlreadyExists, "RESERVATION_DIFFERS"),
-        ReservationError::AddressTaken { .. } => (ErrorCode::AlreadyExists, "ADDRESS_TAKEN"),
-        ReservationError::AddressUnusable { .. } => (ErrorCode::InvalidArgument, "ADDRESS_UNUSABLE"),
-        ReservationError::Twice { .. } => (ErrorCode::InvalidArgument, "ASKED_TWICE"),
-        ReservationError::Full { .. } => (ErrorCode::ResourceExhausted, "SUBNET_FULL"),
-        ReservationError::Configured { .. } => (ErrorCode::FailedPrecondition, "CONFIGURED"),
-        ReservationError::Store(_) => (ErrorCode::Internal, "STORE"),
+    use ErrorCode::{AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted};
+    let of_mac = |mac: &Mac| vec![("mac_address", mac.to_string())];
+    let (code, reason, field, metadata) = match &error {
+        ReservationError::NoExternal => (FailedPrecondition, "NO_EXTERNAL_NETWORK", None, vec![]),
+        ReservationError::UnknownNetwork(name, _) => {
+            (NotFound, "UNKNOWN_NETWORK", Some("network_id"), vec![("network_id", name.to_string())])
+        }
+        ReservationError::Differs { mac, field, has, asked, .. } => {
+            let values = [("field", (*field).to_owned()), ("has", has.clone()), ("asked", asked.clone())];
+            let metadata = of_mac(mac).into_iter().chain(values).collect();
+            (AlreadyExists, "RESERVATION_DIFFERS", Some(*field), metadata)
+        }
+        ReservationError::AddressTaken { address, by, .. } => {
+            let metadata = vec![("ip_address", address.to_string()), ("taken_by", by.to_string())];
+            (AlreadyExists, "ADDRESS_TAKEN", Some("ip_address"), metadata)
+        }
+        ReservationError::AddressUnusable { mac, address, .. } => {
+            let metadata = of_mac(mac).into_iter().chain([("ip_address", address.to_string())]).collect();
+            (InvalidArgument, "ADDRESS_UNUSABLE", Some("ip_address"), metadata)
+        }
+        ReservationError::Twice { mac } => (InvalidArgument, "ASKED_TWICE", Some("mac_address"), of_mac(mac)),
+        ReservationError::Full { network, .. } => {
+            (ResourceExhausted, "SUBNET_FULL", None, vec![("network_id", network.to_string())])
+        }
+        ReservationError::Configured { mac, .. } => (FailedPrecondition, "CONFIGURED", None, of_mac(mac)),
+        ReservationError::Store(error) => {
+            let (code, reason) = store_facts(error);
+            (code, reason, None, vec![])
+        }
     };
-    refusal(code, reason, error.to_string())
+    refusal_at(code, reason, field, metadata, &error.to_string())
 }
 
 #[cfg(test)]

@@ -41,7 +41,8 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.fds.bin
 /// What callers can cost at most.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Open connections; the longest idle one makes room for a further one, which waits if none is idle.
+    /// Open connections; the longest idle one makes room for a further one, which waits if none is idle. One whose caller
+    /// has not read its answers for `deadline` is no better than idle.
     pub connections: usize,
     /// Requests being received or answered, over all connections; further ones wait.
     pub requests: usize,
@@ -121,7 +122,7 @@ impl ApiServer {
         }
         let accept = |listener| {
             let (rpc, requests, bounds, stop) = (rpc.clone(), requests.clone(), bounds.clone(), stop.clone());
-            let connections = Connections::new(bounds.connections);
+            let connections = Connections::new(bounds.connections, bounds.deadline);
             tokio::spawn(Acceptor { rpc, connections, requests, bounds, stop }.run(listener))
         };
         let accepting = listeners.into_iter().map(accept).collect();
@@ -242,15 +243,11 @@ impl Acceptor {
         }
     }
 
-    /// Waits for a place first and accepts then: dropped in between, it has lost nobody's connection.
+    /// A place is made when somebody is there who needs it: one made ready before would cost a caller its connection for nobody.
     async fn next(&self, listener: &Listener) -> (Arrival, Place) {
-        let place = self.connections.place().await;
         loop {
             match listener.accept().await {
-                Ok(arrival) => {
-                    place.taken();
-                    return (arrival, place);
-                }
+                Ok(arrival) => return (arrival, self.connections.place().await),
                 Err(error) => {
                     // Out of file descriptors, most likely: accept(2) would fail at once again.
                     tracing::warn!(%error, "the API could not accept a connection");
@@ -267,21 +264,22 @@ impl Acceptor {
             () = place.evicted() => return,
             _ = stop.wait_for(|stop| *stop) => return,
         };
-        let (stream, caller) = match met {
+        let (stream, connected) = match met {
             Ok(met) => met,
             Err(error) => return tracing::debug!(%error, "an API caller did not say who it is"),
         };
         let in_flight = place.requests();
-        let requests = if caller.access == Access::Full { requests.full } else { requests.read_only };
         let rpc = TowerToHyperService::new(rpc);
         let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
-            let (rpc, requests, in_flight) = (rpc.clone(), requests.clone(), in_flight());
-            request.extensions_mut().insert(caller.clone());
+            let (rpc, in_flight, caller) = (rpc.clone(), in_flight(), connected.caller());
+            let requests = if caller.access == Access::Full { &requests.full } else { &requests.read_only };
+            let requests = requests.clone();
+            request.extensions_mut().insert(caller);
             async move {
                 // The semaphore is never closed.
                 let _permit = requests.acquire_owned().await;
                 let answer = rpc.call(request).await;
-                answer.map(|answer| answer.map(|body| Held { body, _in_flight: in_flight }))
+                answer.map(|answer| answer.map(|body| Held::new(body, in_flight)))
             }
         });
 
@@ -313,21 +311,36 @@ impl Acceptor {
     }
 }
 
-/// An answer's body: as long as there is more of it, its connection is at work.
+/// An answer's body: while it is being made its connection is at work, while there is some of it to be read it waits for
+/// its reader.
 struct Held {
     body: ConnectRpcBody,
-    _in_flight: InFlight,
+    in_flight: InFlight,
+}
+
+impl Held {
+    fn new(body: ConnectRpcBody, mut in_flight: InFlight) -> Self {
+        in_flight.waits_for_its_reader();
+        Self { body, in_flight }
+    }
 }
 
 impl Body for Held {
     type Data = <ConnectRpcBody as Body>::Data;
     type Error = <ConnectRpcBody as Body>::Error;
 
+    /// hyper asks for more once what it has can be sent.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        let next = Pin::new(&mut self.body).poll_frame(context);
+        if next.is_ready() {
+            self.in_flight.waits_for_its_reader();
+        } else {
+            self.in_flight.is_read();
+        }
+        next
     }
 
     fn is_end_stream(&self) -> bool {

@@ -83,22 +83,13 @@ impl Service {
                 taken.observe(begun.elapsed());
             }
             let took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let (caller, trace_id) = (origin.caller.map(tracing::field::display), origin.trace_id);
             match &done {
-                Ok(_) => tracing::info!(verb, %vm_id, caller, trace_id, took_us, "VM network changed"),
-                Err(error) => {
-                    let code = code_of(error);
-                    if matches!(code, ErrorCode::Internal) {
-                        tracing::error!(
-                            verb,
-                            caller,
-                            trace_id,
-                            took_us,
-                            "VM network not changed: the cause is logged at debug"
-                        );
-                    }
-                    tracing::debug!(verb, %vm_id, code = code.as_str(), %error, "VM network not changed");
+                Ok(_) => {
+                    let Origin { caller, trace_id } = &origin;
+                    let caller = caller.as_ref().map(tracing::field::display);
+                    tracing::info!(verb, %vm_id, caller, trace_id, took_us, "VM network changed");
                 }
+                Err(error) => origin.log_failure(verb, &vm_id, code_of(error), error),
             }
             done
         };
@@ -122,8 +113,15 @@ impl Service {
         let work = async move {
             let _permit = permit;
             let done = work.await;
-            if done.is_ok() {
-                change.origin.log(change.verb, change.what);
+            match &done {
+                Ok(_) if change.is_trial => {
+                    tracing::debug!(verb, what = change.what, "looked at what it would change");
+                }
+                Ok(_) => change.origin.log(verb, change.what),
+                Err(error) => {
+                    let words = error.message.as_deref().unwrap_or_default();
+                    change.origin.log_failure(verb, &change.what, error.code, &words);
+                }
             }
             done
         };
@@ -139,11 +137,17 @@ struct Change {
     origin: Origin,
     verb: &'static str,
     what: String,
+    /// Nothing is changed: it is to be seen what would be.
+    is_trial: bool,
 }
 
 impl Change {
     fn of(ctx: &RequestContext, verb: &'static str, what: impl ToString) -> Self {
-        Self { origin: Origin::of(ctx), verb, what: what.to_string() }
+        Self { origin: Origin::of(ctx), verb, what: what.to_string(), is_trial: false }
+    }
+
+    fn trial_if(self, is_trial: bool) -> Self {
+        Self { is_trial, ..self }
     }
 }
 
@@ -444,9 +448,9 @@ impl GuestNetworkService for Service {
         let walls = self.manager.walls().clone();
         // One of the two is set.
         let scope = format!("{}{}", spec.vm_id, spec.workspace_id);
-        let verb = if dry_run { "try policy" } else { "apply policy" };
+        let change = Change::of(&ctx, "apply policy", scope).trial_if(dry_run);
         let apply = async move { walls.apply(spec, dry_run).await.map_err(policy::failed) };
-        Response::ok(policy::applied(self.finished(Change::of(&ctx, verb, scope), apply).await?))
+        Response::ok(policy::applied(self.finished(change, apply).await?))
     }
 
     async fn get_network_policy(
@@ -548,7 +552,7 @@ impl GuestNetworkService for Service {
         request: ServiceRequest<'_, v1::CollectGarbageRequest>,
     ) -> ServiceResult<v1::CollectGarbageResponse> {
         let (apply, manager) = (request.apply, self.manager.clone());
-        let change = Change::of(&ctx, "collect garbage", if apply { "to remove it" } else { "to see it" });
+        let change = Change::of(&ctx, "collect garbage", "what belongs to no VM").trial_if(!apply);
         let collected =
             self.finished(change, async move { manager.collect(apply).await.map_err(status) }).await?;
         let leftover = |of: Collected| v1::Leftover {

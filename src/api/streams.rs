@@ -1,13 +1,17 @@
 //! Answers that go on: a bounded number of them, each ended by its caller's deadline or when the service stops. In: items as
-//! they come. Out: a stream that waits for its reader and for nobody else.
+//! they come. Out: a stream that waits for its reader and for nobody else, and costs nothing any more once its time is over,
+//! whether its reader reads or not.
 
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use connectrpc::interceptor::{StreamRequest, StreamResponse};
 use connectrpc::{ConnectError, ErrorCode, Interceptor, NextStream, PayloadStream, Protocol, RequestContext};
-use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::{Semaphore, watch};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tracing::Instrument;
 
 use super::caller;
 use super::errors::refusal;
@@ -55,49 +59,75 @@ impl Interceptor for Seats {
             patience(&request.ctx).and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let answer = next.run(request, inbound).await?;
         let stop = self.stop.clone();
-        Ok(answer.map_body(|items| {
-            let held = items.map(move |item| {
-                let _held_until_the_stream_goes = &seat;
-                item
-            });
-            until(held, patience, stop)
-        }))
+        Ok(answer.map_body(|items| until(items, patience, stop, seat)))
     }
 }
 
-/// The items that come before `end`, and before the service stops.
+type Items<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
+
+/// The items that come before `end`, and before the service stops. They and the `seat` go then, though nobody reads: hyper asks
+/// for no item while its reader has no room for one, so it is not the reading that notices.
 fn until<T: Send + 'static>(
     items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
     end: Option<tokio::time::Instant>,
     stop: watch::Receiver<bool>,
-) -> std::pin::Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>> {
-    let late =
-        || refusal(ErrorCode::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's deadline has passed");
-    let goodbye = || refusal(ErrorCode::Unavailable, "STOPPING", "guestnet is stopping: watch again later");
-    // An error is the last item, and nothing is asked for behind it.
-    Box::pin(stream::unfold(Some((Box::pin(items), stop)), move |state| async move {
-        let (mut items, mut stop) = state?;
-        let passed = async {
-            match end {
-                Some(end) => tokio::time::sleep_until(end).await,
-                None => std::future::pending().await,
-            }
+    seat: impl Send + 'static,
+) -> Items<T> {
+    let items: Items<T> = Box::pin(items);
+    let held = Arc::new(Mutex::new(Some((items, seat))));
+    let (mut tell, mut over) = oneshot::channel();
+    let of_end = held.clone();
+    let ends = async move {
+        let error = tokio::select! {
+            error = its_end(end, stop) => error,
+            () = tell.closed() => return,
         };
-        let next = tokio::select! {
-            item = items.next() => Ok(item),
-            () = passed => Err(late()),
-            // An error is a service that is gone already.
-            _ = stop.wait_for(|stop| *stop) => Err(goodbye()),
-        };
-        match next {
-            Ok(item) => {
-                let item = item?;
-                let rest = item.is_ok().then_some((items, stop));
-                Some((item, rest))
-            }
-            Err(error) => Some((Err(error), None)),
+        let _ended = of_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = tell.send(error);
+    };
+    tokio::spawn(ends.in_current_span());
+    let mut is_over = false;
+    Box::pin(stream::poll_fn(move |context| {
+        if is_over {
+            return Poll::Ready(None);
         }
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = held.as_mut().map_or(Poll::Pending, |(items, _)| items.poll_next_unpin(context));
+        let last = match next {
+            Poll::Ready(Some(Ok(item))) => return Poll::Ready(Some(Ok(item))),
+            // An error is the last item, and nothing is asked for behind it.
+            Poll::Ready(last) => {
+                held.take();
+                over.close();
+                last
+            }
+            Poll::Pending => match over.poll_unpin(context) {
+                Poll::Ready(error) => error.ok().map(Err),
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        is_over = true;
+        Poll::Ready(last)
     }))
+}
+
+/// Why nothing more comes.
+async fn its_end(end: Option<tokio::time::Instant>, mut stop: watch::Receiver<bool>) -> ConnectError {
+    let passed = async {
+        match end {
+            Some(end) => tokio::time::sleep_until(end).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = passed => {
+            refusal(ErrorCode::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's deadline has passed")
+        }
+        // An error is a service that is gone already.
+        _ = stop.wait_for(|stop| *stop) => {
+            refusal(ErrorCode::Unavailable, "STOPPING", "guestnet is stopping: watch again later")
+        }
+    }
 }
 
 /// What a caller's own headers give it: Connect's in milliseconds, gRPC's with a unit (gRPC over HTTP/2, Timeout).
@@ -142,26 +172,41 @@ mod tests {
         let end = || Some(tokio::time::Instant::now() + Duration::from_millis(100));
         let (stopping, stop) = watch::channel(false);
         let one = || stream::iter([Ok::<_, ConnectError>(1)]);
-        let ends: Vec<_> = until(one(), end(), stop.clone()).collect().await;
+        let ends: Vec<_> = until(one(), end(), stop.clone(), ()).collect().await;
         assert!(matches!(ends.as_slice(), [Ok(1)]), "{ends:?}");
         let fails: Vec<_> =
-            until(one().chain(stream::iter([Err(ConnectError::internal("x"))])), end(), stop.clone())
+            until(one().chain(stream::iter([Err(ConnectError::internal("x"))])), end(), stop.clone(), ())
                 .collect()
                 .await;
         assert!(
             matches!(fails.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::Internal),
             "{fails:?}"
         );
-        let goes_on: Vec<_> = until(one().chain(stream::pending()), end(), stop.clone()).collect().await;
+        let goes_on: Vec<_> = until(one().chain(stream::pending()), end(), stop.clone(), ()).collect().await;
         assert!(
             matches!(goes_on.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::DeadlineExceeded),
             "{goes_on:?}"
         );
         stopping.send_replace(true);
-        let stopped: Vec<_> = until(stream::pending::<Result<u8, _>>(), None, stop).collect().await;
+        let stopped: Vec<_> = until(stream::pending::<Result<u8, _>>(), None, stop, ()).collect().await;
         assert!(
             matches!(stopped.as_slice(), [Err(error)] if error.code == ErrorCode::Unavailable),
             "{stopped:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
+        let (_stopping, stop) = watch::channel(false);
+        let seats = Arc::new(Semaphore::new(1));
+        let seat = seats.clone().try_acquire_owned().unwrap();
+        let end = Some(tokio::time::Instant::now() + Duration::from_millis(100));
+        let unread = until(stream::repeat(1).map(Ok::<_, ConnectError>), end, stop, seat);
+        let _seat = seats.acquire().await.unwrap();
+        let told: Vec<_> = unread.collect().await;
+        assert!(
+            matches!(told.as_slice(), [Err(error)] if error.code == ErrorCode::DeadlineExceeded),
+            "nothing was kept for it: {told:?}"
         );
     }
 }

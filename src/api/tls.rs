@@ -14,8 +14,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 use tracing::{info, warn};
 use webpki::EndEntityCert;
 
-use super::caller::{Access, Caller, Peer};
-use crate::config::{SpiffeIds, TlsConfig};
+use crate::config::TlsConfig;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -60,19 +59,11 @@ impl Tls {
         }
         read.1.clone()
     }
+}
 
-    /// Who is at the other end. `certificates` have been verified.
-    pub(super) fn caller(&self, certificates: Option<&[CertificateDer<'_>]>, allowed: &SpiffeIds) -> Caller {
-        let id = certificates.and_then(<[_]>::first).and_then(spiffe_id).unwrap_or_default();
-        let access = if SpiffeIds::lists(&allowed.full, &id) {
-            Access::Full
-        } else if SpiffeIds::lists(&allowed.read_only, &id) {
-            Access::ReadOnly
-        } else {
-            Access::None
-        };
-        Caller { peer: Peer::Spiffe(id), access }
-    }
+/// Who is at the other end; nobody's id for one whose certificate has none. `certificates` have been verified.
+pub(super) fn spiffe_id_of(certificates: Option<&[CertificateDer<'_>]>) -> String {
+    certificates.and_then(<[_]>::first).and_then(spiffe_id).unwrap_or_default()
 }
 
 /// The one URI name of a SPIFFE certificate (X509-SVID section 2).

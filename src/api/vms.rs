@@ -2,7 +2,7 @@
 
 use connectrpc::ConnectError;
 
-use super::errors::status;
+use super::errors::{reason_and_field, status};
 use super::wire::{self, FieldError};
 use crate::manager::Manager;
 use crate::model::{Invalid, Mac, VmId, WorkspaceId};
@@ -69,8 +69,9 @@ pub(super) fn batch_result(vm_id: &str, made: Result<v1::VmNetwork, ConnectError
         Ok(vm) => v1::BatchCreateResult { vm_id, vm_network: vm.into(), ..Default::default() },
         Err(error) => {
             let code = error.code.as_str().to_owned();
+            let (reason, field) = reason_and_field(&error);
             let message = error.message.unwrap_or_default();
-            let error = v1::BatchCreateError { code, message, ..Default::default() };
+            let error = v1::BatchCreateError { code, message, reason, field, ..Default::default() };
             v1::BatchCreateResult { vm_id, error: error.into(), ..Default::default() }
         }
     }

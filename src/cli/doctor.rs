@@ -8,7 +8,7 @@ use serde_json::json;
 use super::CliError;
 use super::client::Client;
 use super::output::{Format, pretty};
-use crate::doctor::{self, Finding, Seen, Verdict};
+use crate::doctor::{self, Finding, Seen, Service, Verdict};
 use crate::model::VmId;
 use crate::proto::guestnet::v1;
 
@@ -53,9 +53,9 @@ async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliEr
             let vm_ids: BTreeSet<String> = vms.into_iter().map(|vm| vm.vm_id).collect();
             let events = client.events(v1::ListEventsRequest::default()).await?;
             let port_forwards = client.forwards(v1::ListPortForwardsRequest::default()).await?.len();
-            (None, Some(status), Seen { namespaces, vm_ids, events, port_forwards })
+            (Service::Answers, Some(status), Seen { namespaces, vm_ids, events, port_forwards })
         }
-        Err(error) => (Some(error.to_string()), None, Seen::default()),
+        Err(error) => (unanswered(&error), None, Seen::default()),
     };
     let mut networks = doctor::networks_of(status.as_ref());
     networks.retain(|network| only.is_none_or(|only| network.name == only));
@@ -68,6 +68,16 @@ async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliEr
             .retain(|name| vms.iter().all(|vm| name.strip_prefix("vm-") != Some(&vm.vm_id)));
     }
     Ok(doctor::check_host(&facts))
+}
+
+/// What it means that the service has not said how it does.
+fn unanswered(error: &CliError) -> Service {
+    let why = error.to_string();
+    match error {
+        CliError::Unreachable { .. } => Service::Silent(why),
+        CliError::Forbidden { .. } => Service::Closed(why),
+        _ => Service::Fails(why),
+    }
 }
 
 async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {

@@ -235,7 +235,17 @@ async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<Str
     let progress = Progress::new("made", requests.len());
     let (mut made, mut refused) = (Vec::new(), Vec::new());
     for batch in requests.chunks(BATCH) {
-        for result in client.batch_create(batch.to_vec()).await? {
+        let results = match client.batch_create(batch.to_vec()).await {
+            Ok(results) => results,
+            // What was made before is made: it is told.
+            Err(error) if !made.is_empty() => {
+                let left = requests.len() - made.len() - refused.len();
+                refused.push(format!("{}, of {left} that were left: {error}", batch[0].vm_id));
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        for result in results {
             match (result.vm_network.into_option(), result.error.into_option()) {
                 (Some(vm), _) => made.push(vm),
                 (None, error) => {
@@ -258,6 +268,11 @@ async fn delete(client: &Client, format: Format, vm_ids: &[VmId]) -> Result<Stri
         match client.delete(vm_id).await {
             Ok(()) => gone.push(vm_id.to_string().into()),
             Err(error) if vm_ids.len() > 1 && error.is_refusal() => refused.push(format!("{vm_id}: {error}")),
+            Err(error) if !gone.is_empty() => {
+                let left = vm_ids.len() - gone.len() - refused.len();
+                refused.push(format!("{vm_id}, of {left} that were left: {error}"));
+                break;
+            }
             Err(error) => return Err(error),
         }
         progress.at(gone.len() + refused.len());

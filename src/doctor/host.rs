@@ -8,15 +8,16 @@ use crate::walls::foreign::Ruleset;
 /// What was seen on the host; none where it could not be read.
 #[derive(Debug, Clone)]
 pub struct Facts {
-    /// Why the service does not answer, if it does not.
-    pub service: Option<String>,
+    pub service: Service,
+    /// Why the configuration does not fit, if it does not.
+    pub configuration: Option<String>,
     pub ip_forward: Option<String>,
     /// `iptables -S FORWARD`, line by line, or why it could not be read.
     pub forward: Option<Vec<String>>,
     /// `iptables -S INPUT`, likewise.
     pub input: Option<Vec<String>>,
-    /// Others' tables of nf_tables, those that iptables-nft keeps among them.
-    pub foreign: Ruleset,
+    /// Others' tables of nf_tables, those that iptables-nft keeps among them, or why they could not be read.
+    pub foreign: Result<Ruleset, String>,
     /// What the kernel does not have, or why that could not be looked at.
     pub missing: Result<Vec<Missing>, String>,
     /// `iptables -t nat -S POSTROUTING`.
@@ -42,6 +43,18 @@ pub struct Facts {
     pub port_forwards: usize,
     pub uplink_mtu: Option<(String, u32)>,
     pub networks: Vec<NetworkFacts>,
+}
+
+/// What the service says when it is asked how it does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Service {
+    Answers,
+    /// Nobody is behind its socket.
+    Silent(String),
+    /// Who asks may not open its socket.
+    Closed(String),
+    /// It is there, and what it says is no answer.
+    Fails(String),
 }
 
 /// What was said of something that happened, and how many seconds ago.
@@ -93,7 +106,9 @@ pub struct NetworkFacts {
 
 /// One finding for each check, worst matters first within a subject.
 pub fn check(facts: &Facts) -> Vec<Finding> {
-    let mut found = vec![service(facts), tun(facts), kvm(facts), kernel(facts)];
+    let mut found = vec![service(facts)];
+    found.extend(configuration(facts));
+    found.extend([tun(facts), kvm(facts), kernel(facts)]);
     found.extend([ip_forward(facts), default_route(facts)]);
     let iptables = firewall::iptables(facts);
     // What iptables-nft shows of a chain is told once.
@@ -102,11 +117,13 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
         ["FORWARD", "INPUT"].contains(&chain) && iptables[at].verdict != super::Verdict::Ok
     };
     let mut others = facts.clone();
-    others
-        .foreign
-        .chains
-        .retain(|(family, table, chain), _| (*family, table.as_str()) != ("ip", "filter") || !told(chain));
+    if let Ok(foreign) = &mut others.foreign {
+        foreign.chains.retain(|(family, table, chain), _| {
+            (*family, table.as_str()) != ("ip", "filter") || !told(chain)
+        });
+    }
     found.extend(iptables);
+    found.extend(firewall::unread(facts));
     found.push(br_netfilter(facts));
     found.push(redirects(facts));
     found.push(conntrack(facts));
@@ -130,15 +147,45 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
 }
 
 fn service(facts: &Facts) -> Finding {
+    let log = "journalctl -u guestnet -e";
     match &facts.service {
-        None => Finding::ok("service", "the service answers"),
-        Some(why) => Finding::problem(
+        Service::Answers => Finding::ok("service", "the service answers"),
+        Service::Silent(why) => Finding::problem(
             "service",
             why.clone(),
             "running guests keep their traffic; no VM is made or removed, and no lease is given",
         )
-        .mended_by("systemctl start guestnet; journalctl -u guestnet -e"),
+        .mended_by(format!("systemctl start guestnet; {log}")),
+        Service::Closed(why) => Finding::warning(
+            "service",
+            why.clone(),
+            "how it does is not known: what follows is what can be seen without it",
+        )
+        .mended_by("sudo guestnet doctor"),
+        Service::Fails(why) => Finding::problem(
+            "service",
+            why.clone(),
+            "something is behind its socket and does not say how it does: calls may fail",
+        )
+        .mended_by(log),
     }
+}
+
+/// The file that the next start reads, whatever the service runs with now.
+fn configuration(facts: &Facts) -> Option<Finding> {
+    let why = facts.configuration.as_ref()?;
+    let (severe, meaning): (fn(_, String, _) -> _, _) = match facts.service {
+        Service::Answers => {
+            (Finding::warning, "the service goes on with what it has read before; it would not start again")
+        }
+        _ => (Finding::problem, "the service does not start with it"),
+    };
+    // All of a file's problems are one finding.
+    let seen = why.lines().collect::<Vec<_>>().join("; ").replace(":; ", ": ");
+    Some(
+        severe("configuration", seen, meaning)
+            .mended_by("edit what is named there; then: systemctl restart guestnet"),
+    )
 }
 
 fn device(
@@ -492,11 +539,12 @@ mod tests {
 
     fn healthy() -> Facts {
         Facts {
-            service: None,
+            service: Service::Answers,
+            configuration: None,
             ip_forward: Some("1".into()),
             forward: Some(vec!["-P FORWARD ACCEPT".into(), "-A FORWARD -j GUESTNET-FORWARD".into()]),
             input: Some(vec!["-P INPUT DROP".into(), "-A INPUT -j GUESTNET-INPUT".into()]),
-            foreign: Ruleset::default(),
+            foreign: Ok(Ruleset::default()),
             missing: Ok(Vec::new()),
             postrouting: Some(vec![
                 "-A POSTROUTING -s 10.100.0.0/16 ! -d 10.100.0.0/16 -j MASQUERADE".into(),
@@ -557,6 +605,11 @@ mod tests {
         assert_eq!(with(|f| f.clock_synchronised = Some(false)), [("clock", Verdict::Warning)]);
         assert_eq!(with(|f| f.missing = Err("EPERM".into())), [("kernel", Verdict::Warning)]);
         assert_eq!(with(|f| f.input = None), [("input", Verdict::Warning)]);
+        assert_eq!(with(|f| f.foreign = Err("EPERM".into())), [("firewall", Verdict::Warning)]);
+        assert_eq!(
+            with(|f| f.configuration = Some("it does not fit".into())),
+            [("configuration", Verdict::Warning)]
+        );
     }
 
     #[test]

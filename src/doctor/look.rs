@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::host::{Device, Facts, NetworkFacts, Said};
+use super::host::{Device, Facts, NetworkFacts, Said, Service};
 use super::probe;
 use crate::config::Config;
 use crate::kernel::nft::Nft;
@@ -25,7 +25,7 @@ pub struct Seen {
     pub port_forwards: usize,
 }
 
-/// The networks of the service's answer; where it does not answer, of the configuration.
+/// The networks of the service's answer; where it does not answer, of the configuration, if that fits: else there is a finding.
 pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> {
     let Some(status) = status else {
         let networks = Config::load(None).map(|config| config.networks).unwrap_or_default();
@@ -64,8 +64,8 @@ pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> 
     facts.collect()
 }
 
-/// Everything that the checks want to know. `service` is why the service does not answer.
-pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &Seen) -> Facts {
+/// Everything that the checks want to know.
+pub async fn look(service: Service, networks: Vec<NetworkFacts>, seen: &Seen) -> Facts {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let events = |kind: &str| {
         let of_kind = seen.events.iter().filter(|event| event.kind == kind);
@@ -76,13 +76,14 @@ pub async fn look(service: Option<String>, networks: Vec<NetworkFacts>, seen: &S
         said.collect()
     };
     let missing = tokio::task::spawn_blocking(features::missing).await;
-    let stale_namespaces = if service.is_some() { Vec::new() } else { stale_namespaces(seen) };
+    let stale_namespaces = if service == Service::Answers { stale_namespaces(seen) } else { Vec::new() };
     let mut facts = Facts {
         service,
+        configuration: Config::load(None).err().map(|error| error.to_string()),
         ip_forward: sysctl("ipv4/ip_forward"),
         forward: rules("filter", "FORWARD"),
         input: rules("filter", "INPUT"),
-        foreign: Nft::open().and_then(|nft| nft.foreign()).unwrap_or_default(),
+        foreign: Nft::open().and_then(|nft| nft.foreign()).map_err(|error| error.to_string()),
         missing: missing
             .map_err(|error| error.to_string())
             .and_then(|missing| missing.map_err(|error| error.to_string())),

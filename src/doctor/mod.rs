@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use host::{Facts, NetworkFacts, check as check_host};
+pub use host::{Facts, NetworkFacts, Service, check as check_host};
 pub use look::{Seen, look, networks_of, vm_namespaces};
 pub use vm::{Drops, VmFacts, check as check_vm, conclusion, look as look_at_vm};
 

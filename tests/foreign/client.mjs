@@ -47,23 +47,23 @@ for (const call of calls) {
   asked.add(method.name);
   const request = fromJson(method.input, call.request);
   const told = (answer) => toJson(method.output, answer, { useProtoFieldName: true, alwaysEmitImplicit: true });
+  const items = [...(call.items ?? [])];
   const options = call.timeout_ms ? { timeoutMs: call.timeout_ms } : {};
   try {
     if (method.methodKind === "server_streaming") {
-      let first = true;
       for await (const answer of client[method.localName](request, options)) {
-        if (first && call.first) holds(call.first, told(answer), call.rpc);
-        first = false;
+        if (items.length > 0) holds(items.shift(), told(answer), call.rpc);
       }
-      assert.ok(!(first && call.first), `${call.rpc} told nothing`);
     } else {
       holds(call.answer ?? {}, told(await client[method.localName](request, options)), call.rpc);
     }
   } catch (error) {
     if (error instanceof assert.AssertionError) throw error;
     refused(call, error);
+    assert.deepEqual(items, [], `${call.rpc} did not tell all`);
     continue;
   }
+  assert.deepEqual(items, [], `${call.rpc} did not tell all`);
   assert.ok(!call.error, `${call.rpc} ${JSON.stringify(call.request)} was not refused`);
 }
 assert.deepEqual([...asked].sort(), GuestNetworkService.methods.map((method) => method.name).sort());

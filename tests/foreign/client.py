@@ -8,7 +8,7 @@ import sys
 here = pathlib.Path(__file__).parent
 sys.path[:0] = [str(here / folder) for folder in ("gen", "python")]
 import grpc
-from google.protobuf import json_format
+from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
@@ -39,15 +39,36 @@ def holds(expected, got, where):
         assert int(got or 0) == expected, (where, got)
 
 
+def status_of_grpc():
+    """google.rpc.Status, which grpc's own packages do not have: a code, words, and details as Any."""
+    file = descriptor_pb2.FileDescriptorProto(name="status.proto", package="google.rpc", syntax="proto3")
+    file.dependency.append(any_pb2.DESCRIPTOR.name)
+    details = file.message_type.add(name="Status").field.add(name="details", number=3, label=3, type=11)
+    details.type_name = ".google.protobuf.Any"
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("google.rpc.Status"))
+
+
+Status = status_of_grpc()
+
+
 def refused(call, error):
     at = (call["rpc"], call["request"], error)
     assert error.code().name.lower() == call.get("error"), at
-    # A Status of google.rpc has the details as Any.
-    details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    for expected in (call.get("reason"), call.get("field")):
-        assert expected is None or expected.encode() in details, (at, details)
-    if "reason" in call:
-        assert error_details_pb2.ErrorInfo.DESCRIPTOR.full_name.encode() in details, (at, details)
+    status = Status.FromString(dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b""))
+
+    def details(kind):
+        for detail in status.details:
+            if detail.Is(kind.DESCRIPTOR):
+                told = kind()
+                detail.Unpack(told)
+                yield told
+
+    reasons = [info.reason for info in details(error_details_pb2.ErrorInfo)]
+    fields = [each.field for request in details(error_details_pb2.BadRequest) for each in request.field_violations]
+    assert "reason" not in call or reasons == [call["reason"]], (at, reasons)
+    assert "field" not in call or fields == [call["field"]], (at, fields)
 
 
 asked = set()
@@ -66,19 +87,20 @@ for call in json.loads((here / "calls.json").read_text()):
         got, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
     timeout = call.get("timeout_ms", 20_000) / 1000
+    items = list(call.get("items", []))
     try:
         if method.server_streaming:
             answers = rpc(request, timeout=timeout)
-            if "first" in call:
-                holds(call["first"], told(next(answers)), call["rpc"])
-            for _ in answers:
-                pass
+            for got in answers:
+                if items:
+                    holds(items.pop(0), told(got), call["rpc"])
         else:
             holds(call.get("answer", {}), told(rpc(request, timeout=timeout)), call["rpc"])
     except grpc.RpcError as error:
         refused(call, error)
     else:
         assert "error" not in call, ("not refused", call)
+    assert not items, ("not told", call["rpc"], items)
 assert asked == {method.name for method in service.methods}, asked
 
 health = health_pb2_grpc.HealthStub(channel)

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::lab::daemon::{Paths, serve_command};
-use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
+use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says, lan};
 use crate::slots::Traced;
 
 fn database(lab: &Lab) -> PathBuf {
@@ -40,6 +40,27 @@ pub(crate) fn connect_code(lab: &Lab, daemon: &Daemon<'_>, rpc: &str, body: &str
     answer["code"].as_str().unwrap_or("ok").to_owned()
 }
 
+/// The default network, and somebody else's plumbing beside it: reservations are for that.
+fn with_a_lan(lab: &Lab) -> String {
+    lan::make(lab);
+    format!("[[network]]\n{}", lan::network(""))
+}
+
+/// Changes that are about no VM, each of which has to be written down.
+const OTHER_CHANGES: [(&str, &str); 4] = [
+    ("ApplyNetworkPolicy", r#"{"policy":{"vmId":"vm1","defaultAction":"deny"}}"#),
+    ("AddPortForward", r#"{"forward":{"vmId":"vm1","hostPort":8085}}"#),
+    ("SetDnsRecord", r#"{"name":"web.corp","type":"A","value":"10.9.0.8"}"#),
+    ("AddReservations", r#"{"reservations":[{"macAddress":"02:00:00:00:00:77"}]}"#),
+];
+
+/// Each of them is refused with `code`, whatever it is about.
+fn assert_others_refused(lab: &Lab, daemon: &Daemon<'_>, code: &str) {
+    for (rpc, body) in OTHER_CHANGES {
+        assert_eq!(connect_code(lab, daemon, rpc, body), code, "{rpc}");
+    }
+}
+
 #[test]
 fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     let lab = Lab::new();
@@ -47,7 +68,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     fs::create_dir(&state).unwrap();
     let mount = ["-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", state.to_str().unwrap()];
     lab.on_host("mount", &mount);
-    let daemon = Daemon::start(&lab);
+    let daemon = Daemon::start_with(&lab, &with_a_lan(&lab));
     let vm1 = daemon.json(&["vm", "create", "vm1"]);
     let filler = state.join("filler");
     let fill = || {
@@ -69,6 +90,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     let before = lab.host_state();
     assert_eq!(connect_code(&lab, &daemon, "CreateVmNetwork", r#"{"vmId":"vm2"}"#), "resource_exhausted");
     assert_eq!(connect_code(&lab, &daemon, "DeleteVmNetwork", r#"{"vmId":"vm1"}"#), "resource_exhausted");
+    assert_others_refused(&lab, &daemon, "resource_exhausted");
     assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
     assert_same(&before, &lab.host_state());
     let vms = daemon.json(&["vm", "list"]);
@@ -104,7 +126,8 @@ fn a_read_only_state_directory_stops_the_start_and_no_guest() {
 #[test]
 fn a_disk_that_turns_read_only_or_fails_refuses_changes_by_name_and_loses_nothing() {
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    let networks = with_a_lan(&lab);
+    let daemon = Daemon::start_with(&lab, &networks);
     let vm1 = daemon.json(&["vm", "create", "vm1"]);
     let guest = TapGuest::attach(&lab, &vm1);
     let before = lab.host_state();
@@ -116,6 +139,7 @@ fn a_disk_that_turns_read_only_or_fails_refuses_changes_by_name_and_loses_nothin
         };
         refused("CreateVmNetwork", r#"{"vmId":"vm2"}"#);
         refused("UpdateVmNetwork", r#"{"vmId":"vm1","rateLimitMbps":7}"#);
+        assert_others_refused(&lab, &daemon, "failed_precondition");
         guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
         let state = Paths::of(&lab).state;
         assert_says(&daemon.client(&["vm", "create", "vm2"]), 1, &[state.to_str().unwrap(), "read-only"]);
@@ -128,7 +152,7 @@ fn a_disk_that_turns_read_only_or_fails_refuses_changes_by_name_and_loses_nothin
         assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([vm1]));
     }
     daemon.crash();
-    let daemon = Daemon::start(&lab);
+    let daemon = Daemon::start_with(&lab, &networks);
     assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([vm1]));
     assert_same(&before, &lab.host_state());
     crate::crash::assert_consistent(&lab, &daemon);
@@ -182,6 +206,8 @@ fn a_database_that_is_torn_under_the_service_is_written_over_by_nobody() {
         let body = format!(r#"{{"vmId":"more{n}"}}"#);
         codes.insert(connect_code(&lab, &daemon, "CreateVmNetwork", &body));
         codes.insert(connect_code(&lab, &daemon, "GetUserData", r#"{"vmId":"vm1"}"#));
+        let record = format!(r#"{{"name":"web{n}.corp","type":"A","value":"10.9.0.8"}}"#);
+        codes.insert(connect_code(&lab, &daemon, "SetDnsRecord", &record));
     }
     let clear = |code: &String| code == "ok" || code == "data_loss";
     assert!(codes.iter().all(clear) && codes.contains("data_loss"), "{codes:?}");

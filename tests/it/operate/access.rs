@@ -1,15 +1,17 @@
 //! Who may call, and what: groups of sockets, read-only callers, certificates over TCP.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::Output;
+use std::process::{ChildStdout, Output, Stdio};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair, SanType,
 };
 use serde_json::Value;
 
+use crate::lab::daemon::Paths;
 use crate::lab::{Daemon, Lab, text};
 
 /// A CA and what it signs, as files.
@@ -123,6 +125,68 @@ fn over_tcp_a_caller_is_who_its_certificate_says_and_nobody_else_gets_in() {
 }
 
 #[test]
+fn an_id_that_a_reload_has_taken_off_the_list_is_refused_on_the_connection_it_has_open() {
+    let lab = Lab::new();
+    let directory = lab.directory();
+    let pki = Pki::new(directory, "ca");
+    pki.sign(directory, "server", server());
+    pki.sign(directory, "metald", uri("spiffe://lab/metald"));
+    let daemon = Daemon::start_with(&lab, &api(&lab));
+    let file = |name: &str| directory.join(name);
+    let mut tls = lab.host_command("openssl");
+    tls.args(["s_client", "-quiet", "-no_ign_eof", "-verify_quiet", "-connect", "127.0.0.1:8443"]);
+    tls.arg("-CAfile").arg(file("ca.pem"));
+    tls.arg("-cert").arg(file("metald.pem")).arg("-key").arg(file("metald.key"));
+    let mut tls = tls.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut to, mut from) = (tls.stdin.take().unwrap(), BufReader::new(tls.stdout.take().unwrap()));
+    let mut call = || {
+        let head = "host: x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+        write!(to, "POST /{RPC}/ListVmNetworks HTTP/1.1\r\n{head}").unwrap();
+        let (mut status, mut line, mut body) = (String::new(), String::new(), Vec::new());
+        from.read_line(&mut status).unwrap();
+        let mut length = None;
+        while from.read_line(&mut line).unwrap() > 2 {
+            if let Some(told) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = Some(told.trim().parse::<u64>().unwrap());
+            }
+            line.clear();
+        }
+        // Of a length, or in chunks up to one of none (RFC 9112 section 7.1).
+        let mut next = |from: &mut BufReader<ChildStdout>, length: u64, more: u64| {
+            let mut chunk = Vec::new();
+            from.by_ref().take(length + more).read_to_end(&mut chunk).unwrap();
+            body.extend(&chunk[..length as usize]);
+        };
+        match length {
+            Some(length) => next(&mut from, length, 0),
+            None => loop {
+                let mut size = String::new();
+                from.read_line(&mut size).unwrap();
+                let size = u64::from_str_radix(size.trim(), 16).unwrap();
+                next(&mut from, size, 2);
+                if size == 0 {
+                    break;
+                }
+            },
+        }
+        (status, String::from_utf8(body).unwrap())
+    };
+    let (status, body) = call();
+    assert!(status.contains(" 200 "), "{status}{body}");
+    let config = Paths::of(&lab).config;
+    let listed = fs::read_to_string(&config).unwrap();
+    fs::write(&config, listed.replace("spiffe://lab/metald", "spiffe://lab/other")).unwrap();
+    daemon.guestnet(&["reload"]);
+    let (status, body) = call();
+    assert!(status.contains(" 403 ") && body.contains("UNLISTED_CALLER"), "{status}{body}");
+    fs::write(&config, &listed).unwrap();
+    daemon.guestnet(&["reload"]);
+    assert!(call().0.contains(" 200 "), "and served again when it is back");
+    let _ = tls.kill();
+    let _ = tls.wait();
+}
+
+#[test]
 fn without_a_certificate_there_is_no_listener_the_reason_is_said_and_the_socket_answers() {
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, &api(&lab));
@@ -162,4 +226,55 @@ fn a_second_socket_lets_its_group_read_and_nothing_more() {
         assert!(text(&refused).contains("may only read"), "{}", text(&refused));
     }
     assert_eq!(daemon.json(&["vm", "list"]).as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn the_log_tells_a_change_from_a_trial_and_a_failure_with_who_asked() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "a"]);
+    let lines = |words: &[&str]| {
+        let log = daemon.log();
+        let told = log.lines().filter(|line| words.iter().all(|word| line.contains(word)));
+        told.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let policy = lab.directory().join("policy.toml");
+    fs::write(&policy, "vm_id = \"a\"\ndefault_action = \"deny\"\n").unwrap();
+    daemon.guestnet(&["policy", "apply", "-f", policy.to_str().unwrap(), "--dry-run"]);
+    daemon.guestnet(&["gc", "--dry-run"]);
+    assert_eq!(lines(&["\"changed\"", "\"apply policy\""]), Vec::<String>::new());
+    assert_eq!(lines(&["\"changed\"", "\"collect garbage\""]), Vec::<String>::new());
+    daemon.guestnet(&["policy", "apply", "-f", policy.to_str().unwrap()]);
+    assert_eq!(lines(&["\"changed\"", "\"apply policy\"", "uid 0"]).len(), 1, "{}", daemon.log());
+    let refused = daemon.client(&["forward", "add", "nobody", "--host-port", "8085"]);
+    assert_eq!(refused.status.code(), Some(1));
+    let told = lines(&["\"not changed\"", "\"add forward\"", "not_found", "uid 0"]);
+    assert_eq!(told.len(), 1, "{}", daemon.log());
+}
+
+/// The service goes in the midst of many: what is made is told, and that the rest is not.
+#[test]
+fn what_was_made_of_many_before_the_service_went_is_told() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let names: Vec<String> = (0..1_000).map(|n| format!("vm{n:04}")).collect();
+    let arguments: Vec<&str> = ["vm", "create"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let mut create = daemon.client_command(&[arguments.as_slice(), &["--json"]].concat());
+    let create = create.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // More than a batch of the client's.
+    crate::slots::eventually("the first are made", || {
+        daemon.json(&["vm", "list"]).as_array().unwrap().len() > 60
+    });
+    daemon.crash();
+    let output = create.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    assert!(text(&output).contains("that were left"), "{}", text(&output));
+    let told: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let daemon = Daemon::start(&lab);
+    let there = daemon.json(&["vm", "list"]);
+    let ids = |vms: &Value| -> Vec<String> {
+        vms.as_array().unwrap().iter().map(|vm| vm["vm_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let (told, there) = (ids(&told), ids(&there));
+    assert!(told.len() >= 50 && told.iter().all(|vm_id| there.contains(vm_id)), "{told:?}\n{there:?}");
 }

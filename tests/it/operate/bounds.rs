@@ -182,3 +182,90 @@ fn who_may_only_read_does_not_read_user_data() {
     assert!(call("RenderGuestConfig", json!({"vmId": "a", "target": "cmdline"}))["files"].is_array());
     assert!(daemon.guestnet(&["user-data", "show", "a"]).contains("hunter2"));
 }
+
+/// A caller over HTTP/2 that gives its answers no room (RFC 9113 section 6.9.2: SETTINGS_INITIAL_WINDOW_SIZE of 0), so that not
+/// a byte of them can be sent; `calls` times the same call.
+fn never_reads(
+    socket: &Path,
+    calls: u32,
+    kind: &str,
+    rpc: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> UnixStream {
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+    };
+    // Literal fields that are never indexed (RFC 7541 section 6.2.3), none longer than 126 bytes.
+    let literal = |(name, value): &(&str, &str)| {
+        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        [vec![0x10], text(name), text(value)].concat()
+    };
+    let path = format!("/{SERVICE}/{rpc}");
+    let kind = format!("application/{kind}");
+    let head = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+        (":path", &path),
+        ("content-type", &kind),
+    ];
+    let head: Vec<u8> = head.iter().chain(headers).flat_map(literal).collect();
+    let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    bytes.extend(frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    for call in 0..calls {
+        let stream = 2 * call + 1;
+        bytes.extend([frame(1, 4, stream, &head), frame(0, 1, stream, body)].concat());
+    }
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.write_all(&bytes).unwrap();
+    // Every answer has begun: its head needs no room (RFC 9113 section 5.2.1).
+    let mut begun = 0;
+    while begun < calls {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        std::io::copy(&mut Read::by_ref(&mut stream).take(length.into()), &mut std::io::sink()).unwrap();
+        begun += u32::from(head[3] == 1);
+    }
+    stream
+}
+
+#[test]
+fn callers_that_never_read_their_answers_keep_nobody_out_for_long() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "a"]);
+    // As many as there are places.
+    let unread: Vec<_> =
+        (0..256).map(|_| never_reads(daemon.socket(), 4, "json", "ListVmNetworks", &[], b"{}")).collect();
+    let listed = answer_to(daemon.socket(), &request("ListVmNetworks", "", "{}"));
+    assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("\"vmId\":\"a\""), "{listed}");
+    drop(unread);
+}
+
+#[test]
+fn a_watch_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
+    let lab = Lab::new();
+    let (_daemon, socket) = read_only(&lab);
+    let deadline = [("connect-timeout-ms", "1000")];
+    let watch =
+        |calls| never_reads(&socket, calls, "connect+json", "WatchEvents", &deadline, b"\0\0\0\0\x02{}");
+    let unread = watch(16);
+    let begun = || {
+        let (read, first) = stream(
+            &lab,
+            &socket,
+            "connect+json",
+            "Connect-Timeout-Ms: 100",
+            &format!("{SERVICE}/WatchEvents"),
+            b"{}",
+        );
+        let _ = first;
+        rest(read)
+    };
+    eventually("the seats are taken", || begun().contains("16 watches are open"));
+    eventually("the seats are free", || begun().contains("deadline_exceeded"));
+    drop(unread);
+}

@@ -169,6 +169,33 @@ fn what_only_the_operator_can_mend_is_named_too() {
     assert!(text(&dead).contains("systemctl start guestnet"), "{}", text(&dead));
 }
 
+/// What is behind the socket and does not answer is not a service that is down; nor is a configuration that does not fit.
+#[test]
+fn a_service_that_fails_and_a_configuration_that_does_not_fit_are_told_from_a_service_that_is_down() {
+    let lab = Lab::new();
+    let socket = lab.directory().join("mute.sock");
+    let mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::thread::spawn(move || mute.incoming().for_each(drop));
+    let doctor = |socket: &Path, variables: &[(&str, &str)]| -> Vec<Value> {
+        let mut doctor = lab.host_command(crate::lab::guestnet_binary());
+        doctor.arg("--socket").arg(socket).args(["doctor", "--json"]).envs(variables.iter().copied());
+        let report: Value = serde_json::from_slice(&doctor.output().unwrap().stdout).unwrap();
+        report["findings"].as_array().unwrap().clone()
+    };
+    let of = |found: &[Value], check: &str| found.iter().find(|finding| finding["check"] == check).cloned();
+    let fails = of(&doctor(&socket, &[]), "service").unwrap();
+    assert_eq!((&fails["verdict"], &fails["mend"]), (&"problem".into(), &"journalctl -u guestnet -e".into()));
+    let silent = doctor(Path::new("/run/none"), &[]);
+    let service = of(&silent, "service").unwrap();
+    assert!(service["mend"].as_str().unwrap().starts_with("systemctl start guestnet"), "{service}");
+    assert_eq!(of(&silent, "configuration"), None);
+
+    let unfit = [("UNKEY_METALD_NETWORK_BRIDGE_IP", "ten")];
+    let found = of(&doctor(Path::new("/run/none"), &unfit), "configuration").unwrap();
+    assert_eq!(found["verdict"], "problem", "{found}");
+    assert!(found["seen"].as_str().unwrap().contains("UNKEY_METALD_NETWORK_BRIDGE_IP"), "{found}");
+}
+
 #[test]
 fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     let lab = Lab::new();
@@ -248,6 +275,62 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
     let screen = daemon.client(&["doctor", "a"]);
     assert!(text(&screen).contains("mend: "), "{}", text(&screen));
     assert_eq!(daemon.client(&["doctor", "nobody"]).status.code(), Some(1));
+}
+
+/// Each hop is broken while the service cannot put it right, which it would; what doctor says mends it.
+#[test]
+fn each_hop_that_is_broken_is_named_and_mended_by_what_doctor_says() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "");
+    let mut daemon = faults.start();
+    let vm = daemon.json(&["vm", "create", "a"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    guest.run("busybox", &["ping", "-c", "1", "-W", "20", vm["gateway"].as_str().unwrap()]);
+    let examined = |daemon: &Daemon<'_>| -> Value {
+        let output = daemon.client(&["doctor", "a", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    };
+    let well = "every hop is as it should be";
+    assert_eq!(examined(&daemon)["conclusion"], well);
+    let (port, address) = (vm["host_device"].as_str().unwrap(), vm["ip_address"].as_str().unwrap());
+    // With the step that would put it right by itself.
+    let hops = [
+        ("ip -n vm-a link set tap0 down".to_owned(), None, "tap", "tap0 is down"),
+        ("ip -n vm-a link set in0 down".to_owned(), None, "veth", "in0 is down"),
+        (format!("ip link set {port} down"), Some("port"), "port", "is down"),
+        (format!("bridge link set dev {port} isolated off"), Some("port"), "bridge", "not isolated"),
+        (format!("ip link set {port} nomaster"), Some("port"), "bridge", "port of no bridge"),
+        (format!("ip route del {address}/32"), Some("route"), "route", "no route to"),
+        (format!("ip neigh del {address} dev br-vms"), Some("neighbour"), "neighbour", "is at no MAC"),
+        ("rm /run/netns/vm-a".to_owned(), Some("name"), "namespace", "is gone"),
+        (format!("ip link del {port}"), Some("veth"), "veth", "in0 is gone"),
+    ];
+    for (breaking, step, check, seen) in hops {
+        if let Some(step) = step {
+            faults.inject("before", step, "refuse");
+        }
+        lab.on_host("sh", &["-c", &breaking]);
+        let report = examined(&daemon);
+        let mut findings = report["findings"].as_array().unwrap().iter();
+        let Some(found) =
+            findings.find(|finding| finding["check"] == check && finding["verdict"] == "problem")
+        else {
+            panic!("{breaking}: {report:#}")
+        };
+        assert!(found["seen"].as_str().unwrap().contains(seen), "{breaking}: {found}");
+        let stops = report["conclusion"].as_str().unwrap();
+        assert!(stops.starts_with(&format!("packets stop at: {check}")), "{breaking}: {stops}");
+        if found["mend"] == "systemctl restart guestnet" {
+            faults.disarm();
+            assert!(daemon.stop().success());
+            daemon = faults.start();
+        } else {
+            mend(&lab, found);
+        }
+        guest.run("busybox", &["ping", "-c", "1", "-W", "20", vm["gateway"].as_str().unwrap()]);
+        assert_eq!(examined(&daemon)["conclusion"], well, "{breaking}: {found}");
+        faults.disarm();
+    }
 }
 
 /// A guest whose VMM was given another MAC asks for a lease again and again, and no request gets to the server.
