@@ -72,7 +72,6 @@ pub fn run() -> Report {
     let rss_before = resident_mib(pid);
     let ours = measure("guestnet", &guest, pid, &names, &upstream);
     let rss = after_many_names(&guest, pid, &names);
-    eprintln!("dns: guestnet: {rss_before:.0} MiB at the start, {rss:.0?} after {MANY_NAMES} names");
     drop(daemon);
 
     let mut peers = Vec::new();
@@ -85,7 +84,22 @@ pub fn run() -> Report {
         };
         peers.push((name, run));
     }
-    report(ours, &peers, rss, rss_before + CACHE_MIB)
+    report(ours, &peers, memory_figure(rss_before, rss))
+}
+
+/// `dns-memory`: the daemon's memory alone, from its start.
+pub fn memory() -> Report {
+    debian::install(&["dnsperf"]);
+    let lab = Lab::new();
+    let _upstream = FastUpstream::start(&lab);
+    let guest = Guest::new(&lab);
+    let names = Names::write(lab.directory());
+    let daemon = guest.serve();
+    let pid = daemon.pid();
+    pin(pid, SERVER_CORE);
+    let rss_before = resident_mib(pid);
+    let rss = after_many_names(&guest, pid, &names);
+    Report(vec![memory_figure(rss_before, rss)])
 }
 
 impl Run {
@@ -111,7 +125,7 @@ fn after_many_names(guest: &Guest<'_>, pid: u32, names: &Names) -> Result<f64, S
     Ok(resident_mib(pid))
 }
 
-fn report(ours: Run, peers: &[(&'static str, Run)], rss: Result<f64, String>, rss_goal: f64) -> Report {
+fn report(ours: Run, peers: &[(&'static str, Run)], memory: Figure) -> Report {
     let best = |value: fn(&Run) -> f64, better: fn(f64, f64) -> f64, start: f64| {
         peers.iter().map(|(_, run)| value(run)).fold(start, better)
     };
@@ -142,16 +156,21 @@ fn report(ours: Run, peers: &[(&'static str, Run)], rss: Result<f64, String>, rs
         figure("tcp_qps", "1/s", Better::Higher, 40_000.0, |run| run.tcp_qps),
         figure("failover_max_ms", "ms", Better::Lower, 300.0, |run| run.failover_max_ms),
         figure("stale_max_ms", "ms", Better::Lower, 10.0, |run| run.stale_max_ms),
-        Figure {
-            name: format!("rss_mib_after_{MANY_NAMES}_names"),
-            unit: "MiB",
-            better: Better::Lower,
-            guestnet: rss.as_ref().copied().unwrap_or(NONE),
-            peers: vec![],
-            absent: rss.err().map(|why| ("guestnet", why)).into_iter().collect(),
-            goal: rss_goal,
-        },
+        memory,
     ])
+}
+
+fn memory_figure(rss_before: f64, rss: Result<f64, String>) -> Figure {
+    eprintln!("dns: guestnet: {rss_before:.0} MiB at the start, {rss:.0?} after {MANY_NAMES} names");
+    Figure {
+        name: format!("rss_mib_after_{MANY_NAMES}_names"),
+        unit: "MiB",
+        better: Better::Lower,
+        guestnet: rss.as_ref().copied().unwrap_or(NONE),
+        peers: vec![],
+        absent: rss.err().map(|why| ("guestnet", why)).into_iter().collect(),
+        goal: rss_before + CACHE_MIB,
+    }
 }
 
 /// Everything of one server, each phase bounded in time: half a minute in all, a minute if it fails at most of it.

@@ -38,6 +38,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("dhcp-behaviour", dhcp::behaviour::run),
     ("packet", packet::run),
     ("dns", dns::run),
+    ("dns-memory", dns::memory),
     ("policy", policy::run),
     ("stats", stats::run),
 ];

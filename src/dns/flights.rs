@@ -162,7 +162,7 @@ async fn fly(
         (Some(permit), Some(validator)) if validator.judges(&question) => {
             // One exchange for all that a chain of trust needs: the validator asks one question after the other.
             let _permit = permit;
-            validator.ask(&question).await
+            Box::pin(validator.ask(&question)).await
         }
         (Some(first), validator) => {
             let asked = setup.forwarder.ask(&question, Some(Paid { payers: &payers, first })).await;

@@ -1,5 +1,5 @@
-//! PURE: what a message is worth that hickory has looked through record by record. In: the message, each record with its proof, and
-//! the question. Out: what of it belongs to the question, and whether that is proven; or that its alias' target is to be asked for;
+//! PURE: what a message is worth that hickory has looked through record by record. In: the message, each record with its proof, what
+//! hickory says of its denial, and the question. Out: what of it belongs to the question, and whether that is proven; or that its alias' target is to be asked for;
 //! or nothing, if it is bogus. hickory lets pass a message whose authority records are all of zones that are not signed, whichever
 //! zones these are, and says of an alias nothing about its target: here they have to be about the name that was asked for.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
@@ -10,6 +10,8 @@ use hickory_proto::dnssec::Proof;
 use hickory_proto::dnssec::rdata::{DNSSECRData, RRSIG};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::unsigned::{nothing_closer, prove_aliases};
 
 /// RRsets, and signatures, of a message that is looked through at all: the root's delegation of a top level, with 13 servers and
 /// two addresses of each, has 27. Each costs a walk to the root or an operation with a key (CVE-2023-50387).
@@ -39,8 +41,9 @@ fn is_bounded(message: &Message) -> bool {
     sets.len() <= MOST && all().filter(|record| record.record_type() == RecordType::RRSIG).count() <= MOST
 }
 
-/// `None` if it is bogus.
-pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType) -> Option<Judged> {
+/// `None` if it is bogus. `denial` is about what is not there only.
+pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType, denial: Proof) -> Option<Judged> {
+    prove_aliases(&mut message.answers);
     let chain = Chain::of(&message.answers, name, asked);
     message.answers.retain(|record| chain.has(record));
     // hickory has them in no order; stubs read them in that of the chain.
@@ -64,18 +67,23 @@ pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType) -> Opt
         matches!(record.record_type(), RecordType::NSEC | RecordType::NSEC3) && record.proof == Proof::Secure
     };
     let denied = message.authorities.iter().any(denies);
-    // RFC 4035 section 5.3.4: what came from a wildcard is proven only with what says that there is nothing closer.
-    if message.answers.iter().any(is_expanded) && !denied {
-        return None;
-    }
     if chain.whole {
+        let closest = nothing_closer(&message);
+        if closest == Proof::Bogus {
+            return None;
+        }
         // Whatever the code says, which nobody signed: it is there.
         message.metadata.response_code = ResponseCode::NoError;
-        return Some(Judged::Whole(message.into(), secure));
+        return Some(Judged::Whole(message.into(), secure && closest == Proof::Secure));
     }
     if chain.names.len() > 1 {
+        // The link and the target are judged each by itself.
         return Some(Judged::Alias);
     }
+    if denial == Proof::Bogus {
+        return None;
+    }
+    let denied = denied && denial == Proof::Secure;
     match soa {
         // Signed, with its proof; or of a name that hickory has found to be in no signed zone.
         Some((_, Proof::Secure)) => Some(Judged::Whole(message.into(), secure && denied)),
@@ -138,12 +146,6 @@ pub(super) fn signature(record: &Record) -> Option<&RRSIG> {
     }
 }
 
-/// Whether it proves a record that was made from a wildcard.
-fn is_expanded(record: &Record) -> bool {
-    let labels = signature(record).map(|signature| signature.input().num_labels);
-    record.proof == Proof::Secure && labels.is_some_and(|labels| labels < record.name.num_labels())
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
@@ -184,7 +186,7 @@ mod tests {
     }
 
     fn judged(rcode: ResponseCode, answers: &[Record], authorities: &[Record]) -> Option<Judged> {
-        judge(message(rcode, answers, authorities), &name("signed.example."), RecordType::A)
+        judge(message(rcode, answers, authorities), &name("signed.example."), RecordType::A, Proof::Secure)
     }
 
     #[test]
@@ -241,8 +243,15 @@ mod tests {
     #[test]
     fn a_signed_soa_alone_makes_no_denial_authentic() {
         let soa = soa("example.", Proof::Secure);
-        assert!(matches!(judged(ResponseCode::NXDomain, &[], &[soa]), Some(Judged::Whole(_, false))));
+        let soas = std::slice::from_ref(&soa);
+        assert!(matches!(judged(ResponseCode::NXDomain, &[], soas), Some(Judged::Whole(_, false))));
         assert!(matches!(judged(ResponseCode::NoError, &[], &[]), Some(Judged::Whole(_, false))));
+        let name = name("signed.example.");
+        let denied = |denial| judge(message(ResponseCode::NXDomain, &[], soas), &name, RecordType::A, denial);
+        assert!(denied(Proof::Bogus).is_none());
+        for unsure in [Proof::Insecure, Proof::Indeterminate] {
+            assert!(matches!(denied(unsure), Some(Judged::Whole(_, false))));
+        }
         let bogus = [a("signed.example.", Proof::Bogus)];
         assert!(judged(ResponseCode::NoError, &bogus, &[]).is_none());
     }

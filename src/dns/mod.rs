@@ -46,6 +46,7 @@ mod tcp;
 mod tests;
 mod told;
 mod udp;
+mod unsigned;
 mod validate;
 mod zone;
 

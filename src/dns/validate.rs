@@ -180,18 +180,10 @@ impl Validator {
             }
         };
         let owners: Vec<_> = message.answers.iter().map(|record| record.name.clone()).collect();
-        match (judge(message, name, asked), proof) {
-            // The link and the target are judged each by itself.
-            (Some(Judged::Alias), _) => Ok(Judged::Alias),
-            (Some(judged), Proof::Secure) => Ok(judged),
-            (Some(Judged::Whole(message, _)), Proof::Insecure | Proof::Indeterminate) => {
-                Ok(Judged::Whole(message, false))
-            }
-            _ => {
-                self.upstreams.forget_chains(owners.iter().chain([name]));
-                Err(Failure::Bogus)
-            }
-        }
+        judge(message, name, asked, proof).ok_or_else(|| {
+            self.upstreams.forget_chains(owners.iter().chain([name]));
+            Failure::Bogus
+        })
     }
 }
 
@@ -324,18 +316,89 @@ impl DnsHandle for Upstreams {
 
 #[cfg(test)]
 mod tests {
+    use std::net::UdpSocket;
+    use std::time::Duration;
+
+    use hickory_proto::op::OpCode;
+    use hickory_proto::rr::RData;
+    use hickory_proto::rr::rdata::{NS, NULL};
+
     use super::super::server::{DnsEndpoints, resolver};
     use super::*;
     use crate::config::Config;
     use crate::registry::Registry;
 
-    #[test]
-    fn what_chains_are_made_of_goes_with_a_flush_of_what_they_lead_to() {
-        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n[network.resolver]\ndnssec = true\n";
-        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
+    /// A validator whose upstream, on loopback, gives every question a record that holds for a day.
+    fn validator() -> Validator {
+        let upstream = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = upstream.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1_024];
+            while let Ok((length, from)) = upstream.recv_from(&mut buffer) {
+                let asked = Message::from_vec(&buffer[..length]).unwrap();
+                let mut answer = Message::response(asked.metadata.id, OpCode::Query);
+                let question = asked.queries[0].clone();
+                let data = match question.query_type() {
+                    RecordType::A => RData::A(std::net::Ipv4Addr::new(198, 51, 100, 10).into()),
+                    RecordType::NS => RData::NS(NS(question.name().clone())),
+                    // Flags, protocol and algorithm of a key, or tag, algorithm and digest type; then 64 bytes.
+                    code => {
+                        RData::Unknown { code, rdata: NULL::with([&[1, 1, 3, 8][..], &[7; 64]].concat()) }
+                    }
+                };
+                answer.add_answer(Record::from_rdata(question.name().clone(), 86_400, data));
+                answer.add_query(question);
+                upstream.send_to(&answer.to_vec().unwrap(), from).unwrap();
+            }
+        });
+        let text = format!("[[network]]\ndns_servers = [\"{address}\"]\n[network.resolver]\ndnssec = true\n");
+        let network = Config::from_parts(Some(&text), |_| None).unwrap().networks[0].clone();
         let resolver = resolver(network.clone(), Registry::default(), &DnsEndpoints::of(&network)).unwrap();
         let setup = resolver.setup.load_full();
-        let validator = setup.validator.as_ref().unwrap();
+        setup.validator.clone().unwrap()
+    }
+
+    async fn ask_for(validator: &Validator, name: &str, rtype: RecordType) {
+        let query = Query::query(rr::Name::from_ascii(name).unwrap(), rtype);
+        let spent = Arc::new(Spent { turn: Semaphore::new(1), asked: AtomicUsize::new(0) });
+        SPENT.scope(spent, validator.upstreams.exchange(&query)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_chains_are_made_of_is_held_for_an_hour_and_nothing_else_is() {
+        let validator = validator();
+        let held = |qtype, after| {
+            let question = of_chain(Name::from_text("example.com").unwrap(), qtype);
+            let at = Instant::now() + Duration::from_secs(after);
+            matches!(validator.upstreams.chains.get(&Key::of(&question), at), Some(Held::Fresh { .. }))
+        };
+        for qtype in OF_CHAINS {
+            ask_for(&validator, "example.com.", qtype.into()).await;
+            // Its TTL is a day. With a minute for the test itself.
+            let hour = u64::from(CHAINS_FOR);
+            assert_eq!((held(qtype, hour - 60), held(qtype, hour + 1)), (true, false), "{qtype}");
+        }
+        ask_for(&validator, "example.com.", RecordType::A).await;
+        assert!(!held(RecordType::A.into(), 0));
+    }
+
+    #[tokio::test]
+    async fn what_chains_are_made_of_never_takes_more_than_its_bytes() {
+        let validator = validator();
+        let held = || validator.upstreams.chains.usage();
+        let mut asked = 0;
+        // Twice as many as have room.
+        while asked == 0 || held().entries * 2 > asked {
+            ask_for(&validator, &format!("n{asked}.example.com."), RecordType::DS).await;
+            asked += 1;
+            assert!(held().bytes <= CHAINS as u64, "{:?}", held());
+        }
+        assert!(asked > 1_000 && held().bytes > CHAINS as u64 / 2, "{asked} {:?}", held());
+    }
+
+    #[test]
+    fn what_chains_are_made_of_goes_with_a_flush_of_what_they_lead_to() {
+        let validator = validator();
         let name = |text: &str| Name::from_text(text).unwrap();
         let held = |name: &Name, qtype| {
             let question = of_chain(*name, qtype);

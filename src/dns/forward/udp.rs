@@ -108,7 +108,7 @@ impl Pool {
             return Ok(again.verdict);
         }
         // Or the upstream does not keep the case any more. By TCP nobody can say so but itself.
-        if let Ok((verdict, kept)) = tcp::ask_mixed(self.upstream, question, edns).await {
+        if let Ok((verdict, kept)) = Box::pin(tcp::ask_mixed(self.upstream, question, edns)).await {
             self.learn(kept);
             return Ok(verdict);
         }
@@ -297,17 +297,19 @@ fn is_as_sent(message: &[u8], name: &[u8]) -> bool {
 
 /// Reads what comes until the socket is retired and nobody waits.
 async fn read(socket: Arc<Socket>) {
-    let mut buffer = [0; LONGEST];
     let mut foreign = 0;
     loop {
         if socket.retired.load(Relaxed) && lock(&socket.questions).waiting.is_empty() {
             return;
         }
-        let received = tokio::select! {
-            received = socket.udp.recv(&mut buffer) => received,
+        let ready = tokio::select! {
+            ready = socket.udp.readable() => ready,
             () = socket.left.notified() => continue,
         };
-        match received {
+        // On the stack: while it waits, a socket has no buffer.
+        let mut buffer = [0; LONGEST];
+        match ready.and_then(|()| socket.udp.try_recv(&mut buffer)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(length) if socket.deliver(&buffer[..length]) => {}
             Ok(_) => {
                 foreign += 1;

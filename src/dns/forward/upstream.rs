@@ -66,15 +66,16 @@ impl Upstream {
         self.server.transport == UpstreamTransport::Plain
     }
 
-    /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long.
+    /// As long as it takes: by UDP, without EDNS if it knows none, by TCP if the answer is too long. Boxed is what most questions
+    /// do not come to: each has room for all that it may come to.
     pub(super) async fn exchange(&self, question: &Question) -> Result<Answer, Trouble> {
         let mut edns = true;
         loop {
             let verdict = match &self.secure {
-                Some(channel) => channel.ask(question, edns).await?,
+                Some(channel) => Box::pin(channel.ask(question, edns)).await?,
                 None => match self.plain.ask(question, edns).await? {
                     Verdict::Truncated | Verdict::Foreign => {
-                        tcp::ask(self.server.address, question, edns).await?
+                        Box::pin(tcp::ask(self.server.address, question, edns)).await?
                     }
                     verdict => verdict,
                 },

@@ -1,11 +1,12 @@
 //! Signed zones: guests that validate behind us, and a network that has us validate.
 
+use std::cell::RefCell;
 use std::net::UdpSocket;
 
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::signed::{nsd, signed, unsigned};
+use super::signed::{nsd, signed, signed_with, unsigned};
 use super::*;
 
 /// nsd on the lab's internet with signed.example, signed with a key made here, and broken.example, where a record was
@@ -267,4 +268,98 @@ fn nothing_about_another_name_makes_a_signed_name_go_away() {
     assert!(far.contains("198.51.100.66") && !is_secure(&far), "{far}");
     let absent = ask("gone");
     assert!(absent.contains("NXDOMAIN") && absent.contains("CNAME") && is_secure(&absent), "{absent}");
+}
+
+/// Wildcards, aliases to and from them, and whole trees that are elsewhere.
+const MADE_FROM_OTHERS: &str = "host IN A 198.51.100.10\n*.w IN A 198.51.100.20\nreal.w IN A 198.51.100.22\nlink IN CNAME a.w\n\
+     *.c IN CNAME host\nold IN DNAME new\nwww.new IN A 198.51.100.21\n";
+
+fn a_network_that_proves_what_was_made(signing: &[&str]) {
+    let lab = Lab::new();
+    let parent = signed_with(&lab, "parent.example", MADE_FROM_OTHERS, signing);
+    let _nsd = nsd(&lab, &[&parent]);
+    // What says what a wildcard is not for, and an answer of one, to be given for other names.
+    let of_wildcard: RefCell<Option<Message>> = RefCell::default();
+    between(&lab, move |name, message| match name.split('.').next().unwrap() {
+        "kept" => drop(of_wildcard.replace(Some(message.clone()))),
+        "bare" => message.authorities.clear(),
+        // There is a closer name, and the zone would have said so.
+        "real" => {
+            let kept = of_wildcard.borrow().clone().unwrap();
+            let owner = message.queries[0].name().clone();
+            message.answers = kept.answers;
+            message.answers.iter_mut().for_each(|record| record.name = owner.clone());
+            message.authorities = kept.authorities;
+        }
+        "turned" => {
+            let target = Name::from_ascii("host.parent.example.").unwrap();
+            for record in &mut message.answers {
+                if record.record_type() == RecordType::CNAME {
+                    record.data = RData::CNAME(hickory_proto::rr::rdata::CNAME(target.clone()));
+                }
+            }
+        }
+        _ => {}
+    });
+    let daemon = validating(&lab, &parent.dnskey, BETWEEN);
+    let guest = guest(&lab, &daemon);
+    let ask = |name: &str| guest.dig(&["+adflag", &format!("{name}.parent.example")]);
+    let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
+    until("a validated answer", || {
+        let printed = ask("host");
+        if printed.contains("198.51.100.10") { Ok(()) } else { Err(printed) }
+    });
+    for (name, address) in [
+        ("kept.w", "198.51.100.20"),
+        ("b.a.w", "198.51.100.20"),
+        ("link", "198.51.100.20"),
+        ("x.c", "198.51.100.10"),
+        ("www.old", "198.51.100.21"),
+    ] {
+        let proven = ask(name);
+        assert!(is_secure(&proven) && proven.contains(address), "{name}: {proven}");
+    }
+    let absent = ask("nothing.old");
+    assert!(is_secure(&absent) && absent.contains("NXDOMAIN") && absent.contains("DNAME"), "{absent}");
+    let nodata = guest.dig(&["+adflag", "x.w.parent.example", "TXT"]);
+    assert!(is_secure(&nodata) && nodata.contains("NOERROR") && nodata.contains("ANSWER: 0"), "{nodata}");
+    // Who validates behind us has what it needs.
+    let whole = guest.dig(&["+dnssec", "z.w.parent.example"]);
+    assert!(whole.contains("NSEC") && whole.contains("RRSIG"), "{whole}");
+    for name in ["bare.w", "real.w", "turned.old"] {
+        let forged = ask(name);
+        assert!(forged.contains("SERVFAIL") && forged.contains("EDE: 6"), "{name}: {forged}");
+    }
+}
+
+#[test]
+fn what_was_made_from_a_wildcard_or_a_dname_is_proven_by_others() {
+    a_network_that_proves_what_was_made(&[]);
+}
+
+#[test]
+fn and_by_hashed_names() {
+    a_network_that_proves_what_was_made(&["-n"]);
+}
+
+/// RFC 9276 section 3.2: hashes that take too long prove nothing; what takes very long is refused.
+#[test]
+fn a_denial_by_too_many_rounds_of_hashing_is_answered_and_not_called_authentic() {
+    for (rounds, says) in [("150", "NXDOMAIN"), ("600", "SERVFAIL")] {
+        let lab = Lab::new();
+        let parent = signed_with(&lab, "parent.example", MADE_FROM_OTHERS, &["-n", "-t", rounds]);
+        let _nsd = nsd(&lab, &[&parent]);
+        let daemon = validating(&lab, &parent.dnskey, SERVER);
+        let guest = guest(&lab, &daemon);
+        let ask = |name: &str| guest.dig(&["+adflag", &format!("{name}.parent.example")]);
+        let is_secure = |printed: &str| printed.contains("flags: qr rd ra ad;");
+        until("a validated answer", || {
+            let printed = ask("host");
+            if is_secure(&printed) { Ok(()) } else { Err(printed) }
+        });
+        let absent = ask("nothing");
+        assert!(absent.contains(says) && !is_secure(&absent), "{absent}");
+        let made = ask("a.w");
+        assert!(made.contains("198.51.100.20") && !is_secure(&made), "{made}");
+    }
 }

@@ -23,12 +23,18 @@ pub(crate) fn unsigned(lab: &Lab, name: &str, records: &str) -> Zone {
 
 /// The same, signed.
 pub(crate) fn signed(lab: &Lab, name: &str, records: &str) -> Zone {
+    signed_with(lab, name, records, &[])
+}
+
+/// The same with arguments of ldns-signzone(1): `-n` for NSEC3, with as many rounds more as `-t` says.
+pub(crate) fn signed_with(lab: &Lab, name: &str, records: &str, arguments: &[&str]) -> Zone {
     let Zone { name, file, .. } = unsigned(lab, name, records);
     let at = lab.directory();
     let keygen =
         succeed(Command::new("ldns-keygen").current_dir(at).args(["-a", "ECDSAP256SHA256", "-k", &name]));
     let key = keygen.trim();
-    succeed(Command::new("ldns-signzone").current_dir(at).args(["-o", &name]).arg(&file).arg(key));
+    let mut sign = Command::new("ldns-signzone");
+    succeed(sign.current_dir(at).args(arguments).args(["-o", &name]).arg(&file).arg(key));
     let read = |kind: &str| fs::read_to_string(at.join(format!("{key}.{kind}"))).unwrap();
     Zone {
         file: file.with_file_name(format!("{}.signed", file_name(&file))),

@@ -1,0 +1,266 @@
+//! PURE: what has no signature of its own in an answer, and is proven by others: that a wildcard was the closest there is to a name
+//! (RFC 4035 section 5.3.4, RFC 5155 section 8.8), and aliases that were made from a DNAME (RFC 6672 section 5.3.1). In: a message each of
+//! whose records hickory has judged by its signature. Out: what they prove together. hickory looks for proofs of the name that was asked
+//! for only, and not for these at all where a wildcard's own NSEC covers it.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+use hickory_proto::dnssec::Proof;
+use hickory_proto::dnssec::rdata::{DNSSECRData, NSEC, NSEC3, RRSIG};
+use hickory_proto::op::Message;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+
+use super::judge::signature;
+use super::name;
+
+/// Rounds of hashing that are worth a proof; with more it is none, and what it should prove not authentic (RFC 9276 section 3.2; hickory's
+/// own limit for denials).
+const ITERATIONS: u16 = 100;
+/// Bytes of a hash: SHA-1 is the only one there is (RFC 5155 section 11).
+const HASH: usize = 20;
+
+/// Marks aliases as what the DNAME is that they were made from. Nothing else of them counts.
+pub(super) fn prove_aliases(answers: &mut [Record]) {
+    let trees: Vec<_> = answers.iter().filter_map(Tree::of).collect();
+    for record in answers {
+        let RData::CNAME(target) = &record.data else { continue };
+        let tree = trees.iter().find(|tree| tree.leads(&record.name).is_some_and(|to| to == target.0));
+        if let Some(tree) = tree {
+            record.proof = Proof::Secure;
+            // Nobody signed it.
+            record.ttl = record.ttl.min(tree.ttl);
+        }
+    }
+}
+
+/// A proven DNAME.
+struct Tree {
+    from: Name,
+    to: Name,
+    ttl: u32,
+}
+
+impl Tree {
+    fn of(record: &Record) -> Option<Self> {
+        let RData::Unknown { code: RecordType::DNAME, rdata } = &record.data else { return None };
+        let to = name::Name::read(&rdata.anything)?;
+        let to = Name::from_labels(to.labels()).ok()?;
+        let is_proven = record.proof == Proof::Secure;
+        is_proven.then(|| Self { from: record.name.clone(), to, ttl: record.ttl })
+    }
+
+    /// Where a name below it leads (RFC 6672 section 2.2); the DNAME's own name leads nowhere.
+    fn leads(&self, name: &Name) -> Option<Name> {
+        let above = name.iter().len().checked_sub(self.from.iter().len()).filter(|above| *above > 0)?;
+        if !self.from.zone_of(name) {
+            return None;
+        }
+        Name::from_labels(name.iter().take(above).chain(self.to.iter())).ok()
+    }
+}
+
+/// What is proven of the answers that were made from wildcards: that there is nothing closer to their names. `Secure` where there are none.
+pub(super) fn nothing_closer(message: &Message) -> Proof {
+    let expanded = message.answers.iter().filter(|record| is_expanded(record));
+    let proofs = expanded.filter_map(|record| {
+        let input = signature(record)?.input();
+        // What would be there if anything closer were: the name with one label more than the wildcard has, its star aside.
+        let closer = record.name.trim_to(usize::from(input.num_labels) + 1);
+        Some(absent(&message.authorities, &closer, &input.signer_name))
+    });
+    proofs.min().unwrap_or(Proof::Secure)
+}
+
+/// Whether it proves a record that was made from a wildcard.
+pub(super) fn is_expanded(record: &Record) -> bool {
+    let labels = signature(record).map(|signature| signature.input().num_labels);
+    record.proof == Proof::Secure && labels.is_some_and(|labels| labels < record.name.num_labels())
+}
+
+/// What the zone's proofs say of there being nothing at or below `name`.
+fn absent(proofs: &[Record], name: &Name, zone: &Name) -> Proof {
+    let of_zone = |record: &&Record| {
+        let own = |other: &Record| {
+            signature(other).is_some_and(|signature| {
+                other.name == record.name && is_of(signature, record, zone) && other.proof == Proof::Secure
+            })
+        };
+        record.proof == Proof::Secure && proofs.iter().any(own)
+    };
+    let said = |record: &Record| match &record.data {
+        RData::DNSSEC(DNSSECRData::NSEC(nsec)) if covers(&record.name, nsec, name, zone) => Proof::Secure,
+        RData::DNSSEC(DNSSECRData::NSEC3(nsec3)) => covers_hash(&record.name, nsec3, name, zone),
+        _ => Proof::Bogus,
+    };
+    proofs.iter().filter(of_zone).map(said).max().unwrap_or(Proof::Bogus)
+}
+
+/// Whether it is the zone's own signature of the proof; one of a wildcard proves no other name's.
+fn is_of(signature: &RRSIG, proof: &Record, zone: &Name) -> bool {
+    let input = signature.input();
+    input.type_covered == proof.record_type()
+        && input.signer_name == *zone
+        && input.num_labels == proof.name.num_labels()
+}
+
+/// RFC 4034 section 6.1, RFC 4035 section 5.4.
+fn covers(owner: &Name, nsec: &NSEC, name: &Name, zone: &Name) -> bool {
+    let (next, types) = (nsec.next_domain_name(), nsec.type_set());
+    // RFC 6840 section 4.1: of what is delegated, or another tree's, it says nothing.
+    let is_cut = types.contains(RecordType::NS) && !types.contains(RecordType::SOA);
+    if owner.zone_of(name) && (is_cut || types.contains(RecordType::DNAME)) {
+        return false;
+    }
+    // The last one's next is the zone itself. A next name below this one has it there too, with nothing at it.
+    zone.zone_of(name) && owner < name && (name < next || next == zone) && !name.zone_of(next)
+}
+
+/// RFC 5155 sections 1.3 and 8.8.
+fn covers_hash(owner: &Name, nsec3: &NSEC3, name: &Name, zone: &Name) -> Proof {
+    let label = owner.iter().next().and_then(base32hex);
+    let Some(owner_hash) = label.filter(|_| owner.base_name() == *zone && zone.zone_of(name)) else {
+        return Proof::Bogus;
+    };
+    if nsec3.iterations() > ITERATIONS {
+        return Proof::Insecure;
+    }
+    let Ok(hash) = nsec3.hash_algorithm().hash(nsec3.salt(), name, nsec3.iterations()) else {
+        return Proof::Bogus;
+    };
+    let (owner, hash, next) = (&owner_hash[..], hash.as_ref(), nsec3.next_hashed_owner_name());
+    let is_covered = if owner < next { owner < hash && hash < next } else { owner < hash || hash < next };
+    match (is_covered, nsec3.opt_out()) {
+        (true, false) => Proof::Secure,
+        // RFC 5155 section 9.2: there may be a delegation that nobody signed.
+        (true, true) => Proof::Insecure,
+        (false, _) => Proof::Bogus,
+    }
+}
+
+/// The hash that an NSEC3's first label is (RFC 4648 section 7, without padding).
+fn base32hex(label: &[u8]) -> Option<[u8; HASH]> {
+    let mut hash = [0; HASH];
+    if label.len() * 5 != HASH * 8 {
+        return None;
+    }
+    for (five, to) in label.chunks_exact(8).zip(hash.chunks_exact_mut(5)) {
+        let bits = five.iter().try_fold(0_u64, |bits, letter| {
+            let value = match letter.to_ascii_lowercase() {
+                digit @ b'0'..=b'9' => digit - b'0',
+                letter @ b'a'..=b'v' => letter - b'a' + 10,
+                _ => return None,
+            };
+            Some(bits << 5 | u64::from(value))
+        })?;
+        to.copy_from_slice(&bits.to_be_bytes()[3..]);
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::dnssec::Nsec3HashAlgorithm;
+    use hickory_proto::rr::rdata::{CNAME, NULL};
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    #[test]
+    fn a_name_between_two_is_not_there_unless_something_is_below_it() {
+        let zone = name("example.");
+        let says = |owner: &str, next: &str, types: &[RecordType], closer: &str| {
+            let nsec = NSEC::new(name(next), types.iter().copied());
+            covers(&name(owner), &nsec, &name(closer), &zone)
+        };
+        let a = [RecordType::A];
+        assert!(says("*.w.example.", "z.w.example.", &a, "a.w.example."));
+        assert!(says("y.example.", "example.", &a, "z.example."));
+        for (owner, next, types, closer) in [
+            // It is the next one, has one below it, or is not between them.
+            ("*.w.example.", "a.w.example.", &a[..], "a.w.example."),
+            ("*.w.example.", "x.a.w.example.", &a, "a.w.example."),
+            ("b.w.example.", "z.w.example.", &a, "a.w.example."),
+            ("y.example.", "example.", &a, "z.other."),
+            // It is another zone's, or in another tree.
+            ("w.example.", "x.example.", &[RecordType::NS], "a.w.example."),
+            ("w.example.", "x.example.", &[RecordType::DNAME], "a.w.example."),
+        ] {
+            assert!(!says(owner, next, types, closer), "{owner} {next} {closer}");
+        }
+    }
+
+    /// The zone and the hashes of RFC 5155, appendices A and B.4.
+    #[test]
+    fn a_hash_between_two_is_not_there() {
+        let zone = name("example.");
+        let says = |owner: &str, next: &str, opt_out: bool, rounds: u16, closer: &str| {
+            let (next, salt) = (base32hex(next.as_bytes()).unwrap().to_vec(), vec![0xaa, 0xbb, 0xcc, 0xdd]);
+            let nsec3 = NSEC3::new(Nsec3HashAlgorithm::SHA1, opt_out, rounds, salt, next, [RecordType::A]);
+            covers_hash(&name(owner), &nsec3, &name(closer), &zone)
+        };
+        let (q04, r53) = ("q04jkcevqvmu85r014c7dkba38o0ji5r", "r53bq7cc2uvmubfu5ocmm6pers9tk9en");
+        let owner = format!("{q04}.example.");
+        assert_eq!(says(&owner, r53, false, 12, "z.w.example."), Proof::Secure);
+        assert_eq!(says(&owner, r53, true, 12, "z.w.example."), Proof::Insecure);
+        assert_eq!(says(&owner, r53, false, ITERATIONS + 1, "z.w.example."), Proof::Insecure);
+        for closer in ["a.example.", "ns2.example.", "*.w.example.", "z.w.other."] {
+            assert_eq!(says(&owner, r53, false, 12, closer), Proof::Bogus, "{closer}");
+        }
+        // The last one goes around.
+        let last = says(
+            "t644ebqk9bibcna874givr6joj62mlhv.example.",
+            "0p9mhaveqvm6t7vbl5lop2u3t2rp3tom",
+            false,
+            12,
+            "a.example.",
+        );
+        assert_eq!(last, Proof::Bogus);
+        for odd in
+            ["short.example.", "w04jkcevqvmu85r014c7dkba38o0ji5r.example.", &format!("{q04}.sub.example.")]
+        {
+            assert_eq!(says(odd, r53, false, 12, "z.w.example."), Proof::Bogus, "{odd}");
+        }
+    }
+
+    #[test]
+    fn an_alias_is_what_its_dname_says_or_nothing() {
+        let dname = |proof| {
+            let rdata = NULL::with(b"\x03new\x07example\0".to_vec());
+            let mut record = Record::from_rdata(
+                name("old.example."),
+                60,
+                RData::Unknown { code: RecordType::DNAME, rdata },
+            );
+            record.proof = proof;
+            record
+        };
+        let alias = |owner: &str, target: &str| {
+            let mut record = Record::from_rdata(name(owner), 300, RData::CNAME(CNAME(name(target))));
+            record.proof = Proof::Bogus;
+            record
+        };
+        let judged = |dname: Record, alias: Record| {
+            let mut answers = [alias, dname];
+            prove_aliases(&mut answers);
+            (answers[0].proof, answers[0].ttl)
+        };
+        let (right, wrong) = ((Proof::Secure, 60), (Proof::Bogus, 300));
+        assert_eq!(judged(dname(Proof::Secure), alias("a.b.old.example.", "a.b.NEW.example.")), right);
+        for (owner, target) in [
+            ("a.old.example.", "a.evil.example."),
+            ("a.old.example.", "b.new.example."),
+            ("old.example.", "new.example."),
+            ("a.other.example.", "a.new.example."),
+        ] {
+            assert_eq!(judged(dname(Proof::Secure), alias(owner, target)), wrong, "{owner}");
+        }
+        for proof in [Proof::Insecure, Proof::Bogus, Proof::Indeterminate] {
+            assert_eq!(judged(dname(proof), alias("a.old.example.", "a.new.example.")), wrong);
+        }
+        // Longer than a name may be.
+        let long = format!("{}old.example.", "a.".repeat(120));
+        assert_eq!(judged(dname(Proof::Secure), alias(&long, "new.example.")), wrong);
+    }
+}
