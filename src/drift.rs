@@ -48,7 +48,7 @@ impl Drift {
                 }
             };
             tokio::select! {
-                changes = watch.next() => self.note(&changes, &mut looks, &mut closed).await,
+                changes = watch.next() => self.note(&changes, &mut watch, &mut looks, &mut closed).await,
                 slots = self.manager.to_look_at() => looks.ask(slots, Instant::now()),
                 () = look => {
                     let began = Instant::now();
@@ -61,10 +61,10 @@ impl Drift {
         }
     }
 
-    async fn note(&self, changes: &[Change], looks: &mut Looks, closed: &mut Closed) {
+    async fn note(&self, changes: &[Change], watch: &mut Watch, looks: &mut Looks, closed: &mut Closed) {
         let (bridges, subnets) = self.host.lock().await.extent();
         let (external, external_gone) = self.bridges.external();
-        let out_of_shape = self.out_of_shape(changes).await;
+        let out_of_shape = self.out_of_shape(changes, watch);
         let ours = Ours {
             bridges: &bridges,
             subnets: &subnets,
@@ -91,13 +91,13 @@ impl Drift {
 
     /// Ports that are not as we made them, of those that the changes say so of: while a slot is built the kernel tells of its port on its own
     /// account too, not on ours, and it may be whole by the time that this is heard.
-    async fn out_of_shape(&self, changes: &[Change]) -> BTreeSet<u32> {
+    fn out_of_shape(&self, changes: &[Change], watch: &mut Watch) -> BTreeSet<u32> {
         let ports = out_of_shape(changes, |port| self.manager.slot_of_port(port));
         let all = ports.keys().copied().collect();
         if ports.is_empty() || ports.len() > MOST_ASKED {
             return all;
         }
-        match self.manager.ports_in_shape(ports).await {
+        match watch.ports_in_shape(&ports) {
             Ok(in_shape) => &all - &in_shape,
             Err(error) => {
                 debug!(%error, "ports could not be asked for");

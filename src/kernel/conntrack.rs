@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
-use super::raw::{Messages, attribute};
+use super::raw::{Message, Messages, attribute};
 
 // include/uapi/linux/netfilter/nfnetlink.h and nfnetlink_conntrack.h
 const SUBSYSTEM: u16 = 1 << 8;
@@ -37,7 +37,7 @@ pub(super) fn forget(guests: &HashSet<Ipv4Addr>) -> io::Result<usize> {
     while !done {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        for (kind, _, message) in Messages(&buffer) {
+        for Message { kind, payload: message, .. } in Messages(&buffer) {
             match i32::from(kind) {
                 libc::NLMSG_DONE => done = true,
                 libc::NLMSG_ERROR => return Err(refusal(message)),
@@ -53,7 +53,8 @@ pub(super) fn forget(guests: &HashSet<Ipv4Addr>) -> io::Result<usize> {
         send(&socket, DELETE, libc::NLM_F_ACK as u16, name)?;
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        for (_, _, message) in Messages(&buffer).filter(|(kind, ..)| i32::from(*kind) == libc::NLMSG_ERROR) {
+        let errors = Messages(&buffer).filter(|message| i32::from(message.kind) == libc::NLMSG_ERROR);
+        for Message { payload: message, .. } in errors {
             let refusal = refusal(message);
             // It may have ended by itself meanwhile.
             if !matches!(refusal.raw_os_error(), Some(0 | libc::ENOENT)) {

@@ -46,7 +46,8 @@ pub(super) fn all() -> io::Result<HashMap<u32, Reading>> {
 /// news to the watch. Clones share the socket.
 #[derive(Clone)]
 pub(super) struct Questions {
-    socket: Arc<Mutex<Socket>>,
+    /// With the number of the last question.
+    socket: Arc<Mutex<(Socket, u32)>>,
     port: u32,
 }
 
@@ -55,7 +56,7 @@ impl Questions {
     pub(super) fn open() -> io::Result<Self> {
         let mut socket = open(NETLINK_ROUTE)?;
         let port = socket.bind_auto()?.port_number();
-        Ok(Self { socket: Arc::new(Mutex::new(socket)), port })
+        Ok(Self { socket: Arc::new(Mutex::new((socket, 0))), port })
     }
 
     pub(super) fn port(&self) -> u32 {
@@ -91,8 +92,10 @@ impl Questions {
         answer_kind: u16,
         read: impl Fn(&[u8]) -> Option<T>,
     ) -> io::Result<Option<T>> {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        one(&mut socket, request_kind, request, answer_kind, read)
+        let mut asked = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let (socket, sequence) = &mut *asked;
+        *sequence = sequence.wrapping_add(1);
+        one(socket, *sequence, request_kind, request, answer_kind, read)
     }
 }
 

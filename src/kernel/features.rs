@@ -15,6 +15,7 @@ use super::error::{Doing, KernelError};
 use super::fault::{self, When};
 use super::nft::Nft;
 use super::rtnl::{Request, Rtnl};
+use super::sysctl::Ipv6Conf;
 use super::{GUEST_SIDE_INDEX, firewall, links, tap, tc};
 use crate::model::{RateLimit, RateMbps, Slot, Vm};
 use crate::plan::COMMENT;
@@ -59,7 +60,7 @@ fn in_this_namespace() -> Vec<Missing> {
     look("CONFIG_VETH", "veth", &mut || {
         let here = File::open("/proc/thread-self/ns/net").doing(|| "opening a namespace".into())?;
         let mut rtnl = Rtnl::open().doing(|| "opening a netlink socket".into())?;
-        links::veth(&mut rtnl, Slot(0), PORT_INDEX, &here, 1_500)
+        links::veth(&mut rtnl, &mut Ipv6Conf::default(), Slot(0), PORT_INDEX, &here, 1_500)
     });
     look("isolated and locked ports of bridges (Linux 5.18)", "port", &mut || {
         let mut rtnl = Rtnl::open().doing(|| "opening a netlink socket".into())?;

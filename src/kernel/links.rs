@@ -17,7 +17,7 @@ use rtnetlink::{
 
 use super::error::{Doing, KernelError, gone_is_fine};
 use super::rtnl::{Request, Rtnl};
-use super::sysctl;
+use super::sysctl::{self, Ipv6Conf};
 use super::{GUEST_SIDE, GUEST_SIDE_INDEX};
 use crate::model::{Mac, Shard, Slot, Subnet};
 
@@ -151,7 +151,7 @@ fn finish_bridge(
     ] {
         sysctl::write(&key, value).doing(|| format!("setting net/{key} to {value}"))?;
     }
-    sysctl::disable_ipv6(name).doing(|| format!("switching IPv6 off on {name}"))?;
+    Ipv6Conf::default().disable(name).doing(|| format!("switching IPv6 off on {name}"))?;
     address(rtnl, index, gateway, subnet).doing(|| format!("giving {name} the address of the gateway"))?;
     rtnl.all(&[up(index, None)]).doing(|| format!("taking {name} up"))
 }
@@ -236,6 +236,7 @@ fn address(rtnl: &mut Rtnl, index: u32, gateway: Ipv4Addr, subnet: Subnet) -> st
 /// twenty times as long), down too: a veth cannot go up before its pair exists.
 pub(super) fn veth(
     rtnl: &mut Rtnl,
+    ipv6: &mut Ipv6Conf,
     slot: Slot,
     port: u32,
     namespace: &File,
@@ -256,7 +257,7 @@ pub(super) fn veth(
         .build();
     let made = rtnl.request(NLM_F_CREATE | NLM_F_EXCL, RouteNetlinkMessage::NewLink(pair));
     made.doing(|| format!("making veth {host}"))?;
-    let done = sysctl::disable_ipv6(host.as_str()).doing(|| format!("switching IPv6 off on {host}"));
+    let done = ipv6.disable(host.as_str()).doing(|| format!("switching IPv6 off on {host}"));
     or_removed(rtnl, port, done)
 }
 

@@ -25,7 +25,7 @@ mod tap;
 mod tc;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
@@ -260,20 +260,6 @@ impl Kernel {
     /// What others change from now on. `firewall` is the port of the socket by which we change nf_tables.
     pub fn watch(&self, firewall: u32) -> Result<Watch, KernelError> {
         Watch::open(&[self.calls.port(), self.background.port(), self.questions.port()], firewall)
-    }
-
-    /// Of these ports, each with its bridge, those that are as we make them.
-    pub async fn ports_in_shape(&self, ports: BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, KernelError> {
-        let ask = move |hands: &mut lane::Hands| {
-            let mut in_shape = BTreeSet::new();
-            for (port, bridge) in ports {
-                if links::is_port(&mut hands.rtnl, port, bridge)? {
-                    in_shape.insert(port);
-                }
-            }
-            Ok(in_shape)
-        };
-        self.background.run(ask).await?
     }
 
     /// Whether a network's bridge is up and has its gateway's address.

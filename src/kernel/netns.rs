@@ -16,7 +16,8 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
 use super::rtnl::Rtnl;
-use super::{fault, links, sysctl};
+use super::sysctl::Ipv6Conf;
+use super::{fault, links};
 use crate::model::Slot;
 
 const DIRECTORY: &str = "/run/netns";
@@ -40,8 +41,9 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), Ke
     let made = (|| {
         fault::operation()?;
         unshare(CloneFlags::CLONE_NEWNET)?;
-        sysctl::disable_ipv6("all")?;
-        sysctl::disable_ipv6("default")?;
+        let mut ipv6 = Ipv6Conf::default();
+        ipv6.disable("all")?;
+        ipv6.disable("default")?;
         // Before it has a name: a namespace of that name without the mark is somebody else's.
         Rtnl::open()?.all(&[links::alias(1, mark)])?;
         fault::operation()?;

@@ -28,13 +28,14 @@ pub(super) fn open(protocol: isize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn send(socket: &Socket, kind: u16, flags: u16, request: &[u8]) -> io::Result<()> {
+fn send(socket: &Socket, kind: u16, flags: u16, sequence: u32, request: &[u8]) -> io::Result<()> {
     super::fault::operation()?;
     let mut message = Vec::with_capacity(HEADER + request.len());
     message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
-    message.extend([0; 8]); // sequence number and port: one request at a time on a socket of its own
+    message.extend(sequence.to_ne_bytes());
+    message.extend([0; 4]); // our port, which the kernel knows
     message.extend(request);
     socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
     Ok(())
@@ -51,12 +52,13 @@ pub(super) fn dump(
 ) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(BUFFER);
     for _ in 0..TRIES {
-        send(socket, request_kind, libc::NLM_F_DUMP as u16, request)?;
+        // On a socket of its own, which nobody asks again after an error.
+        send(socket, request_kind, libc::NLM_F_DUMP as u16, 0, request)?;
         let (mut done, mut interrupted) = (false, false);
         while !done {
             buffer.clear();
             socket.recv(&mut buffer, 0)?;
-            for (kind, flags, message) in Messages(&buffer) {
+            for Message { kind, flags, payload: message, .. } in Messages(&buffer) {
                 interrupted |= flags & NLM_F_DUMP_INTR != 0;
                 match i32::from(kind) {
                     libc::NLMSG_DONE => done = true,
@@ -73,22 +75,24 @@ pub(super) fn dump(
     Ok(())
 }
 
-/// The answer about one device.
+/// The answer about one device. What is left of questions with other numbers, whose asker got an error, is passed over.
 pub(super) fn one<T>(
     socket: &mut Socket,
+    sequence: u32,
     request_kind: u16,
     request: &[u8],
     answer_kind: u16,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
     // With ECHO, kernels that answer a queue's request as a notification send it to us too.
-    send(socket, request_kind, NLM_F_ECHO | libc::NLM_F_ACK as u16, request)?;
+    send(socket, request_kind, NLM_F_ECHO | libc::NLM_F_ACK as u16, sequence, request)?;
     let mut buffer = Vec::with_capacity(BUFFER);
     let mut found = None;
     loop {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        for (kind, _, message) in Messages(&buffer) {
+        let ours = Messages(&buffer).filter(|message| message.sequence == sequence);
+        for Message { kind, payload: message, .. } in ours {
             if kind == answer_kind {
                 found = read(message);
             } else if i32::from(kind) == libc::NLMSG_ERROR {
@@ -119,17 +123,26 @@ pub(super) fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
-/// The messages of a buffer: kind, flags, payload. Ends at the first that is not whole.
+/// struct nlmsghdr, and what follows it.
+pub(super) struct Message<'a> {
+    pub kind: u16,
+    pub flags: u16,
+    pub sequence: u32,
+    pub payload: &'a [u8],
+}
+
+/// The messages of a buffer. Ends at the first that is not whole.
 pub(super) struct Messages<'a>(pub &'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {
-    type Item = (u16, u16, &'a [u8]);
+    type Item = Message<'a>;
     fn next(&mut self) -> Option<Self::Item> {
         let length = u32::from_ne_bytes(*self.0.first_chunk()?) as usize;
         let kind = u16::from_ne_bytes(*self.0.get(4..)?.first_chunk()?);
         let flags = u16::from_ne_bytes(*self.0.get(6..)?.first_chunk()?);
+        let sequence = u32::from_ne_bytes(*self.0.get(8..)?.first_chunk()?);
         let payload = self.0.get(HEADER..length)?;
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, flags, payload))
+        Some(Message { kind, flags, sequence, payload })
     }
 }

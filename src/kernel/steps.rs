@@ -142,7 +142,8 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
             hands.inside(&namespace, |_| tap::set(Vm::TAP, *tap)).doing(|| format!("making {step}"))
         }
         Step::Veth { slot, port, mtu } => {
-            links::veth(&mut hands.rtnl, *slot, *port, &netns::existing(*slot)?, *mtu)
+            let namespace = netns::existing(*slot)?;
+            links::veth(&mut hands.rtnl, &mut hands.ipv6, *slot, *port, &namespace, *mtu)
         }
         Step::Redirect { slot } => {
             let namespace = netns::existing(*slot)?;

@@ -2,7 +2,7 @@
 //! neighbours and queues, one for what is inside slots, one for nf_tables. What we did ourselves is left out by a filter in the
 //! kernel. Of iptables-legacy it tells nothing: where that is in use, its tables are glanced at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
@@ -18,7 +18,8 @@ use super::error::{Doing, KernelError};
 use super::legacy::{self, Table};
 use super::observe::port_of_mark;
 use super::raw::{BUFFER, Messages, attribute};
-use super::{GUEST_SIDE_INDEX, TAP_INDEX, tc};
+use super::rtnl::Rtnl;
+use super::{GUEST_SIDE_INDEX, TAP_INDEX, links, tc};
 use crate::model::Mac;
 use crate::plan::drift::{Change, Rules, RulesFamily};
 
@@ -61,6 +62,8 @@ pub struct Watch {
     rules: AsyncFd<Socket>,
     /// Hears of every namespace that a veth leads to, which are the slots' own and other containers'.
     inside: Option<AsyncFd<Socket>>,
+    /// Of its own: what is told of waits for no work on slots.
+    asking: Rtnl,
     glance_at: Instant,
     legacy: BTreeMap<&'static str, Table>,
 }
@@ -104,6 +107,7 @@ impl Watch {
             rules: open(NETLINK_NETFILTER, &[NFTABLES_GROUP], &by_others(&[own_rules]), false)
                 .doing(doing)?,
             inside,
+            asking: Rtnl::open().doing(doing)?,
             glance_at: Instant::now() + GLANCE,
             // What cannot be read now, for its table changes while it is read (EAGAIN), is new at the next glance: a look for nothing.
             legacy: legacy::tables().unwrap_or_default(),
@@ -117,6 +121,17 @@ impl Watch {
             self.more(&mut changes).await;
         }
         changes
+    }
+
+    /// Of these ports, each with its bridge, those that are as we make them.
+    pub fn ports_in_shape(&mut self, ports: &BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, KernelError> {
+        let mut in_shape = BTreeSet::new();
+        for (&port, &bridge) in ports {
+            if links::is_port(&mut self.asking, port, bridge)? {
+                in_shape.insert(port);
+            }
+        }
+        Ok(in_shape)
     }
 
     async fn more(&mut self, changes: &mut Vec<Change>) {
@@ -221,7 +236,7 @@ fn drain(ready: Ready<'_>, changes: &mut Vec<Change>, read: fn(u16, &[u8]) -> Op
         buffer.clear();
         match ready.get_inner().recv(&mut buffer, 0) {
             Ok(_) => {
-                let found = Messages(&buffer).filter_map(|(kind, _, body)| read(kind, body));
+                let found = Messages(&buffer).filter_map(|message| read(message.kind, message.payload));
                 changes.extend(found);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -243,7 +258,9 @@ fn drain_inside(ready: Ready<'_>, changes: &mut Vec<Change>) {
         match receive(ready.get_inner(), &mut buffer) {
             Ok((length, namespace)) => {
                 let messages = Messages(&buffer[..length]);
-                changes.extend(messages.filter_map(|(kind, _, body)| of_inside(kind, body, namespace)));
+                changes.extend(
+                    messages.filter_map(|message| of_inside(message.kind, message.payload, namespace)),
+                );
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 ready.clear_ready();

@@ -11,7 +11,7 @@ mod stock;
 mod under_way;
 mod user_data;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +22,7 @@ use tracing::{Instrument, error, info, warn};
 use crate::bridges::Bridges;
 use crate::dhcp::Leases;
 use crate::events::Events;
-use crate::kernel::{Kernel, KernelError, LookInto};
+use crate::kernel::{Kernel, LookInto};
 use crate::model::{
     DhcpOptions, Hostname, LeaseView, Mac, Network, NetworkName, Place, Plumbing, RateLimit, RateRequest,
     Slot, TapRequest, VmId, WorkspaceId,
@@ -164,11 +164,6 @@ impl Manager {
     /// How many VMs a start has looked after so far.
     pub fn adopted(&self) -> usize {
         self.0.adopted.load(Relaxed)
-    }
-
-    /// Of these ports, each with its bridge, those that are as we make them.
-    pub async fn ports_in_shape(&self, ports: BTreeMap<u32, u32>) -> Result<BTreeSet<u32>, KernelError> {
-        self.0.kernel.ports_in_shape(ports).await
     }
 
     /// Puts right what somebody else has taken from guests, while calls go on: one about a VM that is being mended waits. Slots that

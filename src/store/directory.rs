@@ -16,9 +16,9 @@ use super::StoreError;
 const REMAINS: Duration = Duration::from_secs(10);
 
 /// The state directory held for one guestnet alone, for as long as this value lives. The kernel lets go of it however the
-/// process ends, and last of what has been opened since: it closes files in ascending order (exit, execve(2)) and lets go of what they
-/// were in the opposite one (task_work_add of fs/file_table.c: the latest first). So once the lock is free, the sockets and tables of the one
-/// before are free too.
+/// process ends, and last of what has a higher descriptor: it closes files in ascending order (exit, execve(2)) and lets go of what they were
+/// in the opposite one (task_work_add of fs/file_table.c, the latest first; measured). Whoever takes it before all that only one guestnet can
+/// have, sockets and tables, finds those of one that has ended free once the lock is.
 #[derive(Debug)]
 pub(super) struct DirectoryLock {
     _file: File,

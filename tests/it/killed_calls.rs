@@ -5,7 +5,7 @@ use crate::attributes::OfHost;
 use crate::consistent::assert_consistent;
 use crate::crash::Train;
 use crate::lab::{Daemon, Lab, TapGuest, WEB};
-use crate::slots::Traced;
+use crate::slots::{Traced, has_ended};
 
 /// Those that change something, and those that wait for the kernel's word on it.
 const CALLS: &str =
@@ -26,10 +26,10 @@ fn killed_at_any_system_call_it_comes_back_to_what_it_has_answered() {
             let before = if verb == "create" { "delete" } else { "create" };
             daemon.guestnet(&["vm", before, "vm1"]);
             let inject = format!("inject={CALLS}:signal=KILL:when={number}");
-            let traced = Traced::start(&lab, &daemon, &["-e", &format!("trace={CALLS}"), "-e", &inject]);
+            let traced =
+                Traced::start_or_ended(&lab, &daemon, &["-e", &format!("trace={CALLS}"), "-e", &inject]);
             let answered = daemon.client(&["vm", verb, "vm1"]).status.success();
-            let killed = std::fs::read_link(format!("/proc/{}/exe", daemon.pid())).is_err();
-            if !killed {
+            if !has_ended(&daemon) {
                 traced.stop();
                 assert!(answered, "{verb}: neither killed nor answered");
                 break;

@@ -39,8 +39,15 @@ pub(crate) struct Traced {
 }
 
 impl Traced {
-    /// With `options` of strace, from when this returns; what they inject may end the daemon before.
+    /// With `options` of strace, from when this returns.
     pub(crate) fn start(lab: &Lab, daemon: &Daemon<'_>, options: &[&str]) -> Self {
+        let traced = Self::start_or_ended(lab, daemon, options);
+        assert!(!has_ended(daemon), "it ended before it was traced\n{}", daemon.log());
+        traced
+    }
+
+    /// The same, unless what the options inject has ended the daemon before.
+    pub(crate) fn start_or_ended(lab: &Lab, daemon: &Daemon<'_>, options: &[&str]) -> Self {
         let log = lab.directory().join("calls");
         let mut tracer = Command::new("strace");
         tracer.args(["-f", "-qq"]).args(options).arg("-o").arg(&log);
@@ -48,10 +55,11 @@ impl Traced {
         let is_traced = |task: std::io::Result<std::fs::DirEntry>| {
             // A thread that has ended meanwhile has none.
             let status = std::fs::read_to_string(task.unwrap().path().join("status"));
-            status.map_or(true, |status| !status.contains("TracerPid:\t0") || status.contains("State:\tZ"))
+            status.map_or(true, |status| !status.contains("TracerPid:\t0"))
         };
         eventually("the daemon is traced", || {
-            std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().all(is_traced)
+            has_ended(daemon)
+                || std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().all(is_traced)
         });
         Self { tracer, log }
     }
@@ -75,6 +83,11 @@ impl Traced {
         }
         self.calls()
     }
+}
+
+/// A process that has ended has no program any more.
+pub(crate) fn has_ended(daemon: &Daemon<'_>) -> bool {
+    std::fs::read_link(format!("/proc/{}/exe", daemon.pid())).is_err()
 }
 
 /// What makes a process, and what makes it another program.
