@@ -11,7 +11,8 @@ use hickory_proto::dnssec::rdata::{DNSSECRData, RRSIG};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::unsigned::{nothing_closer, prove_aliases};
+use super::unsigned::{is_elsewhere, is_opt_out, nothing_closer, prove_aliases};
+use super::validate::ALIASES;
 
 /// RRsets, and signatures, of a message that is looked through at all: the root's delegation of a top level, with 13 servers and
 /// two addresses of each, has 27. Each costs a walk to the root or an operation with a key (CVE-2023-50387).
@@ -80,10 +81,10 @@ pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType, denial
         // The link and the target are judged each by itself.
         return Some(Judged::Alias);
     }
-    if denial == Proof::Bogus {
+    if !matches!(denial, Proof::Secure | Proof::Insecure) || is_elsewhere(&message.authorities, name) {
         return None;
     }
-    let denied = denied && denial == Proof::Secure;
+    let denied = denied && denial == Proof::Secure && !is_opt_out(&message.authorities);
     match soa {
         // Signed, with its proof; or of a name that hickory has found to be in no signed zone.
         Some((_, Proof::Secure)) => Some(Judged::Whole(message.into(), secure && denied)),
@@ -107,14 +108,16 @@ struct Chain {
 impl Chain {
     fn of(answers: &[Record], name: &Name, asked: RecordType) -> Self {
         let mut names = vec![name.clone()];
-        // Each answer is one link at most, so a loop ends too.
-        for _ in 0..=answers.len() {
-            let Some(end) = names.last() else { break };
+        while let Some(end) = names.last() {
             let at_end = || answers.iter().filter(|record| record.name == *end);
             if at_end().any(|record| record.record_type() == asked) {
                 return Self { names, whole: true };
             }
             let Some(target) = at_end().find_map(target) else { break };
+            // Somebody may have made it go on and on, or around.
+            if names.len() == ALIASES || names.contains(target) {
+                break;
+            }
             names.push(target.clone());
         }
         Self { names, whole: false }
@@ -150,6 +153,8 @@ pub(super) fn signature(record: &Record) -> Option<&RRSIG> {
 mod tests {
     use std::net::Ipv4Addr;
 
+    use hickory_proto::dnssec::Nsec3HashAlgorithm;
+    use hickory_proto::dnssec::rdata::{NSEC, NSEC3};
     use hickory_proto::op::OpCode;
     use hickory_proto::rr::rdata::{A, CNAME, NS, SOA, TXT};
 
@@ -238,6 +243,50 @@ mod tests {
             alias("b.example.", "signed.example.", Proof::Secure),
         ];
         assert!(matches!(judged(ResponseCode::NoError, &loops, &[]), Some(Judged::Alias)));
+        assert_eq!(Chain::of(&loops, &name("signed.example."), RecordType::A).names.len(), 2);
+    }
+
+    #[test]
+    fn a_chain_has_so_many_names_at_most() {
+        let link =
+            |n: usize| alias(&format!("n{n}.example."), &format!("n{}.example.", n + 1), Proof::Secure);
+        let links: Vec<_> = (0..100).map(link).collect();
+        let chain = Chain::of(&links, &name("n0.example."), RecordType::A);
+        assert_eq!((chain.names.len(), chain.whole), (ALIASES, false));
+    }
+
+    #[test]
+    fn a_name_that_opt_out_denies_is_not_called_authentic() {
+        let denied = |opt_out| {
+            let nsec3 =
+                NSEC3::new(Nsec3HashAlgorithm::SHA1, opt_out, 0, vec![], vec![1; 20], [RecordType::A]);
+            let nsec3 = RData::DNSSEC(DNSSECRData::NSEC3(nsec3));
+            let authorities = [
+                soa("example.", Proof::Secure),
+                record("q04jkcevqvmu85r014c7dkba38o0ji5r.example.", Proof::Secure, nsec3),
+            ];
+            judged(ResponseCode::NXDomain, &[], &authorities)
+        };
+        assert!(matches!(denied(false), Some(Judged::Whole(_, true))));
+        assert!(matches!(denied(true), Some(Judged::Whole(_, false))));
+    }
+
+    #[test]
+    fn a_name_below_a_dname_is_not_denied() {
+        let denied = |owner: &str, types: &[RecordType]| {
+            let nsec = NSEC::new(name("z.example."), types.iter().copied());
+            let nsec = record(owner, Proof::Secure, RData::DNSSEC(DNSSECRData::NSEC(nsec)));
+            let message = message(ResponseCode::NXDomain, &[], &[soa("example.", Proof::Secure), nsec]);
+            judge(message, &name("www.old.example."), RecordType::A, Proof::Secure)
+        };
+        assert!(denied("old.example.", &[RecordType::DNAME]).is_none());
+        for (owner, types) in [
+            ("old.example.", RecordType::A),
+            ("www.old.example.", RecordType::DNAME),
+            ("a.example.", RecordType::DNAME),
+        ] {
+            assert!(matches!(denied(owner, &[types]), Some(Judged::Whole(_, true))), "{owner}");
+        }
     }
 
     #[test]
@@ -249,9 +298,8 @@ mod tests {
         let name = name("signed.example.");
         let denied = |denial| judge(message(ResponseCode::NXDomain, &[], soas), &name, RecordType::A, denial);
         assert!(denied(Proof::Bogus).is_none());
-        for unsure in [Proof::Insecure, Proof::Indeterminate] {
-            assert!(matches!(denied(unsure), Some(Judged::Whole(_, false))));
-        }
+        assert!(denied(Proof::Indeterminate).is_none());
+        assert!(matches!(denied(Proof::Insecure), Some(Judged::Whole(_, false))));
         let bogus = [a("signed.example.", Proof::Bogus)];
         assert!(judged(ResponseCode::NoError, &bogus, &[]).is_none());
     }

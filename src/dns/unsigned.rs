@@ -4,6 +4,8 @@
 //! for only, and not for these at all where a wildcard's own NSEC covers it.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+use std::collections::HashSet;
+
 use hickory_proto::dnssec::Proof;
 use hickory_proto::dnssec::rdata::{DNSSECRData, NSEC, NSEC3, RRSIG};
 use hickory_proto::op::Message;
@@ -17,6 +19,8 @@ use super::name;
 const ITERATIONS: u16 = 100;
 /// Bytes of a hash: SHA-1 is the only one there is (RFC 5155 section 11).
 const HASH: usize = 20;
+/// Names of a message that are hashed at most: a chain has few wildcards in it (CVE-2023-50868).
+const HASHES: usize = 8;
 
 /// Marks aliases as what the DNAME is that they were made from. Nothing else of them counts.
 pub(super) fn prove_aliases(answers: &mut [Record]) {
@@ -61,12 +65,15 @@ impl Tree {
 /// What is proven of the answers that were made from wildcards: that there is nothing closer to their names. `Secure` where there are none.
 pub(super) fn nothing_closer(message: &Message) -> Proof {
     let expanded = message.answers.iter().filter(|record| is_expanded(record));
-    let proofs = expanded.filter_map(|record| {
-        let input = signature(record)?.input();
-        // What would be there if anything closer were: the name with one label more than the wildcard has, its star aside.
-        let closer = record.name.trim_to(usize::from(input.num_labels) + 1);
-        Some(absent(&message.authorities, &closer, &input.signer_name))
-    });
+    let closers: HashSet<_> = expanded
+        .filter_map(|record| {
+            let input = signature(record)?.input();
+            // What would be there if anything closer were: the name with one label more than the wildcard has, its star aside.
+            Some((record.name.trim_to(usize::from(input.num_labels) + 1), &input.signer_name))
+        })
+        .collect();
+    let mut hashes = 0;
+    let proofs = closers.iter().map(|(closer, zone)| absent(&message.authorities, closer, zone, &mut hashes));
     proofs.min().unwrap_or(Proof::Secure)
 }
 
@@ -76,8 +83,67 @@ pub(super) fn is_expanded(record: &Record) -> bool {
     record.proof == Proof::Secure && labels.is_some_and(|labels| labels < record.name.num_labels())
 }
 
-/// What the zone's proofs say of there being nothing at or below `name`.
-fn absent(proofs: &[Record], name: &Name, zone: &Name) -> Proof {
+/// Whether the proofs of a denial leave it open that there is a delegation which nobody signed (RFC 5155 section 9.2).
+pub(super) fn is_opt_out(proofs: &[Record]) -> bool {
+    proofs.iter().filter_map(secure_nsec3).any(|(_, nsec3)| nsec3.opt_out())
+}
+
+/// Whether the proofs say themselves that a tree which `name` is in is another's: then they deny nothing of it (RFC 6840 section 4.1,
+/// RFC 5155 section 8.3). hickory refuses these too, as of 0.26.3. Hashes that differ, or take too long, are no reason to look on.
+pub(super) fn is_elsewhere(proofs: &[Record], name: &Name) -> bool {
+    let by_name = |record: &Record| match &record.data {
+        RData::DNSSEC(DNSSECRData::NSEC(nsec)) => {
+            let is_above = record.name.zone_of(name) && record.name != *name;
+            record.proof == Proof::Secure && is_above && nsec.type_set().contains(RecordType::DNAME)
+        }
+        _ => false,
+    };
+    let hashed = || proofs.iter().filter_map(secure_nsec3);
+    let trees: Vec<_> = hashed().filter(|(_, nsec3)| nsec3.type_set().contains(RecordType::DNAME)).collect();
+    let by_hash = || {
+        let Some((_, first)) = trees.first() else { return false };
+        if !is_one_hash(hashed().map(|(_, nsec3)| nsec3)) {
+            return true;
+        }
+        let mut above = name.base_name();
+        while !above.is_root() {
+            let Ok(hash) = hash(first, &above) else { return false };
+            if trees.iter().any(|(owner, _)| owner_hash(owner).is_some_and(|owner| owner[..] == hash[..])) {
+                return true;
+            }
+            above = above.base_name();
+        }
+        false
+    };
+    proofs.iter().any(by_name) || by_hash()
+}
+
+fn secure_nsec3(record: &Record) -> Option<(&Name, &NSEC3)> {
+    match &record.data {
+        RData::DNSSEC(DNSSECRData::NSEC3(nsec3)) if record.proof == Proof::Secure => {
+            Some((&record.name, nsec3))
+        }
+        _ => None,
+    }
+}
+
+/// Whether all hash alike, as those of one zone's answer do (RFC 5155 section 8.2).
+fn is_one_hash<'a>(mut nsec3s: impl Iterator<Item = &'a NSEC3>) -> bool {
+    let Some(first) = nsec3s.next() else { return true };
+    nsec3s.all(|other| other.salt() == first.salt() && other.iterations() == first.iterations())
+}
+
+/// The name's hash as that proof has it, or what the proof is worth without.
+fn hash(nsec3: &NSEC3, name: &Name) -> Result<Vec<u8>, Proof> {
+    if nsec3.iterations() > ITERATIONS {
+        return Err(Proof::Insecure);
+    }
+    let hash = nsec3.hash_algorithm().hash(nsec3.salt(), name, nsec3.iterations());
+    hash.map(|hash| hash.as_ref().to_vec()).map_err(|_| Proof::Bogus)
+}
+
+/// What the zone's proofs say of there being nothing at or below `name`; counts what is hashed of the message.
+fn absent(proofs: &[Record], name: &Name, zone: &Name, hashes: &mut usize) -> Proof {
     let of_zone = |record: &&Record| {
         let own = |other: &Record| {
             signature(other).is_some_and(|signature| {
@@ -86,12 +152,26 @@ fn absent(proofs: &[Record], name: &Name, zone: &Name) -> Proof {
         };
         record.proof == Proof::Secure && proofs.iter().any(own)
     };
-    let said = |record: &Record| match &record.data {
-        RData::DNSSEC(DNSSECRData::NSEC(nsec)) if covers(&record.name, nsec, name, zone) => Proof::Secure,
-        RData::DNSSEC(DNSSECRData::NSEC3(nsec3)) => covers_hash(&record.name, nsec3, name, zone),
-        _ => Proof::Bogus,
-    };
-    proofs.iter().filter(of_zone).map(said).max().unwrap_or(Proof::Bogus)
+    let own: Vec<_> = proofs.iter().filter(of_zone).collect();
+    let is_named = own.iter().any(|record| {
+        matches!(&record.data, RData::DNSSEC(DNSSECRData::NSEC(nsec)) if covers(&record.name, nsec, name, zone))
+    });
+    if is_named {
+        return Proof::Secure;
+    }
+    let hashed: Vec<_> = own.into_iter().filter_map(secure_nsec3).collect();
+    let Some((_, first)) = hashed.first() else { return Proof::Bogus };
+    *hashes += 1;
+    if *hashes > HASHES || !zone.zone_of(name) || !is_one_hash(hashed.iter().map(|(_, nsec3)| *nsec3)) {
+        return Proof::Bogus;
+    }
+    match hash(first, name) {
+        Ok(hash) => {
+            let said = hashed.iter().map(|(owner, nsec3)| covers_hash(owner, nsec3, &hash, zone));
+            said.max().unwrap_or(Proof::Bogus)
+        }
+        Err(worth) => worth,
+    }
 }
 
 /// Whether it is the zone's own signature of the proof; one of a wildcard proves no other name's.
@@ -115,18 +195,11 @@ fn covers(owner: &Name, nsec: &NSEC, name: &Name, zone: &Name) -> bool {
 }
 
 /// RFC 5155 sections 1.3 and 8.8.
-fn covers_hash(owner: &Name, nsec3: &NSEC3, name: &Name, zone: &Name) -> Proof {
-    let label = owner.iter().next().and_then(base32hex);
-    let Some(owner_hash) = label.filter(|_| owner.base_name() == *zone && zone.zone_of(name)) else {
+fn covers_hash(owner: &Name, nsec3: &NSEC3, hash: &[u8], zone: &Name) -> Proof {
+    let Some(owner_hash) = owner_hash(owner).filter(|_| owner.base_name() == *zone) else {
         return Proof::Bogus;
     };
-    if nsec3.iterations() > ITERATIONS {
-        return Proof::Insecure;
-    }
-    let Ok(hash) = nsec3.hash_algorithm().hash(nsec3.salt(), name, nsec3.iterations()) else {
-        return Proof::Bogus;
-    };
-    let (owner, hash, next) = (&owner_hash[..], hash.as_ref(), nsec3.next_hashed_owner_name());
+    let (owner, next) = (&owner_hash[..], nsec3.next_hashed_owner_name());
     let is_covered = if owner < next { owner < hash && hash < next } else { owner < hash || hash < next };
     match (is_covered, nsec3.opt_out()) {
         (true, false) => Proof::Secure,
@@ -134,6 +207,10 @@ fn covers_hash(owner: &Name, nsec3: &NSEC3, name: &Name, zone: &Name) -> Proof {
         (true, true) => Proof::Insecure,
         (false, _) => Proof::Bogus,
     }
+}
+
+fn owner_hash(owner: &Name) -> Option<[u8; HASH]> {
+    owner.iter().next().and_then(base32hex)
 }
 
 /// The hash that an NSEC3's first label is (RFC 4648 section 7, without padding).
@@ -158,7 +235,8 @@ fn base32hex(label: &[u8]) -> Option<[u8; HASH]> {
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::dnssec::Nsec3HashAlgorithm;
+    use hickory_proto::dnssec::rdata::sig::SigInput;
+    use hickory_proto::dnssec::{Algorithm, Nsec3HashAlgorithm};
     use hickory_proto::rr::rdata::{CNAME, NULL};
 
     use super::*;
@@ -191,32 +269,113 @@ mod tests {
         }
     }
 
+    const SALT: [u8; 4] = [0xaa, 0xbb, 0xcc, 0xdd];
+
+    fn nsec3(next: &str, opt_out: bool, rounds: u16, salt: &[u8], types: &[RecordType]) -> NSEC3 {
+        let next = base32hex(next.as_bytes()).unwrap().to_vec();
+        NSEC3::new(Nsec3HashAlgorithm::SHA1, opt_out, rounds, salt.to_vec(), next, types.iter().copied())
+    }
+
+    fn secure(owner: &str, nsec3: NSEC3) -> Record {
+        let mut record = Record::from_rdata(name(owner), 300, RData::DNSSEC(DNSSECRData::NSEC3(nsec3)));
+        record.proof = Proof::Secure;
+        record
+    }
+
+    /// The closest encloser of RFC 5155, appendix B.1: `x.w.example` is the one, here with a DNAME.
+    #[test]
+    fn a_hash_with_a_dname_denies_nothing_below_it() {
+        let (b4u, next) = ("b4um86eghhds6nea196smvmlo4ors995", "gjeqe526plbf1g8mklp59enfd789njgi");
+        let owner = format!("{b4u}.example.");
+        let above = |types: &[RecordType], rounds, asked: &str| {
+            is_elsewhere(&[secure(&owner, nsec3(next, false, rounds, &SALT, types))], &name(asked))
+        };
+        let dname = [RecordType::DNAME];
+        assert!(above(&dname, 12, "a.x.w.example.") && above(&dname, 12, "b.a.x.w.example."));
+        assert!(!above(&dname, 12, "x.w.example.") && !above(&dname, 12, "a.y.w.example."));
+        assert!(!above(&[RecordType::A], 12, "a.x.w.example."));
+        assert!(!above(&dname, ITERATIONS + 1, "a.x.w.example."));
+        // They hash in two ways.
+        let other = secure(&owner, nsec3(next, false, 12, &[1], &[]));
+        assert!(is_elsewhere(
+            &[secure(&owner, nsec3(next, false, 12, &SALT, &dname)), other],
+            &name("a.y.w.example.")
+        ));
+    }
+
+    #[test]
+    fn proofs_hash_in_one_way_and_so_many_names_at_most() {
+        let signed = |owner: &Name, rtype: RecordType, labels: u8| {
+            let at = hickory_proto::rr::SerialNumber::new(0);
+            let input = SigInput {
+                type_covered: rtype,
+                algorithm: Algorithm::ECDSAP256SHA256,
+                num_labels: labels,
+                original_ttl: 300,
+                sig_expiration: at,
+                sig_inception: at,
+                key_tag: 1,
+                signer_name: name("example."),
+            };
+            let signature = RRSIG::from_sig(input, vec![]);
+            let mut record =
+                Record::from_rdata(owner.clone(), 300, RData::DNSSEC(DNSSECRData::RRSIG(signature)));
+            record.proof = Proof::Secure;
+            record
+        };
+        let q04 = "q04jkcevqvmu85r014c7dkba38o0ji5r";
+        let owner = format!("{q04}.example.");
+        let judged = |closers: usize, times: usize, salts: &[&[u8]]| {
+            let mut message = Message::response(7, hickory_proto::op::OpCode::Query);
+            for closer in 0..closers {
+                let owner = name(&format!("n{closer}.example."));
+                message.answers.extend((0..times).map(|_| signed(&owner, RecordType::A, 1)));
+            }
+            // The only one of its zone: everything is between it and itself.
+            let proofs = salts.iter().map(|salt| secure(&owner, nsec3(q04, false, 1, salt, &[])));
+            message.authorities = proofs.chain([signed(&name(&owner), RecordType::NSEC3, 2)]).collect();
+            nothing_closer(&message)
+        };
+        assert_eq!(judged(HASHES, 1, &[&SALT]), Proof::Secure);
+        assert_eq!(judged(HASHES + 1, 1, &[&SALT]), Proof::Bogus);
+        // One name's signatures are one name's.
+        assert_eq!(judged(HASHES, 4, &[&SALT, &SALT]), Proof::Secure);
+        assert_eq!(judged(1, 1, &[&SALT, &[1]]), Proof::Bogus);
+    }
+
     /// The zone and the hashes of RFC 5155, appendices A and B.4.
     #[test]
     fn a_hash_between_two_is_not_there() {
         let zone = name("example.");
         let says = |owner: &str, next: &str, opt_out: bool, rounds: u16, closer: &str| {
-            let (next, salt) = (base32hex(next.as_bytes()).unwrap().to_vec(), vec![0xaa, 0xbb, 0xcc, 0xdd]);
-            let nsec3 = NSEC3::new(Nsec3HashAlgorithm::SHA1, opt_out, rounds, salt, next, [RecordType::A]);
-            covers_hash(&name(owner), &nsec3, &name(closer), &zone)
+            let nsec3 = nsec3(next, opt_out, rounds, &SALT, &[RecordType::A]);
+            hash(&nsec3, &name(closer))
+                .map_or_else(|worth| worth, |hash| covers_hash(&name(owner), &nsec3, &hash, &zone))
         };
         let (q04, r53) = ("q04jkcevqvmu85r014c7dkba38o0ji5r", "r53bq7cc2uvmubfu5ocmm6pers9tk9en");
         let owner = format!("{q04}.example.");
         assert_eq!(says(&owner, r53, false, 12, "z.w.example."), Proof::Secure);
         assert_eq!(says(&owner, r53, true, 12, "z.w.example."), Proof::Insecure);
         assert_eq!(says(&owner, r53, false, ITERATIONS + 1, "z.w.example."), Proof::Insecure);
-        for closer in ["a.example.", "ns2.example.", "*.w.example.", "z.w.other."] {
+        for closer in ["a.example.", "ns2.example.", "*.w.example."] {
             assert_eq!(says(&owner, r53, false, 12, closer), Proof::Bogus, "{closer}");
         }
         // The last one goes around.
-        let last = says(
-            "t644ebqk9bibcna874givr6joj62mlhv.example.",
-            "0p9mhaveqvm6t7vbl5lop2u3t2rp3tom",
-            false,
-            12,
-            "a.example.",
-        );
-        assert_eq!(last, Proof::Bogus);
+        let (t64, zero) = ("t644ebqk9bibcna874givr6joj62mlhv", "0p9mhaveqvm6t7vbl5lop2u3t2rp3tom");
+        let covered = |owner: &str, next: &str, hash: &[u8]| {
+            covers_hash(&name(&format!("{owner}.example.")), &nsec3(next, false, 12, &SALT, &[]), hash, &zone)
+        };
+        assert_eq!(says(&format!("{t64}.example."), zero, false, 12, "a.example."), Proof::Bogus);
+        for hash in [[0; HASH], [0xff; HASH]] {
+            assert_eq!(covered(t64, zero, &hash), Proof::Secure);
+        }
+        for hash in [t64, zero, q04].map(|text| base32hex(text.as_bytes()).unwrap()) {
+            assert_eq!(covered(t64, zero, &hash), Proof::Bogus);
+        }
+        // The only one has all but its own.
+        assert_eq!(covered(q04, q04, &[0; HASH]), Proof::Secure);
+        assert_eq!(covered(q04, q04, &[0xff; HASH]), Proof::Secure);
+        assert_eq!(covered(q04, q04, &base32hex(q04.as_bytes()).unwrap()), Proof::Bogus);
         for odd in
             ["short.example.", "w04jkcevqvmu85r014c7dkba38o0ji5r.example.", &format!("{q04}.sub.example.")]
         {

@@ -16,7 +16,7 @@ use hickory_net::runtime::TokioRuntimeProvider;
 use hickory_net::{DnsHandle, NetError};
 use hickory_proto::dnssec::{Proof, TrustAnchors};
 use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query, ResponseCode};
-use hickory_proto::rr::{self, Record, RecordType};
+use hickory_proto::rr::{self, RData, Record, RecordType};
 use hickory_proto::serialize::txt::trust_anchor::{Entry, Parser};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -42,7 +42,7 @@ const PROOFS: usize = 4_096;
 /// Questions upstream for one of a guest's: the labels of the longest IPv6 reverse name and the zones above it take some 50.
 const LOOKUPS: usize = 128;
 /// Aliases that are followed where an upstream does not (as unbound's `MAX_RESTART_COUNT`).
-const ALIASES: usize = 11;
+pub(super) const ALIASES: usize = 11;
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read trust_anchor {}: {detail}", path.display())]
@@ -287,10 +287,20 @@ impl Upstreams {
 
 fn bounded(bytes: &[u8]) -> Result<DnsResponse, NetError> {
     let mut message = Message::from_vec(bytes).map_err(NetError::from)?;
+    canonical(&mut message);
     if bound(&mut message) {
         DnsResponse::from_message(message).map_err(NetError::from)
     } else {
         Err(NetError::from(io::Error::other("it has too many RRsets or signatures")))
+    }
+}
+
+/// Brings DNAMEs into the form that is signed (RFC 4034 section 6.2): hickory knows of no name in them. No length of a label is a letter.
+fn canonical(message: &mut Message) {
+    for record in message.answers.iter_mut().chain(&mut message.authorities).chain(&mut message.additionals) {
+        if let RData::Unknown { code: RecordType::DNAME, rdata } = &mut record.data {
+            rdata.anything.make_ascii_lowercase();
+        }
     }
 }
 
@@ -320,7 +330,6 @@ mod tests {
     use std::time::Duration;
 
     use hickory_proto::op::OpCode;
-    use hickory_proto::rr::RData;
     use hickory_proto::rr::rdata::{NS, NULL};
 
     use super::super::server::{DnsEndpoints, resolver};
@@ -394,6 +403,23 @@ mod tests {
             assert!(held().bytes <= CHAINS as u64, "{:?}", held());
         }
         assert!(asked > 1_000 && held().bytes > CHAINS as u64 / 2, "{asked} {:?}", held());
+    }
+
+    #[test]
+    fn a_dname_is_verified_in_small_letters_and_nothing_else_is_changed() {
+        let mut message = Message::response(7, OpCode::Query);
+        let owner = rr::Name::from_ascii("Old.example.").unwrap();
+        for code in [RecordType::DNAME, RecordType::Unknown(65_280)] {
+            let rdata = NULL::with(b"\x03NeW\x07Example\0".to_vec());
+            message.add_answer(Record::from_rdata(owner.clone(), 60, RData::Unknown { code, rdata }));
+        }
+        let bounded = bounded(&message.to_vec().unwrap()).unwrap();
+        let data = |n: usize| match &bounded.answers[n].data {
+            RData::Unknown { rdata, .. } => rdata.anything.to_vec(),
+            other => panic!("{other}"),
+        };
+        assert_eq!(data(0), b"\x03new\x07example\0");
+        assert_eq!(data(1), b"\x03NeW\x07Example\0");
     }
 
     #[test]

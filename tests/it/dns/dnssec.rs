@@ -291,6 +291,14 @@ fn a_network_that_proves_what_was_made(signing: &[&str]) {
             message.answers.iter_mut().for_each(|record| record.name = owner.clone());
             message.authorities = kept.authorities;
         }
+        // Names are signed in small letters, and sent as they like.
+        "www" => {
+            for record in &mut message.answers {
+                if let RData::Unknown { code: RecordType::DNAME, rdata } = &mut record.data {
+                    rdata.anything.make_ascii_uppercase();
+                }
+            }
+        }
         "turned" => {
             let target = Name::from_ascii("host.parent.example.").unwrap();
             for record in &mut message.answers {
@@ -340,6 +348,23 @@ fn what_was_made_from_a_wildcard_or_a_dname_is_proven_by_others() {
 #[test]
 fn and_by_hashed_names() {
     a_network_that_proves_what_was_made(&["-n"]);
+}
+
+/// RFC 5155 section 9.2.
+#[test]
+fn a_denial_by_opt_out_is_answered_and_not_called_authentic() {
+    let lab = Lab::new();
+    let parent = signed_with(&lab, "parent.example", "host IN A 198.51.100.10\n", &["-n", "-p"]);
+    let _nsd = nsd(&lab, &[&parent]);
+    let daemon = validating(&lab, &parent.dnskey, SERVER);
+    let guest = guest(&lab, &daemon);
+    let ask = |name: &str| guest.dig(&["+adflag", &format!("{name}.parent.example")]);
+    until("a validated answer", || {
+        let printed = ask("host");
+        if printed.contains("ra ad;") { Ok(()) } else { Err(printed) }
+    });
+    let absent = ask("nothing");
+    assert!(absent.contains("NXDOMAIN") && !absent.contains("ra ad;"), "{absent}");
 }
 
 /// RFC 9276 section 3.2: hashes that take too long prove nothing; what takes very long is refused.
