@@ -106,7 +106,7 @@ async fn serve_with(
     Host::check_mtus(&kernel, &config.networks).await?;
     if !Store::is_there(&config.state_directory) {
         // A service that runs with another state directory has the bridges, and the socket: that says more.
-        ApiSocket::check(&config.api.socket)?;
+        check_entrances(&config.api)?;
         Host::check_names(&kernel, &managed).await?;
     }
     // Before all that only one can have: the lock is the last that one that has ended lets go of.
@@ -200,6 +200,13 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
 /// The networks whose links are guestnet's: of the others it touches nothing.
 fn managed(config: &Config) -> Vec<Arc<Network>> {
     config.networks.iter().filter(|network| network.plumbing == Plumbing::Managed).cloned().collect()
+}
+
+/// What stands in the way of the sockets; makes nothing.
+fn check_entrances(api: &ApiConfig) -> Result<(), SocketError> {
+    ApiSocket::check(&api.socket, api.socket_group.as_deref())?;
+    let read_only = api.read_only_socket.as_deref();
+    read_only.map_or(Ok(()), |path| ApiSocket::check(path, api.read_only_group.as_deref()))
 }
 
 /// The sockets, so that callers may connect from here on; they wait until the API is started.

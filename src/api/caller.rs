@@ -10,7 +10,7 @@ use connectrpc::interceptor::{StreamRequest, StreamResponse, UnaryRequest, Unary
 use connectrpc::{ConnectError, ErrorCode, IdempotencyLevel, RequestContext};
 use connectrpc::{Interceptor, Next, NextStream, PayloadStream};
 
-use super::errors::refusal;
+use super::errors::{is_of_the_host, refusal};
 use super::trace;
 use crate::config::SpiffeIds;
 
@@ -101,12 +101,12 @@ impl Origin {
         &self,
         verb: &'static str,
         what: &impl fmt::Display,
-        code: ErrorCode,
+        (code, reason): (ErrorCode, &str),
         error: &impl fmt::Display,
     ) {
         let (caller, trace_id) = (self.caller.as_ref().map(tracing::field::display), &self.trace_id);
-        if matches!(code, ErrorCode::Internal | ErrorCode::DataLoss) {
-            tracing::error!(verb, caller, trace_id, "not changed: the cause is logged at debug");
+        if is_of_the_host(code, reason) {
+            tracing::error!(verb, caller, trace_id, reason, "not changed: the cause is logged at debug");
         }
         let caller = self.caller.as_ref().map(tracing::field::display);
         tracing::debug!(verb, %what, caller, trace_id, code = code.as_str(), %error, "not changed");

@@ -118,9 +118,16 @@ pub(super) fn store_facts(error: &StoreError) -> (ErrorCode, &'static str) {
     }
 }
 
-/// The code that the proto promises for an error.
-pub(super) fn code_of(error: &ManagerError) -> ErrorCode {
-    facts(error).code
+/// The code that the proto promises for an error, and its reason.
+pub(super) fn code_and_reason(error: &ManagerError) -> (ErrorCode, &'static str) {
+    let Facts { code, reason, .. } = facts(error);
+    (code, reason)
+}
+
+/// Whether the host has failed, not the caller.
+pub(super) fn is_of_the_host(code: ErrorCode, reason: &str) -> bool {
+    let is_of_the_disk = matches!(reason, "DISK_FULL" | "STATE_NOT_WRITABLE");
+    is_of_the_disk || matches!(code, ErrorCode::Internal | ErrorCode::DataLoss)
 }
 
 pub(super) fn status(error: ManagerError) -> ConnectError {
@@ -236,6 +243,19 @@ mod tests {
         assert_eq!(error.details[1].type_url, "google.rpc.BadRequest");
         assert_eq!(debug(1)["fieldViolations"][0]["field"], "ip_address");
         assert_eq!(reason_and_field(&error), ("ADDRESS_TAKEN".into(), "ip_address".into()));
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_the_hosts_failure_and_a_full_subnet_is_not() {
+        let of_the_host = |error| {
+            let (code, reason) = code_and_reason(&error);
+            is_of_the_host(code, reason)
+        };
+        let full = StoreError::DiskFull { file: "guestnet.db".into() };
+        for error in [StoreError::Stopped, full] {
+            assert!(of_the_host(ManagerError::Store(error)));
+        }
+        assert!(!of_the_host(ManagerError::NoVm { vm_id: "a".parse().unwrap() }));
     }
 
     #[test]

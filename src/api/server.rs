@@ -41,8 +41,8 @@ const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/api.fds.bin
 /// What callers can cost at most.
 #[derive(Debug, Clone)]
 pub struct Bounds {
-    /// Open connections; the longest idle one makes room for a further one, which waits if none is idle. One whose caller
-    /// has not read its answers for `deadline` is no better than idle.
+    /// Open connections; the longest idle one makes room for a further one, which waits if none is idle. One in which
+    /// for `deadline` nothing of what is ready for its caller could begin to be sent is no better than idle.
     pub connections: usize,
     /// Requests being received or answered, over all connections; further ones wait.
     pub requests: usize,
@@ -329,7 +329,8 @@ impl Body for Held {
     type Data = <ConnectRpcBody as Body>::Data;
     type Error = <ConnectRpcBody as Body>::Error;
 
-    /// hyper asks for more once what it has can be sent.
+    /// hyper holds one part of an answer and asks for the next once it has begun to send that one: over HTTP/2 as soon as there
+    /// is room for a byte of it.
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

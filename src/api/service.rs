@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument, Span};
 
 use super::caller::{self, Origin};
-use super::errors::{code_of, internal, no_vm, refusal, status};
+use super::errors::{code_and_reason, internal, no_vm, reason_and_field, refusal, status};
 use super::policy;
 use super::{
     Sources, dns, events, guest_config, networks, reservations, stats, status as status_of, vms, wire,
@@ -89,7 +89,7 @@ impl Service {
                     let caller = caller.as_ref().map(tracing::field::display);
                     tracing::info!(verb, %vm_id, caller, trace_id, took_us, "VM network changed");
                 }
-                Err(error) => origin.log_failure(verb, &vm_id, code_of(error), error),
+                Err(error) => origin.log_failure(verb, &vm_id, code_and_reason(error), error),
             }
             done
         };
@@ -120,7 +120,8 @@ impl Service {
                 Ok(_) => change.origin.log(verb, change.what),
                 Err(error) => {
                     let words = error.message.as_deref().unwrap_or_default();
-                    change.origin.log_failure(verb, &change.what, error.code, &words);
+                    let (reason, _) = reason_and_field(error);
+                    change.origin.log_failure(verb, &change.what, (error.code, &reason), &words);
                 }
             }
             done

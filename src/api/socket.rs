@@ -38,10 +38,11 @@ impl ApiSocket {
         Self::bind_with(path, group, 0o660)
     }
 
-    /// Whether nobody answers there; what one that has ended left of it is removed.
-    pub fn check(path: &Path) -> Result<(), SocketError> {
+    /// Whether nobody answers there, and its group is there; changes nothing.
+    pub fn check(path: &Path, group: Option<&str>) -> Result<(), SocketError> {
+        group.map(|name| group_id(path, name)).transpose()?;
         let address = SockAddr::unix(path).map_err(|_| SocketError::Path { path: path.to_owned() })?;
-        remove_if_stale(path, &address)
+        is_stale(path, &address).map(drop)
     }
 
     /// For whoever may enter the directory.
@@ -61,7 +62,9 @@ impl ApiSocket {
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent).map_err(failed("making its directory"))?;
         }
-        remove_if_stale(path, &address)?;
+        if is_stale(path, &address)? {
+            fs::remove_file(path).map_err(failed("removing a stale one"))?;
+        }
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("making it"))?;
         socket.bind(&address).map_err(failed("binding it"))?;
         let file = SocketFile::of(path).map_err(failed("reading it back"))?;
@@ -110,22 +113,20 @@ fn group_id(path: &Path, name: &str) -> Result<u32, SocketError> {
     Ok(found.ok_or_else(no_group)?.gid.as_raw())
 }
 
-/// Removes a socket file that nobody listens on. Who listens is asked by connecting, the only sure way.
-fn remove_if_stale(path: &Path, address: &SockAddr) -> Result<(), SocketError> {
+/// Whether there is a socket file that nobody listens on. Who listens is asked by connecting, the only sure way.
+fn is_stale(path: &Path, address: &SockAddr) -> Result<bool, SocketError> {
     let failed = |doing| move |source| SocketError::Io { path: path.to_owned(), doing, source };
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.file_type().is_socket() => {}
         Ok(_) => return Err(SocketError::NotASocket { path: path.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(failed("looking at it")(error)),
     }
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None).map_err(failed("making a probe"))?;
     probe.set_nonblocking(true).map_err(failed("making a probe"))?;
     match probe.connect(address) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed("removing a stale one"))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         // A full backlog (EAGAIN) is somebody's too.
         Ok(()) => Err(SocketError::InUse { path: path.to_owned() }),
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -196,9 +197,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("guestnet.sock");
         drop(UnixListener::bind(&path).unwrap());
-        assert!(path.exists());
+        ApiSocket::check(&path, None).unwrap();
+        assert!(path.exists(), "who only looks removes nothing");
         let _socket = ApiSocket::bind(&path, None).unwrap();
         UnixStream::connect(&path).unwrap();
+        assert!(matches!(ApiSocket::check(&path, None).unwrap_err(), SocketError::InUse { .. }));
     }
 
     #[test]
@@ -236,6 +239,10 @@ mod tests {
         let path = folder.path().join("guestnet.sock");
         let error = ApiSocket::bind(&path, Some("no-such-group")).unwrap_err().to_string();
         assert!(error.contains("no-such-group") && error.contains("groupadd"), "{error}");
+        assert!(matches!(
+            ApiSocket::check(&path, Some("no-such-group")).unwrap_err(),
+            SocketError::Group { .. }
+        ));
         assert!(!path.exists());
     }
 }

@@ -66,7 +66,7 @@ impl Interceptor for Seats {
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
 /// The items that come before `end`, and before the service stops. They and the `seat` go then, though nobody reads: hyper asks
-/// for no item while its reader has no room for one, so it is not the reading that notices.
+/// for no item while it holds one that its reader has no room for, so it is not the reading that notices.
 fn until<T: Send + 'static>(
     items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
     end: Option<tokio::time::Instant>,
@@ -76,13 +76,17 @@ fn until<T: Send + 'static>(
     let items: Items<T> = Box::pin(items);
     let held = Arc::new(Mutex::new(Some((items, seat))));
     let (mut tell, mut over) = oneshot::channel();
-    let of_end = held.clone();
+    // Weak: a stream that its caller has ended gives its seat back at once, not when this task comes to notice.
+    let of_end = Arc::downgrade(&held);
     let ends = async move {
         let error = tokio::select! {
             error = its_end(end, stop) => error,
             () = tell.closed() => return,
         };
-        let _ended = of_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let ended =
+            of_end.upgrade().and_then(|held| held.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // Whoever is told may take the seat again.
+        drop(ended);
         let _ = tell.send(error);
     };
     tokio::spawn(ends.in_current_span());
@@ -208,5 +212,22 @@ mod tests {
             matches!(told.as_slice(), [Err(error)] if error.code == ErrorCode::DeadlineExceeded),
             "nothing was kept for it: {told:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_has_ended_has_no_seat_any_more() {
+        let (_stopping, stop) = watch::channel(false);
+        let seats = Arc::new(Semaphore::new(1));
+        let taken = |end| {
+            let seat = seats.clone().try_acquire_owned().unwrap();
+            until(stream::pending::<Result<u8, ConnectError>>(), end, stop.clone(), seat)
+        };
+        let mut told = taken(Some(tokio::time::Instant::now() + Duration::from_millis(100)));
+        assert!(matches!(told.next().await, Some(Err(_))));
+        let hung_up = taken(None);
+        // Its task waits for the end by now.
+        tokio::task::yield_now().await;
+        drop(hung_up);
+        let _free = taken(None);
     }
 }

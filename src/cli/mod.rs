@@ -237,8 +237,8 @@ async fn create(client: &Client, format: Format, asked: &CreateVm) -> Result<Str
     for batch in requests.chunks(BATCH) {
         let results = match client.batch_create(batch.to_vec()).await {
             Ok(results) => results,
-            // What was made before is made: it is told.
-            Err(error) if !made.is_empty() => {
+            // What was made before is made, and what was refused is refused: it is told.
+            Err(error) if !made.is_empty() || !refused.is_empty() => {
                 let left = requests.len() - made.len() - refused.len();
                 refused.push(format!("{}, of {left} that were left: {error}", batch[0].vm_id));
                 break;
@@ -268,7 +268,7 @@ async fn delete(client: &Client, format: Format, vm_ids: &[VmId]) -> Result<Stri
         match client.delete(vm_id).await {
             Ok(()) => gone.push(vm_id.to_string().into()),
             Err(error) if vm_ids.len() > 1 && error.is_refusal() => refused.push(format!("{vm_id}: {error}")),
-            Err(error) if !gone.is_empty() => {
+            Err(error) if !gone.is_empty() || !refused.is_empty() => {
                 let left = vm_ids.len() - gone.len() - refused.len();
                 refused.push(format!("{vm_id}, of {left} that were left: {error}"));
                 break;

@@ -1,5 +1,7 @@
 //! What the host's firewalls, others' and our rules among them, do to guests' packets. Pure.
 
+use std::net::Ipv4Addr;
+
 use ipnetwork::Ipv4Network;
 
 use super::Finding;
@@ -50,6 +52,9 @@ fn chain(
     let Some((rule, hit)) = worst else {
         let first = match ours {
             0 => "guestnet's rules come first in",
+            _ if facts.networks.is_empty() => {
+                "the networks are not known, and no rule before guestnet's drops by itself in"
+            }
             _ => "nothing before guestnet's rules drops guests' packets in",
         };
         let policy = if closed { "DROP" } else { "ACCEPT" };
@@ -63,10 +68,11 @@ fn chain(
             (Finding::warning, "a foreign rule may drop some of guests' packets before guestnet lets them by")
         }
     };
-    // What it keeps out beside guests stays out: ours go before it, and it stays where it is.
-    let jump = rules[ours];
+    // What it keeps out beside guests stays out: ours go before it, and it stays where it is. Guests are let by all the while:
+    // the later jump goes once the first one stands; rules count from 1, and the first has moved it down by one.
+    let (jump, later) = (rules[ours], ours + 2);
     severe(check, format!("before guestnet's rules stands -A {chain} {rule}"), meaning)
-        .mended_by(format!("iptables -D {chain} {jump}; iptables -I {chain} 1 {jump}"))
+        .mended_by(format!("iptables -I {chain} 1 {jump} && iptables -D {chain} {later}"))
 }
 
 /// Whether a rule drops packets of guests or to them.
@@ -78,41 +84,79 @@ enum Hit {
 
 /// Of a rule as `iptables -S` shows it, behind its chain's name; none of one that drops nothing of guests'.
 fn hits(facts: &Facts, chain: &str, rule: &str) -> Option<Hit> {
-    let words: Vec<&str> = rule.split_whitespace().collect();
+    let words = words(rule);
     words.windows(2).find(|pair| pair[0] == "-j" && ["DROP", "REJECT"].contains(&pair[1]))?;
+    // Whose packets it hits is not known where the networks are not.
+    if facts.networks.is_empty() {
+        return Some(Hit::Perhaps);
+    }
     let hook = if chain == "INPUT" { INPUT } else { FORWARD };
     let mut found = Vec::new();
     for network in facts.networks.iter().filter(|network| network.managed) {
-        let subnet: Option<Ipv4Network> = network.subnet.parse().ok();
+        let (guests, gateway) = (network.subnet.parse().ok(), network.gateway.parse().ok());
+        let parties = guests.zip(gateway).map(|(guests, gateway)| Parties { guests, gateway });
         for bridge in &network.bridges {
             let flows = flows(facts, network, bridge);
             let through = flows.iter().filter(|flow| flow.hooks.contains(&hook));
-            found.extend(through.filter_map(|flow| matches(&words, &flow.packet, hook, subnet?)));
+            found.extend(through.filter_map(|flow| matches(&words, &flow.packet, hook, parties?)));
         }
     }
     found.into_iter().max_by_key(|hit| *hit == Hit::Surely)
 }
 
+/// A rule's words; what is in quotes, a comment, is one.
+fn words(rule: &str) -> Vec<&str> {
+    let (mut quoted, mut escaped) = (false, false);
+    let ends_word = |letter: char| {
+        let literal = std::mem::take(&mut escaped);
+        match letter {
+            _ if literal => {}
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            _ => {}
+        }
+        letter == ' ' && !quoted
+    };
+    rule.split(ends_word).filter(|word| !word.is_empty()).collect()
+}
+
+/// Whom a packet's addresses stand for: the gateway for itself, another of the subnet for every guest, one beyond for all the
+/// world.
+#[derive(Debug, Clone, Copy)]
+struct Parties {
+    guests: Ipv4Network,
+    gateway: Ipv4Addr,
+}
+
+impl Parties {
+    /// Whether all that an address stands for are in the prefix, or none is.
+    fn are_in(self, named: Ipv4Network, address: Ipv4Addr) -> Option<bool> {
+        let Self { guests, gateway } = self;
+        if address == gateway {
+            return Some(named.contains(address));
+        }
+        let (all, none) = if guests.contains(address) {
+            (named.is_supernet_of(guests), !named.overlaps(guests))
+        } else {
+            (named.prefix() == 0, named.is_subnet_of(guests))
+        };
+        (all || none).then_some(all)
+    }
+}
+
 /// Whether a rule's conditions are true of a packet and of all like it. One that is not known here may be.
-fn matches(words: &[&str], packet: &Packet, hook: u32, guests: Ipv4Network) -> Option<Hit> {
+fn matches(words: &[&str], packet: &Packet, hook: u32, parties: Parties) -> Option<Hit> {
     let device = |named: &str, device: &str| {
         Some(match named.strip_suffix('+') {
             Some(begin) => device.starts_with(begin),
             None => device == named,
         })
     };
-    // The packet's guest stands for all of its network, the one it talks with for all the world.
-    let address = |named: &str, address: Option<[u8; 4]>| {
-        let (named, address) = (named.parse::<Ipv4Network>().ok()?, address?.into());
-        let apart = !guests.contains(named.network()) && !named.contains(guests.network());
-        let known = named.contains(address) || (guests.contains(address) && apart);
-        known.then_some(named.contains(address))
-    };
-    // Guests ask the host for little, and the world for anything.
-    let of_all = |fits: bool| (fits || hook == INPUT).then_some(fits);
+    let address =
+        |named: &str, address: Option<[u8; 4]>| parties.are_in(named.parse().ok()?, address?.into());
     let port = |named: &str, port: Option<u16>| {
         let (first, last) = named.split_once(':').unwrap_or((named, named));
-        of_all((first.parse::<u16>().ok()?..=last.parse().ok()?).contains(&port?))
+        Some((first.parse::<u16>().ok()?..=last.parse().ok()?).contains(&port?))
     };
     let state = if packet.established { "ESTABLISHED" } else { "NEW" };
     let mut hit = Hit::Surely;
@@ -124,6 +168,8 @@ fn matches(words: &[&str], packet: &Packet, hook: u32, guests: Ipv4Network) -> O
             words.next();
             continue;
         }
+        // Guests ask the host for little, and the world for anything: a rule that lets this packet by may hit another.
+        let of_any = hook == FORWARD && ["-p", "--dport", "--sport"].contains(&condition);
         let fits = match condition {
             "-i" => device(words.next()?, &packet.input),
             "-o" => device(words.next()?, &packet.output),
@@ -131,7 +177,7 @@ fn matches(words: &[&str], packet: &Packet, hook: u32, guests: Ipv4Network) -> O
             "-d" => address(words.next()?, packet.destination),
             "-p" => {
                 let protocol = if packet.protocol == TCP { "tcp" } else { "udp" };
-                of_all(words.next()? == protocol)
+                Some(words.next()? == protocol)
             }
             "--dport" => port(words.next()?, packet.destination_port),
             "--sport" => port(words.next()?, packet.source_port),
@@ -140,6 +186,7 @@ fn matches(words: &[&str], packet: &Packet, hook: u32, guests: Ipv4Network) -> O
             _ => None,
         };
         match fits {
+            Some(fits) if fits == negated && of_any => hit = Hit::Perhaps,
             Some(fits) if fits == negated => return None,
             Some(_) => {}
             None => hit = Hit::Perhaps,
@@ -170,7 +217,7 @@ const UDP: u8 = 17;
 const WORLD: [u8; 4] = [1, 1, 1, 1];
 
 fn flows(facts: &Facts, network: &NetworkFacts, bridge: &str) -> Vec<Flow> {
-    let gateway: Option<std::net::Ipv4Addr> = network.gateway.parse().ok();
+    let gateway: Option<Ipv4Addr> = network.gateway.parse().ok();
     let gateway = gateway.map(|gateway| gateway.octets());
     let guest = gateway.map(|[a, b, c, d]| [a, b, c, d.wrapping_add(1)]);
     let uplink = facts.uplink_mtu.as_ref().map(|(name, _)| name.clone()).unwrap_or_default();
@@ -224,6 +271,7 @@ fn flows(facts: &Facts, network: &NetworkFacts, bridge: &str) -> Vec<Flow> {
     ];
     if network.resolver.is_some() {
         flows.push(to_host("guests' DNS questions", asks(gateway, UDP, 53)));
+        flows.push(to_host("guests' DNS questions by TCP", asks(gateway, TCP, 53)));
         flows.push(Flow {
             what: "answers to guests' DNS questions",
             check: "input",
@@ -332,6 +380,8 @@ pub(super) fn nat(facts: &Facts, network: &NetworkFacts) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Verdict;
+    use super::super::host::tests::healthy;
     use super::*;
 
     #[test]
@@ -352,7 +402,7 @@ mod tests {
             destination_port: Some(53),
             ..guest.clone()
         };
-        let guests = "10.100.0.0/16".parse().unwrap();
+        let parties = Parties { guests: "10.100.0.0/16".parse().unwrap(), gateway: [10, 100, 0, 1].into() };
         let (surely, perhaps) = (Some(Hit::Surely), Some(Hit::Perhaps));
         for (rule, forwarded, to_host) in [
             ("-j DROP", surely, surely),
@@ -370,10 +420,89 @@ mod tests {
             ("-s 10.100.0.77/32 -j DROP", perhaps, perhaps),
             ("-d 203.0.113.7/32 -j DROP", perhaps, None),
             ("-m limit --limit 1/sec -j DROP", perhaps, perhaps),
+            ("! -p tcp -j DROP", perhaps, surely),
+            ("! -p udp -j DROP", surely, None),
+            ("-p tcp -m tcp ! --dport 443 -j DROP", perhaps, None),
+            ("-p tcp -m tcp ! --dport 22 -j DROP", surely, None),
+            ("-p udp -m udp ! --dport 53 -j DROP", perhaps, None),
+            ("-d 1.1.1.1/32 -j DROP", perhaps, None),
+            ("! -d 1.1.1.1/32 -j DROP", perhaps, surely),
+            ("-d 0.0.0.0/0 -j DROP", surely, surely),
+            ("-d 10.100.0.0/16 -j DROP", None, surely),
+            ("! -d 10.100.0.0/16 -j DROP", surely, None),
+            ("! -d 10.0.0.0/8 -j DROP", perhaps, None),
+            ("-s 10.100.0.2/32 -j DROP", perhaps, perhaps),
+            ("! -s 10.100.0.2/32 -j DROP", perhaps, perhaps),
+            ("! -s 10.100.0.0/16 -j DROP", None, None),
+            ("-d 10.100.0.1/32 -j DROP", None, surely),
+            ("-d 10.100.0.2/32 -j DROP", None, None),
+            (r#"-m comment --comment "no \" -j one ! -i two" -j DROP"#, surely, surely),
         ] {
-            let words: Vec<&str> = rule.split_whitespace().collect();
-            assert_eq!(matches(&words, &guest, FORWARD, guests), forwarded, "forwarded: {rule}");
-            assert_eq!(matches(&words, &asks, INPUT, guests), to_host, "to the host: {rule}");
+            let words = words(rule);
+            assert_eq!(matches(&words, &guest, FORWARD, parties), forwarded, "forwarded: {rule}");
+            assert_eq!(matches(&words, &asks, INPUT, parties), to_host, "to the host: {rule}");
         }
+    }
+
+    /// The lines of a chain with a foreign rule before guestnet's.
+    fn behind(facts: &mut Facts, chain: &str, rule: &str) {
+        let jump = format!("-A {chain} -m comment --comment guestnet -j GUESTNET-{chain}");
+        let lines = vec![format!("-P {chain} ACCEPT"), format!("-A {chain} {rule}"), jump];
+        *if chain == "INPUT" { &mut facts.input } else { &mut facts.forward } = Some(lines);
+    }
+
+    fn verdict(facts: &Facts, chain: &str) -> Verdict {
+        iptables(facts)[usize::from(chain == "INPUT")].verdict
+    }
+
+    #[test]
+    fn a_rule_is_held_against_all_that_guests_send_and_get() {
+        for (chain, rule, expected) in [
+            ("INPUT", "-i br-vms -p udp -m udp --dport 53 -j DROP", Verdict::Problem),
+            ("INPUT", "-i br-vms -p tcp -m tcp --dport 53 -j DROP", Verdict::Problem),
+            ("INPUT", "-i br-vms -p tcp -m tcp --dport 80 -j DROP", Verdict::Ok),
+            ("FORWARD", "! -p tcp -j DROP", Verdict::Warning),
+            ("FORWARD", "-d 10.100.0.2/32 -j DROP", Verdict::Warning),
+            ("FORWARD", "-d 10.100.0.0/16 -m conntrack --ctstate ESTABLISHED -j DROP", Verdict::Problem),
+            ("FORWARD", "-i eth9 -j DROP", Verdict::Ok),
+        ] {
+            let mut facts = of_guests();
+            behind(&mut facts, chain, rule);
+            assert_eq!(verdict(&facts, chain), expected, "{chain} {rule}");
+        }
+    }
+
+    fn of_guests() -> Facts {
+        let mut facts = healthy();
+        let network = &mut facts.networks[0];
+        (network.gateway, network.bridges) = ("10.100.0.1".into(), vec!["br-vms".into()]);
+        network.resolver = Some(true);
+        facts
+    }
+
+    #[test]
+    fn where_the_networks_are_not_known_a_rule_that_drops_may_hit_guests() {
+        let with = |change: fn(&mut Facts), rule: &str| {
+            let mut facts = of_guests();
+            change(&mut facts);
+            behind(&mut facts, "FORWARD", rule);
+            iptables(&facts)[0].clone()
+        };
+        let unknown = with(|facts| facts.networks.clear(), "-j DROP");
+        assert_eq!(unknown.verdict, Verdict::Warning);
+        let unknown = with(|facts| facts.networks.clear(), "-j DOCKER-USER");
+        assert!(unknown.verdict == Verdict::Ok && unknown.seen.contains("not known"), "{unknown:?}");
+        // Of networks that others make, others say what gets through.
+        let external = with(|facts| facts.networks[0].managed = false, "-j DROP");
+        assert_eq!(external.verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn guestnets_jump_stands_first_before_the_later_one_goes() {
+        let mut facts = of_guests();
+        behind(&mut facts, "FORWARD", "-j DROP");
+        let jump = "-m comment --comment guestnet -j GUESTNET-FORWARD";
+        let mend = format!("iptables -I FORWARD 1 {jump} && iptables -D FORWARD 3");
+        assert_eq!(iptables(&facts)[0].mend.as_deref(), Some(mend.as_str()));
     }
 }

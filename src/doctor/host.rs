@@ -111,10 +111,10 @@ pub fn check(facts: &Facts) -> Vec<Finding> {
     found.extend([tun(facts), kvm(facts), kernel(facts)]);
     found.extend([ip_forward(facts), default_route(facts)]);
     let iptables = firewall::iptables(facts);
-    // What iptables-nft shows of a chain is told once.
+    // What iptables-nft shows of a chain is told once; a rule that only may drop hides nothing of what surely does behind it.
     let told = |chain: &str| {
         let at = usize::from(chain == "INPUT");
-        ["FORWARD", "INPUT"].contains(&chain) && iptables[at].verdict != super::Verdict::Ok
+        ["FORWARD", "INPUT"].contains(&chain) && iptables[at].verdict == super::Verdict::Problem
     };
     let mut others = facts.clone();
     if let Ok(foreign) = &mut others.foreign {
@@ -533,11 +533,11 @@ fn mtu(facts: &Facts, network: &NetworkFacts) -> Option<Finding> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::Verdict;
     use super::*;
 
-    fn healthy() -> Facts {
+    pub(in super::super) fn healthy() -> Facts {
         Facts {
             service: Service::Answers,
             configuration: None,

@@ -242,6 +242,19 @@ fn callers_that_never_read_their_answers_keep_nobody_out_for_long() {
         (0..256).map(|_| never_reads(daemon.socket(), 4, "json", "ListVmNetworks", &[], b"{}")).collect();
     let listed = answer_to(daemon.socket(), &request("ListVmNetworks", "", "{}"));
     assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("\"vmId\":\"a\""), "{listed}");
+    // One of them has made room, and only one.
+    let is_closed = |mut stream: &UnixStream| {
+        stream.set_nonblocking(true).unwrap();
+        loop {
+            match stream.read(&mut [0; 1024]) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
+                Err(_) => return true,
+            }
+        }
+    };
+    assert_eq!(unread.iter().filter(|stream| is_closed(stream)).count(), 1);
     drop(unread);
 }
 
@@ -249,12 +262,12 @@ fn callers_that_never_read_their_answers_keep_nobody_out_for_long() {
 fn a_watch_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
     let lab = Lab::new();
     let (_daemon, socket) = read_only(&lab);
-    let deadline = [("connect-timeout-ms", "1000")];
-    let watch =
-        |calls| never_reads(&socket, calls, "connect+json", "WatchEvents", &deadline, b"\0\0\0\0\x02{}");
-    let unread = watch(16);
+    let watches = |headers: &[(&str, &str)]| {
+        never_reads(&socket, 16, "connect+json", "WatchEvents", headers, b"\0\0\0\0\x02{}")
+    };
+    let endless = watches(&[]);
     let begun = || {
-        let (read, first) = stream(
+        let (read, _) = stream(
             &lab,
             &socket,
             "connect+json",
@@ -262,10 +275,13 @@ fn a_watch_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
             &format!("{SERVICE}/WatchEvents"),
             b"{}",
         );
-        let _ = first;
         rest(read)
     };
-    eventually("the seats are taken", || begun().contains("16 watches are open"));
-    eventually("the seats are free", || begun().contains("deadline_exceeded"));
+    let said = begun();
+    assert!(said.contains("16 watches are open"), "{said}");
+    drop(endless);
+    eventually("the seats of a caller that is gone are free", || begun().contains("deadline_exceeded"));
+    let unread = watches(&[("connect-timeout-ms", "1000")]);
+    eventually("the seats are free at the deadline", || begun().contains("deadline_exceeded"));
     drop(unread);
 }
