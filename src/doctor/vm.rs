@@ -143,7 +143,10 @@ fn has_route(address: Ipv4Addr) -> bool {
 fn neighbour(address: &str) -> Option<String> {
     let table = std::fs::read_to_string("/proc/net/arp").ok()?;
     let line = table.lines().find(|line| line.split_whitespace().next() == Some(address))?;
-    line.split_whitespace().nth(3).map(str::to_owned)
+    let words: Vec<&str> = line.split_whitespace().collect();
+    // Without ATF_COM the kernel still asks, or has asked in vain: its MAC is zeros (arp(7)).
+    let is_complete = words.get(2).is_some_and(|flags| *flags != "0x0");
+    words.get(3).filter(|_| is_complete).map(|mac| (*mac).to_owned())
 }
 
 /// Checks of the host that are hops of every guest's way, in the order a packet takes them.
