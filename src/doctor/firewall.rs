@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use ipnetwork::Ipv4Network;
 
 use super::Finding;
-use super::host::{Facts, NetworkFacts};
+use super::host::Facts;
+use super::network::NetworkFacts;
 use crate::model::Metadata;
 use crate::walls::foreign::{self, Cut, Packet};
 

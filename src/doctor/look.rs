@@ -7,7 +7,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::host::{Device, Facts, NetworkFacts, Said, Service};
+use super::host::{Device, Facts, Said, Service};
+use super::network::NetworkFacts;
 use super::probe;
 use crate::config::Config;
 use crate::kernel::nft::Nft;

@@ -4,6 +4,7 @@
 mod firewall;
 mod host;
 mod look;
+mod network;
 mod probe;
 mod vm;
 
@@ -11,8 +12,9 @@ use std::fmt;
 
 use serde::Serialize;
 
-pub use host::{Facts, NetworkFacts, Service, check as check_host};
+pub use host::{Facts, Service, check as check_host};
 pub use look::{Seen, look, networks_of, vm_namespaces};
+pub use network::NetworkFacts;
 pub use vm::{Drops, VmFacts, check as check_vm, conclusion, look as look_at_vm};
 
 /// How a check came out.
