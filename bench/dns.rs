@@ -66,10 +66,8 @@ pub fn run() -> Report {
     let guest = Guest::new(&lab);
     let names = Names::write(lab.directory());
 
-    let daemon = guest.serve();
+    let (daemon, rss_before) = started(&guest);
     let pid = daemon.pid();
-    pin(pid, SERVER_CORE);
-    let rss_before = resident_mib(pid);
     let ours = measure("guestnet", &guest, pid, &names, &upstream);
     let rss = after_many_names(&guest, pid, &names);
     drop(daemon);
@@ -94,12 +92,17 @@ pub fn memory() -> Report {
     let _upstream = FastUpstream::start(&lab);
     let guest = Guest::new(&lab);
     let names = Names::write(lab.directory());
-    let daemon = guest.serve();
-    let pid = daemon.pid();
-    pin(pid, SERVER_CORE);
-    let rss_before = resident_mib(pid);
-    let rss = after_many_names(&guest, pid, &names);
+    let (daemon, rss_before) = started(&guest);
+    let rss = after_many_names(&guest, daemon.pid(), &names);
     Report(vec![memory_figure(rss_before, rss)])
+}
+
+/// guestnet on the servers' core, and the MiB that it has at its start.
+fn started<'lab>(guest: &Guest<'lab>) -> (Daemon<'lab>, f64) {
+    let daemon = guest.serve();
+    pin(daemon.pid(), SERVER_CORE);
+    let rss_before = resident_mib(daemon.pid());
+    (daemon, rss_before)
 }
 
 impl Run {

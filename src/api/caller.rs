@@ -108,7 +108,6 @@ impl Origin {
         if is_of_the_host(code, reason) {
             tracing::error!(verb, caller, trace_id, reason, "not changed: the cause is logged at debug");
         }
-        let caller = self.caller.as_ref().map(tracing::field::display);
         tracing::debug!(verb, %what, caller, trace_id, code = code.as_str(), %error, "not changed");
     }
 }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use connectrpc::{ConnectError, ErrorCode};
 use hickory_proto::rr::RecordType;
 
-use super::errors::{at_field, internal, no_vm, refusal, store_facts};
+use super::errors::{internal, no_vm, refusal_at, store_facts};
 use super::wire::{self, FieldError};
 use crate::dns::{DnsAdmin, DnsAdminError, DnsControl, DnsCounters, GuestReport, UpstreamReport};
 use crate::manager::Manager;
@@ -20,20 +20,17 @@ const TOP: u32 = 10;
 
 impl From<DnsAdminError> for ConnectError {
     fn from(error: DnsAdminError) -> Self {
-        let words = error.to_string();
-        let (code, reason) = match error {
-            DnsAdminError::NoResolver(_) => {
-                return at_field(refusal(ErrorCode::NotFound, "NO_RESOLVER", &words), "network_id", &words);
+        let (code, reason, field) = match &error {
+            DnsAdminError::NoResolver(_) => (ErrorCode::NotFound, "NO_RESOLVER", Some("network_id")),
+            DnsAdminError::Record(_) => (ErrorCode::InvalidArgument, "INVALID_RECORD", Some("value")),
+            DnsAdminError::Store(error) => {
+                let (code, reason) = store_facts(error);
+                (code, reason, None)
             }
-            DnsAdminError::Record(_) => {
-                let refused = refusal(ErrorCode::InvalidArgument, "INVALID_RECORD", &words);
-                return at_field(refused, "value", &words);
-            }
-            DnsAdminError::Store(error) => store_facts(&error),
-            DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE"),
-            DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF"),
+            DnsAdminError::Reload(_) => (ErrorCode::FailedPrecondition, "UNREADABLE_FILE", None),
+            DnsAdminError::BrokenOff => (ErrorCode::Internal, "BROKEN_OFF", None),
         };
-        refusal(code, reason, words)
+        refusal_at(code, reason, field, vec![], &error.to_string())
     }
 }
 

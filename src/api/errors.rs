@@ -132,15 +132,7 @@ pub(super) fn is_of_the_host(code: ErrorCode, reason: &str) -> bool {
 
 pub(super) fn status(error: ManagerError) -> ConnectError {
     let Facts { code, reason, field, metadata } = facts(&error);
-    let words = error.to_string();
-    let details = [Some(info(reason, metadata)), field.map(|field| bad_request(field, &words))];
-    let refused = ConnectError::new(code, words);
-    details.into_iter().flatten().fold(refused, ConnectError::with_detail)
-}
-
-/// The same, and the field that is at fault.
-pub(super) fn at_field(refused: ConnectError, field: &str, words: &str) -> ConnectError {
-    refused.with_detail(bad_request(field, words))
+    refusal_at(code, reason, field, metadata, &error.to_string())
 }
 
 /// The reason of an error as its details have it, and the field at fault; empty where there is none.
@@ -153,7 +145,7 @@ pub(super) fn reason_and_field(error: &ConnectError) -> (String, String) {
     (told("/reason"), told("/fieldViolations/0/field"))
 }
 
-/// A refusal that is about this value of that field.
+/// A refusal with what it is about, and the field that is at fault.
 pub(super) fn refusal_at(
     code: ErrorCode,
     reason: &'static str,
@@ -163,7 +155,7 @@ pub(super) fn refusal_at(
 ) -> ConnectError {
     let refused = ConnectError::new(code, words).with_detail(info(reason, metadata));
     match field {
-        Some(field) => at_field(refused, field, words),
+        Some(field) => refused.with_detail(bad_request(field, words)),
         None => refused,
     }
 }

@@ -2,7 +2,7 @@
 
 use connectrpc::{ConnectError, ErrorCode};
 
-use super::errors::{at_field, refusal, store_facts};
+use super::errors::{refusal_at, store_facts};
 use super::wire::FieldError;
 use crate::kernel::nft::Count;
 use crate::model::{HostSide, Invalid, PortForward, Transport};
@@ -32,12 +32,7 @@ pub(super) fn failed(error: WallsError) -> ConnectError {
         }
         WallsError::Kernel(_) => (ErrorCode::Internal, "KERNEL_REFUSED", None),
     };
-    let words = error.to_string();
-    let refused = refusal(code, reason, &words);
-    match field {
-        Some(field) => at_field(refused, field, &words),
-        None => refused,
-    }
+    refusal_at(code, reason, field, vec![], &error.to_string())
 }
 
 fn policy_error(error: PolicyError) -> ConnectError {

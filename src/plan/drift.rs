@@ -219,14 +219,16 @@ impl Suspicion {
 /// Ports of slots that are there and, by these changes, not as we made them; each with the bridge that it is to be on.
 pub fn out_of_shape(changes: &[Change], slot: impl Fn(u32) -> Option<(Slot, u32)>) -> BTreeMap<u32, u32> {
     let ports = changes.iter().filter_map(|change| {
-        let (index, on, is_whole) = match change {
-            Change::Device { index, there: true, up, bridge } => (*index, *bridge, *up),
-            Change::Port { index, closed } => (*index, None, *closed),
-            _ => return None,
+        let (Change::Device { index, there: true, .. } | Change::Port { index, .. }) = change else {
+            return None;
         };
-        let (_, bridge) = slot(index)?;
-        let moved = matches!(change, Change::Device { .. }) && on != Some(bridge);
-        (moved || !is_whole).then_some((index, bridge))
+        let (_, bridge) = slot(*index)?;
+        let is_as_made = match change {
+            Change::Device { up, bridge: on, .. } => *up && *on == Some(bridge),
+            Change::Port { closed, .. } => *closed,
+            _ => true,
+        };
+        (!is_as_made).then_some((*index, bridge))
     });
     ports.collect()
 }
