@@ -30,15 +30,21 @@ struct Table {
 
 #[derive(Debug)]
 struct Entry {
-    /// Requests being received, or answered by us.
-    at_work: usize,
-    /// Answers that go on as soon as their caller reads.
-    unread: usize,
-    /// Whether there has been a request.
-    used: bool,
+    /// By number, which never comes twice.
+    requests: BTreeMap<u64, Request>,
+    next_request: u64,
     quiet_since: Instant,
     /// Dropped with the entry, which tells the connection to close.
     _keep: oneshot::Sender<()>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Request {
+    /// Its answer goes on as soon as its caller reads: since then nothing of it has been taken. None while it is being
+    /// received, or answered by us.
+    unread_since: Option<Instant>,
+    /// Whether its answer has no end of its own.
+    goes_on: bool,
 }
 
 /// A connection's place in the table, free again when dropped.
@@ -54,17 +60,23 @@ pub(super) struct Place {
 pub(super) struct InFlight {
     connections: Connections,
     id: u64,
-    unread: bool,
+    request: u64,
 }
 
 impl Entry {
     /// When its place may be another's; not while it is at work.
     fn given_up(&self, patience: Duration) -> Option<Instant> {
-        match (self.at_work, self.unread) {
-            (0, 0) => Some(self.quiet_since),
-            (0, _) => self.quiet_since.checked_add(patience),
-            _ => None,
+        if self.requests.values().any(|request| request.unread_since.is_none()) {
+            return None;
         }
+        let patience = if self.requests.is_empty() { Duration::ZERO } else { patience };
+        self.quiet_since.checked_add(patience)
+    }
+
+    /// When it is closed, whether its place is needed or not: for an answer that nobody reads.
+    fn stalled(&self, patience: Duration) -> Option<Instant> {
+        let finite = self.requests.values().filter(|request| !request.goes_on);
+        finite.filter_map(|request| request.unread_since?.checked_add(patience)).min()
     }
 }
 
@@ -105,9 +117,14 @@ impl Connections {
         let (keep, evicted) = oneshot::channel();
         let id = table.next_id;
         table.next_id += 1;
-        let entry = Entry { at_work: 0, unread: 0, used: false, quiet_since: now, _keep: keep };
+        let entry = Entry { requests: BTreeMap::new(), next_request: 0, quiet_since: now, _keep: keep };
         table.open.insert(id, entry);
         Ok(Place { connections: self.clone(), id, evicted })
+    }
+
+    #[cfg(test)]
+    pub(super) fn stalled_at(&self, place: &Place) -> Option<Instant> {
+        self.table().open[&place.id].stalled(self.0.patience)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -124,59 +141,79 @@ impl Place {
 
     /// Whether the connection has had a request.
     pub(super) fn is_used(&self) -> bool {
-        self.connections.table().open.get(&self.id).is_some_and(|entry| entry.used)
+        self.connections.table().open.get(&self.id).is_some_and(|entry| entry.next_request > 0)
     }
 
     /// For the connection's request handler, which outlives no connection but is a closure of its own.
     pub(super) fn requests(&self) -> impl Fn() -> InFlight + use<> {
         let (connections, id) = (self.connections.clone(), self.id);
         move || {
+            let mut request = 0;
             if let Some(entry) = connections.table().open.get_mut(&id) {
-                entry.at_work += 1;
-                entry.used = true;
+                request = entry.next_request;
+                entry.next_request += 1;
+                entry.requests.insert(request, Request::default());
             }
-            InFlight { connections: connections.clone(), id, unread: false }
+            InFlight { connections: connections.clone(), id, request }
+        }
+    }
+
+    /// Resolves when the connection's caller has left an answer unread for too long.
+    pub(super) fn stalled(&self) -> impl Future<Output = ()> + use<> {
+        let (connections, id) = (self.connections.clone(), self.id);
+        async move {
+            loop {
+                let (now, patience) = (Instant::now(), connections.0.patience);
+                let stalled = connections.table().open.get(&id).and_then(|entry| entry.stalled(patience));
+                match stalled {
+                    Some(then) if then <= now => return,
+                    // Of an answer that comes later the time is up later.
+                    then => tokio::time::sleep_until(then.unwrap_or(now + patience).into()).await,
+                }
+            }
         }
     }
 }
 
 impl InFlight {
-    /// The answer has got so far: there is something for its caller to read.
-    pub(super) fn waits_for_its_reader(&mut self) {
+    fn change(&self, change: impl FnOnce(&mut Entry, u64)) {
         if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
-            entry.quiet_since = Instant::now();
-            if !self.unread {
-                entry.at_work -= 1;
-                entry.unread += 1;
-            }
+            change(entry, self.request);
         }
-        self.unread = true;
+    }
+
+    /// The answer is one that goes on until somebody ends it.
+    pub(super) fn goes_on(&self) {
+        self.change(|entry, request| {
+            entry.requests.entry(request).and_modify(|request| request.goes_on = true);
+        });
+    }
+
+    /// The answer has got so far: there is something for its caller to read.
+    pub(super) fn waits_for_its_reader(&self) {
+        let now = Instant::now();
+        self.change(|entry, request| {
+            entry.quiet_since = now;
+            entry.requests.entry(request).and_modify(|request| request.unread_since = Some(now));
+        });
         // Whoever waits for a place is to know until when.
         self.connections.0.freed.notify_one();
     }
 
     /// Its caller has read all there is, and waits for us.
-    pub(super) fn is_read(&mut self) {
-        if !std::mem::take(&mut self.unread) {
-            return;
-        }
-        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
-            entry.unread -= 1;
-            entry.at_work += 1;
-        }
+    pub(super) fn is_read(&self) {
+        self.change(|entry, request| {
+            entry.requests.entry(request).and_modify(|request| request.unread_since = None);
+        });
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
-            if self.unread {
-                entry.unread -= 1;
-            } else {
-                entry.at_work -= 1;
-            }
+        self.change(|entry, request| {
+            entry.requests.remove(&request);
             entry.quiet_since = Instant::now();
-        }
+        });
         self.connections.0.freed.notify_one();
     }
 }
@@ -217,7 +254,7 @@ mod tests {
     fn a_caller_that_does_not_read_its_answer_keeps_its_place_for_a_while_and_no_longer() {
         let connections = Connections::new(1, PATIENCE);
         let mut place = connections.try_place(Instant::now()).unwrap();
-        let mut answer = place.requests()();
+        let answer = place.requests()();
         answer.waits_for_its_reader();
         let now = Instant::now();
         let given_up = connections.try_place(now).unwrap_err().unwrap();
@@ -228,6 +265,26 @@ mod tests {
         let given_up = connections.try_place(now).unwrap_err().unwrap();
         assert!(connections.try_place(given_up).is_ok());
         assert!(place.evicted.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+    }
+
+    #[test]
+    fn an_answer_that_nobody_reads_costs_its_connection_and_a_watch_that_nobody_reads_does_not() {
+        let connections = Connections::new(1, PATIENCE);
+        let place = connections.try_place(Instant::now()).unwrap();
+        let stalled = || connections.stalled_at(&place);
+        let (watch, read, unread) = (place.requests()(), place.requests()(), place.requests()());
+        watch.goes_on();
+        watch.waits_for_its_reader();
+        assert_eq!(stalled(), None);
+        unread.waits_for_its_reader();
+        let then = stalled().unwrap();
+        // Others of the connection that get on are no excuse, nor is one at work.
+        read.waits_for_its_reader();
+        assert_eq!(stalled(), Some(then));
+        drop(unread);
+        assert!(stalled() > Some(then));
+        read.is_read();
+        assert_eq!(stalled(), None);
     }
 
     #[tokio::test]

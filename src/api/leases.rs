@@ -11,8 +11,8 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 
 use super::errors::refusal;
-use super::networks;
 use super::wire::{self, FieldError};
+use super::{networks, paging};
 use crate::dhcp::{LeaseChange, LeaseChanges, Leases};
 use crate::manager::Manager;
 use crate::model::{Invalid, LeaseView, Mac, NetworkName, VmId};
@@ -38,16 +38,19 @@ impl LeaseSources {
         request: &v1::ListLeasesRequestView<'_>,
     ) -> Result<v1::ListLeasesResponse, ConnectError> {
         let only = networks::known(manager, request.network_id)?;
-        let networks = manager.networks().into_iter().map(|status| status.network.name.clone());
-        let networks = networks.filter(|name| only.as_ref().is_none_or(|only| only == name));
-        let mut all: Vec<Arc<Reserved>> = networks.flat_map(|name| self.registry.reserved(&name)).collect();
-        // VMs by their ids, as everywhere; then the others by address.
-        all.sort_by(|a, b| {
-            let key = |reserved: &Reserved| (reserved.vm_id.is_none(), reserved.vm_id.clone());
-            key(a).cmp(&key(b))
-        });
-        let leases = all.iter().map(|reserved| self.lease(reserved)).collect();
-        Ok(v1::ListLeasesResponse { leases, ..Default::default() })
+        let networks: Vec<NetworkName> =
+            manager.networks().into_iter().map(|status| status.network.name.clone()).collect();
+        let after = paging::after(request.page_token, |token| Place::read(&networks, token))?;
+        let wanted = networks.iter().filter(|name| only.as_ref().is_none_or(|only| only == *name));
+        let all: Vec<Arc<Reserved>> = wanted.flat_map(|name| self.registry.reserved(name)).collect();
+        let place = |reserved: &Arc<Reserved>| Place::of(&networks, reserved);
+        let page = paging::page(all, place, |reserved| Place::token(reserved), after, request.page_size);
+        Ok(v1::ListLeasesResponse {
+            leases: page.items.iter().map(|reserved| self.lease(reserved)).collect(),
+            next_page_token: page.next_page_token,
+            total_size: page.total_size,
+            ..Default::default()
+        })
     }
 
     /// One lease, by vm_id, MAC or address.
@@ -139,6 +142,32 @@ impl LeaseSources {
                 Some(v1::Lease { state: "deleted".into(), ..lease(reserved, &LeaseView::default()) })
             }
         }
+    }
+}
+
+/// Where a lease stands in a list: VMs' by their ids, as everywhere; then the others.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Place {
+    Vm(VmId),
+    Other(paging::Address),
+}
+
+impl Place {
+    fn of(networks: &[NetworkName], reserved: &Reserved) -> Self {
+        let (network, address) = (&reserved.network.name, reserved.guest.address);
+        let other = || Self::Other(paging::address_of(networks, network, address));
+        reserved.vm_id.clone().map_or_else(other, Self::Vm)
+    }
+
+    /// A vm_id has no slash.
+    fn token(reserved: &Reserved) -> String {
+        let other = || paging::address_token(&reserved.network.name, reserved.guest.address);
+        reserved.vm_id.as_ref().map_or_else(other, ToString::to_string)
+    }
+
+    fn read(networks: &[NetworkName], token: &str) -> Option<Self> {
+        let vm = token.parse().map(Self::Vm).ok();
+        vm.or_else(|| paging::read_address(networks, token).map(Self::Other))
     }
 }
 

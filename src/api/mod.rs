@@ -1,6 +1,7 @@
 //! The API that VM managers and our own command line call: Connect, gRPC and gRPC-Web on a unix socket. In: requests of
 //! anybody who may open the socket, so any bytes at all. Out: calls of the manager, answers with Connect codes.
 
+mod answer;
 mod caller;
 mod connections;
 mod dns;
@@ -10,6 +11,7 @@ mod guest_config;
 mod leases;
 mod listener;
 mod networks;
+mod paging;
 mod policy;
 mod reservations;
 mod server;

@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use connectrpc::{ConnectError, ErrorCode};
 
 use super::errors::{internal, refusal_at, store_facts};
+use super::paging;
 use super::wire::{self, FieldError};
 use crate::model::{DhcpOptions, Invalid, Mac, OptionBytes, RawCode};
 use crate::proto::guestnet::v1;
@@ -42,9 +44,18 @@ pub(super) fn list(
     request: &v1::ListReservationsRequestView<'_>,
 ) -> Result<v1::ListReservationsResponse, ConnectError> {
     let network = wire::network_id(request.network_id)?;
+    let networks = reservations.networks();
+    let after = paging::after(request.page_token, |token| paging::read_address(&networks, token))?;
     let all = reservations.list(network.as_ref()).map_err(status)?;
-    let all = all.iter().map(|reserved| reservation(reservations, reserved)).collect();
-    Ok(v1::ListReservationsResponse { reservations: all, ..Default::default() })
+    let place = |of: &Arc<Reserved>| paging::address_of(&networks, &of.network.name, of.guest.address);
+    let token = |of: &Arc<Reserved>| paging::address_token(&of.network.name, of.guest.address);
+    let page = paging::page(all, place, token, after, request.page_size);
+    Ok(v1::ListReservationsResponse {
+        reservations: page.items.iter().map(|reserved| reservation(reservations, reserved)).collect(),
+        next_page_token: page.next_page_token,
+        total_size: page.total_size,
+        ..Default::default()
+    })
 }
 
 pub(super) async fn delete(

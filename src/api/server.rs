@@ -2,15 +2,12 @@
 //! the socket. Out: answers, within the bounds below whatever a caller sends or does not send.
 
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use connectrpc::compression::CompressionPolicy;
-use connectrpc::http_body::{Body, Frame, SizeHint};
-use connectrpc::{ConnectRpcBody, ConnectRpcService, DeadlinePolicy, Limits, Router};
+use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
 use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use hyper::body::Incoming;
@@ -22,8 +19,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::answer::{Held, Room};
 use super::caller::{Access, Gate};
-use super::connections::{Connections, InFlight, Place};
+use super::connections::{Connections, Place};
 use super::listener::{Arrival, Listener};
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
@@ -269,6 +267,7 @@ impl Acceptor {
             Err(error) => return tracing::debug!(%error, "an API caller did not say who it is"),
         };
         let in_flight = place.requests();
+        let mut stalled = std::pin::pin!(place.stalled());
         let rpc = TowerToHyperService::new(rpc);
         let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
             let (rpc, in_flight, caller) = (rpc.clone(), in_flight(), connected.caller());
@@ -277,9 +276,10 @@ impl Acceptor {
             request.extensions_mut().insert(caller);
             async move {
                 // The semaphore is never closed.
-                let _permit = requests.acquire_owned().await;
+                let room = Room::new(requests.acquire_owned().await.ok());
+                request.extensions_mut().insert(room.clone());
                 let answer = rpc.call(request).await;
-                answer.map(|answer| answer.map(|body| Held::new(body, in_flight)))
+                answer.map(|answer| answer.map(|body| Held::new(body, in_flight, room)))
             }
         });
 
@@ -298,6 +298,9 @@ impl Acceptor {
                     return;
                 }
                 () = place.evicted() => return,
+                () = stalled.as_mut() => {
+                    return tracing::debug!("an API caller does not read its answer: its connection is closed");
+                }
                 _ = stop.wait_for(|stop| *stop), if !stopping => {
                     // hyper would wait for the rest of a first request's head.
                     if !place.is_used() {
@@ -308,47 +311,5 @@ impl Acceptor {
                 }
             }
         }
-    }
-}
-
-/// An answer's body: while it is being made its connection is at work, while there is some of it to be read it waits for
-/// its reader.
-struct Held {
-    body: ConnectRpcBody,
-    in_flight: InFlight,
-}
-
-impl Held {
-    fn new(body: ConnectRpcBody, mut in_flight: InFlight) -> Self {
-        in_flight.waits_for_its_reader();
-        Self { body, in_flight }
-    }
-}
-
-impl Body for Held {
-    type Data = <ConnectRpcBody as Body>::Data;
-    type Error = <ConnectRpcBody as Body>::Error;
-
-    /// hyper holds one part of an answer and asks for the next once it has begun to send that one: over HTTP/2 as soon as there
-    /// is room for a byte of it.
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let next = Pin::new(&mut self.body).poll_frame(context);
-        if next.is_ready() {
-            self.in_flight.waits_for_its_reader();
-        } else {
-            self.in_flight.is_read();
-        }
-        next
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

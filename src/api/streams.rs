@@ -13,6 +13,7 @@ use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tracing::Instrument;
 
+use super::answer::Room;
 use super::caller;
 use super::errors::refusal;
 
@@ -57,7 +58,11 @@ impl Interceptor for Seats {
         // The policy of all calls ends with a stream's beginning: it has a longest time, and a watch has none.
         let patience =
             patience(&request.ctx).and_then(|patience| tokio::time::Instant::now().checked_add(patience));
+        let room = request.ctx.extensions().get::<Room>().cloned();
         let answer = next.run(request, inbound).await?;
+        if let Some(room) = room {
+            room.leave();
+        }
         let stop = self.stop.clone();
         Ok(answer.map_body(|items| until(items, patience, stop, seat)))
     }
@@ -65,7 +70,7 @@ impl Interceptor for Seats {
 
 type Items<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 
-/// The items that come before `end`, and before the service stops. They and the `seat` go then, though nobody reads: hyper asks
+/// The items that come before `end`, and what is ready when the service stops. They and the `seat` go then, though nobody reads: hyper asks
 /// for no item while it holds one that its reader has no room for, so it is not the reading that notices.
 fn until<T: Send + 'static>(
     items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
@@ -85,15 +90,19 @@ fn until<T: Send + 'static>(
         };
         let ended =
             of_end.upgrade().and_then(|held| held.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // What is ready at a stop is told before it: health's watchers hear that nothing is served any more.
+        let last = ended.and_then(|(mut items, _)| match error.code {
+            ErrorCode::Unavailable => items.next().now_or_never().flatten()?.ok(),
+            _ => None,
+        });
         // Whoever is told may take the seat again.
-        drop(ended);
-        let _ = tell.send(error);
+        let _ = tell.send((last, error));
     };
     tokio::spawn(ends.in_current_span());
-    let mut is_over = false;
+    let (mut is_over, mut said) = (false, None);
     Box::pin(stream::poll_fn(move |context| {
         if is_over {
-            return Poll::Ready(None);
+            return Poll::Ready(said.take().map(Err));
         }
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         let next = held.as_mut().map_or(Poll::Pending, |(items, _)| items.poll_next_unpin(context));
@@ -106,7 +115,11 @@ fn until<T: Send + 'static>(
                 last
             }
             Poll::Pending => match over.poll_unpin(context) {
-                Poll::Ready(error) => error.ok().map(Err),
+                Poll::Ready(Ok((Some(item), error))) => {
+                    said = Some(error);
+                    Some(Ok(item))
+                }
+                Poll::Ready(error) => error.ok().map(|(_, error)| Err(error)),
                 Poll::Pending => return Poll::Pending,
             },
         };
@@ -191,7 +204,17 @@ mod tests {
             matches!(goes_on.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::DeadlineExceeded),
             "{goes_on:?}"
         );
+        let health = stream::iter([Ok::<_, ConnectError>(1), Ok(2)]);
+        let mut health = until(health.chain(stream::pending()), None, stop.clone(), ());
+        assert!(matches!(health.next().await, Some(Ok(1))));
         stopping.send_replace(true);
+        // It may be polled before its end has been noticed, or after: what is ready comes first.
+        tokio::task::yield_now().await;
+        let last: Vec<_> = health.collect().await;
+        assert!(
+            matches!(last.as_slice(), [Ok(2), Err(error)] if error.code == ErrorCode::Unavailable),
+            "{last:?}"
+        );
         let stopped: Vec<_> = until(stream::pending::<Result<u8, _>>(), None, stop, ()).collect().await;
         assert!(
             matches!(stopped.as_slice(), [Err(error)] if error.code == ErrorCode::Unavailable),

@@ -1,12 +1,16 @@
 //! Lists of VMs in pages, and batches of new ones.
 
+use std::sync::Arc;
+
 use connectrpc::ConnectError;
 
 use super::errors::{reason_and_field, status};
+use super::paging;
 use super::wire::{self, FieldError};
 use crate::manager::Manager;
 use crate::model::{Invalid, Mac, VmId, WorkspaceId};
 use crate::proto::guestnet::v1;
+use crate::registry::Binding;
 
 /// VMs in a batch at most.
 pub(super) const LARGEST_BATCH: usize = 1_000;
@@ -19,7 +23,7 @@ pub(super) fn list(
     let workspace: Option<WorkspaceId> = wire::parse_set("workspace_id", request.workspace_id)?;
     let mac: Option<Mac> = wire::parse_set("mac_address", request.mac_address)?;
     let address = request.ip_address.map(|text| wire::parse_address("ip_address", text)).transpose()?;
-    let after = page_token(request.page_token)?;
+    let after = paging::after(request.page_token, |token| token.parse::<VmId>().ok())?;
     let mut found = manager.list(network.as_ref()).map_err(status)?;
     found.retain(|binding| {
         let vm = &binding.vm;
@@ -27,31 +31,14 @@ pub(super) fn list(
             && mac.is_none_or(|mac| vm.mac == mac)
             && address.is_none_or(|address| vm.address == address)
     });
-    let total_size = u32::try_from(found.len()).unwrap_or(u32::MAX);
-    if let Some(after) = after {
-        // Ordered by vm_id, and the token is the last one that was told.
-        found.drain(..found.partition_point(|binding| binding.vm.vm_id <= after));
-    }
-    let most = usize::try_from(request.page_size).unwrap_or(usize::MAX);
-    let further = most > 0 && found.len() > most;
-    if further {
-        found.truncate(most);
-    }
-    let last = found.last().filter(|_| further);
+    let token = |binding: &Arc<Binding>| binding.vm.vm_id.to_string();
+    let page = paging::page(found, |binding| binding.vm.vm_id.clone(), token, after, request.page_size);
     Ok(v1::ListVmNetworksResponse {
-        next_page_token: last.map(|binding| binding.vm.vm_id.to_string()).unwrap_or_default(),
-        vm_networks: found.iter().map(|binding| wire::vm_network(binding)).collect(),
-        total_size,
+        next_page_token: page.next_page_token,
+        vm_networks: page.items.iter().map(|binding| wire::vm_network(binding)).collect(),
+        total_size: page.total_size,
         ..Default::default()
     })
-}
-
-fn page_token(text: &str) -> Result<Option<VmId>, FieldError> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let invalid = |_| Invalid::new(text, "the next_page_token of an answer");
-    text.parse().map(Some).map_err(invalid).map_err(|invalid| FieldError::new("page_token", invalid))
 }
 
 /// Whether so many VMs may be asked for at once.

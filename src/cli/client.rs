@@ -14,7 +14,10 @@ use crate::proto::guestnet::v1::{self, GuestNetworkServiceClient};
 /// Longer than the service takes for any call, so that its own error is what a user sees.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A list of many thousand VMs is some megabytes.
+/// Of a list, what is asked for at a time.
+const PAGE: u32 = 2_000;
+
+/// The statistics of many thousand VMs are some megabytes.
 const LONGEST_ANSWER: usize = 256 << 20;
 
 /// The service behind a socket. Connects at the first call.
@@ -84,12 +87,22 @@ impl Client {
             .ok_or_else(|| CliError::Answer("it names no network".into()))
     }
 
+    /// All of them, page by page.
     pub(super) async fn list(
         &self,
-        request: v1::ListVmNetworksRequest,
+        mut request: v1::ListVmNetworksRequest,
     ) -> Result<Vec<v1::VmNetwork>, CliError> {
-        let answer = self.service.list_vm_networks(request).await.map_err(|error| self.failed(error))?;
-        Ok(answer.into_owned().vm_networks)
+        let mut all = Vec::new();
+        request.page_size = PAGE;
+        loop {
+            let answer = self.service.list_vm_networks(request.clone()).await;
+            let page = answer.map_err(|error| self.failed(error))?.into_owned();
+            all.extend(page.vm_networks);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     pub(super) async fn delete(&self, vm_id: &VmId) -> Result<(), CliError> {
@@ -116,9 +129,17 @@ impl Client {
 
     pub(super) async fn list_leases(&self, network: Option<NetworkName>) -> Result<Vec<v1::Lease>, CliError> {
         let network_id = network.map(|name| name.to_string());
-        let request = v1::ListLeasesRequest { network_id, ..Default::default() };
-        let answer = self.service.list_leases(request).await.map_err(|error| self.failed(error))?;
-        Ok(answer.into_owned().leases)
+        let mut request = v1::ListLeasesRequest { network_id, page_size: PAGE, ..Default::default() };
+        let mut all = Vec::new();
+        loop {
+            let answer = self.service.list_leases(request.clone()).await;
+            let page = answer.map_err(|error| self.failed(error))?.into_owned();
+            all.extend(page.leases);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     pub(super) async fn lease(&self, key: v1::get_lease_request::Key) -> Result<v1::Lease, CliError> {
@@ -160,9 +181,17 @@ impl Client {
         network: Option<NetworkName>,
     ) -> Result<Vec<v1::Reservation>, CliError> {
         let network_id = network.map(|name| name.to_string());
-        let request = v1::ListReservationsRequest { network_id, ..Default::default() };
-        let answer = self.service.list_reservations(request).await.map_err(|error| self.failed(error))?;
-        Ok(answer.into_owned().reservations)
+        let mut request = v1::ListReservationsRequest { network_id, page_size: PAGE, ..Default::default() };
+        let mut all = Vec::new();
+        loop {
+            let answer = self.service.list_reservations(request.clone()).await;
+            let page = answer.map_err(|error| self.failed(error))?.into_owned();
+            all.extend(page.reservations);
+            request.page_token = page.next_page_token;
+            if request.page_token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     pub(super) async fn delete_reservation(

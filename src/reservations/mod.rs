@@ -164,6 +164,11 @@ impl Reservations {
         Ok(networks.iter().flat_map(|network| self.0.registry.reserved(&network.name)).collect())
     }
 
+    /// The networks whose reservations these are, as the configuration has them.
+    pub fn networks(&self) -> Vec<NetworkName> {
+        self.0.networks.load().iter().map(|network| network.name.clone()).collect()
+    }
+
     /// Whether it stands in the configuration.
     pub fn is_configured(&self, reserved: &Reserved) -> bool {
         self.0.configured.contains(&(reserved.network.name.clone(), reserved.guest.mac))

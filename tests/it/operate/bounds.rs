@@ -183,10 +183,22 @@ fn who_may_only_read_does_not_read_user_data() {
     assert!(daemon.guestnet(&["user-data", "show", "a"]).contains("hunter2"));
 }
 
-/// A caller over HTTP/2 that gives its answers no room (RFC 9113 section 6.9.2: SETTINGS_INITIAL_WINDOW_SIZE of 0), so that not
-/// a byte of them can be sent; `calls` times the same call.
+/// A caller over HTTP/2 that gives its answers no room, so that not a byte of them can be sent; `calls` times the same call.
 fn never_reads(
     socket: &Path,
+    calls: u32,
+    kind: &str,
+    rpc: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> UnixStream {
+    over_http2(socket, 0, calls, kind, rpc, headers, body)
+}
+
+/// A caller over HTTP/2 that gives each of its answers room for `window` bytes (RFC 9113 section 6.9.2), and reads their heads.
+fn over_http2(
+    socket: &Path,
+    window: u32,
     calls: u32,
     kind: &str,
     rpc: &str,
@@ -213,7 +225,7 @@ fn never_reads(
     ];
     let head: Vec<u8> = head.iter().chain(headers).flat_map(literal).collect();
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    bytes.extend(frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]));
+    bytes.extend(frame(4, 0, 0, &[&[0, 4], window.to_be_bytes().as_slice()].concat()));
     for call in 0..calls {
         let stream = 2 * call + 1;
         bytes.extend([frame(1, 4, stream, &head), frame(0, 1, stream, body)].concat());
@@ -232,30 +244,50 @@ fn never_reads(
     stream
 }
 
+fn is_closed(mut stream: &UnixStream) -> bool {
+    stream.set_nonblocking(true).unwrap();
+    loop {
+        match stream.read(&mut [0; 1024]) {
+            Ok(0) => return true,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
+            Err(_) => return true,
+        }
+    }
+}
+
 #[test]
 fn callers_that_never_read_their_answers_keep_nobody_out_for_long() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
     daemon.guestnet(&["vm", "create", "a"]);
-    // As many as there are places.
+    // As many as there are places, and as many answers as there are at a time.
     let unread: Vec<_> =
-        (0..256).map(|_| never_reads(daemon.socket(), 4, "json", "ListVmNetworks", &[], b"{}")).collect();
+        (0..256).map(|_| never_reads(daemon.socket(), 1, "json", "ListVmNetworks", &[], b"{}")).collect();
     let listed = answer_to(daemon.socket(), &request("ListVmNetworks", "", "{}"));
     assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("\"vmId\":\"a\""), "{listed}");
-    // One of them has made room, and only one.
-    let is_closed = |mut stream: &UnixStream| {
-        stream.set_nonblocking(true).unwrap();
-        loop {
-            match stream.read(&mut [0; 1024]) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return false,
-                Err(_) => return true,
-            }
-        }
-    };
-    assert_eq!(unread.iter().filter(|stream| is_closed(stream)).count(), 1);
-    drop(unread);
+    eventually("all of them are closed", || unread.iter().all(is_closed));
+}
+
+#[test]
+fn an_answer_counts_as_long_as_nobody_reads_it_and_then_costs_its_caller_the_connection() {
+    let lab = Lab::new();
+    let (daemon, socket) = read_only(&lab);
+    daemon.guestnet(&["vm", "create", "a"]);
+    let list = request("ListVmNetworks", "", "{}");
+    // One whose answer has all the room that it takes; it keeps its connection for the next call.
+    let reads = over_http2(&socket, 65_535, 1, "json", "ListVmNetworks", &[], b"{}");
+    let begun = std::time::Instant::now();
+    // All the room that there is for callers who only read.
+    let unread: Vec<_> =
+        (0..2).map(|_| never_reads(&socket, 32, "json", "ListVmNetworks", &[], b"{}")).collect();
+    daemon.guestnet(&["vm", "create", "b"]);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "who may change things has waited");
+    let listed = answer_to(&socket, &list);
+    assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("\"vmId\":\"b\""), "{listed}");
+    assert!(begun.elapsed() > std::time::Duration::from_secs(20), "there was room for one more at once");
+    eventually("both are closed", || unread.iter().all(is_closed));
+    assert!(!is_closed(&reads));
 }
 
 #[test]

@@ -2,8 +2,9 @@
 //! buf says of the proto files.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::lab::{Daemon, Lab, lan, succeed, text};
 
@@ -87,6 +88,28 @@ fn grpcio_speaks_grpc_with_the_service() {
     // A namespace without the machine's own network: no proxy is asked for a unix socket.
     python.env("no_proxy", "*");
     assert_eq!(succeed(&mut python), "ok\n");
+}
+
+#[test]
+fn health_is_watched_and_says_at_a_stop_that_nothing_is_served() {
+    let tools = tools();
+    put(&tools, "health.py");
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let watch = |service: &str| {
+        let mut python = lab.host_command("python3");
+        python.arg(tools.join("health.py")).arg(daemon.socket()).arg(service).env("no_proxy", "*");
+        let mut python = python.stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(python.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "SERVING");
+        (python, lines)
+    };
+    let watches = ["", "guestnet.v1.GuestNetworkService"].map(watch);
+    assert!(daemon.stop().success());
+    for (mut python, lines) in watches {
+        assert_eq!(lines.map(Result::unwrap).collect::<Vec<_>>(), ["NOT_SERVING", "UNAVAILABLE"]);
+        assert!(python.wait().unwrap().success());
+    }
 }
 
 /// buf on proto files in `folder`; whether it has nothing to say, and what it says.
