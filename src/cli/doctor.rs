@@ -57,9 +57,10 @@ async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliEr
         }
         Err(error) => (unanswered(&error), None, Seen::default()),
     };
-    let mut networks = doctor::networks_of(status.as_ref());
+    let (config, configuration) = doctor::configuration();
+    let mut networks = doctor::networks_of(status.as_ref(), config.as_ref());
     networks.retain(|network| only.is_none_or(|only| network.name == only));
-    let mut facts = doctor::look(service, networks, &seen).await;
+    let mut facts = doctor::look(service, configuration, networks, &seen).await;
     // A VM that was being made meanwhile has its namespace first.
     if !facts.stale_namespaces.is_empty() {
         let vms = client.list(v1::ListVmNetworksRequest::default()).await?;

@@ -65,6 +65,14 @@ impl Config {
 
     /// Reads the file and the environment of this process. No `path` means the default one, which need not exist.
     pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        Self::load_for(path, environment)
+    }
+
+    /// The same for a process whose environment is another.
+    pub fn load_for(
+        path: Option<&Path>,
+        environment: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
         let file = path.unwrap_or(Path::new(Self::DEFAULT_PATH));
         let text = match std::fs::read_to_string(file) {
             Ok(text) => Some(text),

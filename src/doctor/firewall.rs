@@ -70,10 +70,12 @@ fn chain(
         }
     };
     // What it keeps out beside guests stays out: ours go before it, and it stays where it is. Guests are let by all the while:
-    // the later jump goes once the first one stands; rules count from 1, and the first has moved it down by one.
-    let (jump, later) = (rules[ours], ours + 2);
+    // the later jump goes once the first one stands; rules count from 1, and the first has moved it down by one. Nothing is done
+    // unless our jump is where it was seen: repeated, the command would take what stands there now.
+    let (jump, at, later) = (rules[ours], ours + 1, ours + 2);
+    let still = format!("iptables -S {chain} {at} | grep -qi guestnet");
     severe(check, format!("before guestnet's rules stands -A {chain} {rule}"), meaning)
-        .mended_by(format!("iptables -I {chain} 1 {jump} && iptables -D {chain} {later}"))
+        .mended_by(format!("{still} && iptables -I {chain} 1 {jump} && iptables -D {chain} {later}"))
 }
 
 /// Whether a rule drops packets of guests or to them.
@@ -503,7 +505,8 @@ mod tests {
         let mut facts = of_guests();
         behind(&mut facts, "FORWARD", "-j DROP");
         let jump = "-m comment --comment guestnet -j GUESTNET-FORWARD";
-        let mend = format!("iptables -I FORWARD 1 {jump} && iptables -D FORWARD 3");
+        let still = "iptables -S FORWARD 2 | grep -qi guestnet";
+        let mend = format!("{still} && iptables -I FORWARD 1 {jump} && iptables -D FORWARD 3");
         assert_eq!(iptables(&facts)[0].mend.as_deref(), Some(mend.as_str()));
     }
 }

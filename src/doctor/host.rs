@@ -9,8 +9,7 @@ use crate::walls::foreign::Ruleset;
 #[derive(Debug, Clone)]
 pub struct Facts {
     pub service: Service,
-    /// Why the configuration does not fit, if it does not.
-    pub configuration: Option<String>,
+    pub configuration: Configuration,
     pub ip_forward: Option<String>,
     /// `iptables -S FORWARD`, line by line, or why it could not be read.
     pub forward: Option<Vec<String>>,
@@ -43,6 +42,16 @@ pub struct Facts {
     pub port_forwards: usize,
     pub uplink_mtu: Option<(String, u32)>,
     pub networks: Vec<NetworkFacts>,
+}
+
+/// The file that the next start reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Configuration {
+    Fits,
+    /// Why it does not.
+    Refused(String),
+    /// Who asks may not read it.
+    Hidden(String),
 }
 
 /// What the service says when it is asked how it does.
@@ -138,7 +147,15 @@ fn service(facts: &Facts) -> Finding {
 
 /// The file that the next start reads, whatever the service runs with now.
 fn configuration(facts: &Facts) -> Option<Finding> {
-    let why = facts.configuration.as_ref()?;
+    let why = match &facts.configuration {
+        Configuration::Fits => return None,
+        Configuration::Refused(why) => why,
+        Configuration::Hidden(why) => {
+            let meaning = "whether the service would start with it is not known";
+            let hidden = Finding::warning("configuration", why.clone(), meaning);
+            return Some(hidden.mended_by("sudo guestnet doctor"));
+        }
+    };
     let (severe, meaning): (fn(_, String, _) -> _, _) = match facts.service {
         Service::Answers => {
             (Finding::warning, "the service goes on with what it has read before; it would not start again")
@@ -380,7 +397,7 @@ pub(super) mod tests {
     pub(in super::super) fn healthy() -> Facts {
         Facts {
             service: Service::Answers,
-            configuration: None,
+            configuration: Configuration::Fits,
             ip_forward: Some("1".into()),
             forward: Some(vec!["-P FORWARD ACCEPT".into(), "-A FORWARD -j GUESTNET-FORWARD".into()]),
             input: Some(vec!["-P INPUT DROP".into(), "-A INPUT -j GUESTNET-INPUT".into()]),
@@ -447,7 +464,11 @@ pub(super) mod tests {
         assert_eq!(with(|f| f.input = None), [("input", Verdict::Warning)]);
         assert_eq!(with(|f| f.foreign = Err("EPERM".into())), [("firewall", Verdict::Warning)]);
         assert_eq!(
-            with(|f| f.configuration = Some("it does not fit".into())),
+            with(|f| f.configuration = Configuration::Refused("it does not fit".into())),
+            [("configuration", Verdict::Warning)]
+        );
+        assert_eq!(
+            with(|f| f.configuration = Configuration::Hidden("EACCES".into())),
             [("configuration", Verdict::Warning)]
         );
     }

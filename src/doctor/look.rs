@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::host::{Device, Facts, Said, Service};
+use super::host::{Configuration, Device, Facts, Said, Service};
 use super::network::NetworkFacts;
 use super::probe;
 use crate::config::Config;
@@ -27,9 +27,9 @@ pub struct Seen {
 }
 
 /// The networks of the service's answer; where it does not answer, of the configuration, if that fits: else there is a finding.
-pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> {
+pub fn networks_of(status: Option<&v1::GetStatusResponse>, config: Option<&Config>) -> Vec<NetworkFacts> {
     let Some(status) = status else {
-        let networks = Config::load(None).map(|config| config.networks).unwrap_or_default();
+        let networks = config.map(|config| config.networks.as_slice()).unwrap_or_default();
         let facts = networks.iter().map(|network| NetworkFacts {
             name: network.name.to_string(),
             bridge: network.bridge.to_string(),
@@ -66,7 +66,12 @@ pub fn networks_of(status: Option<&v1::GetStatusResponse>) -> Vec<NetworkFacts> 
 }
 
 /// Everything that the checks want to know.
-pub async fn look(service: Service, networks: Vec<NetworkFacts>, seen: &Seen) -> Facts {
+pub async fn look(
+    service: Service,
+    configuration: Configuration,
+    networks: Vec<NetworkFacts>,
+    seen: &Seen,
+) -> Facts {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let events = |kind: &str| {
         let of_kind = seen.events.iter().filter(|event| event.kind == kind);
@@ -80,7 +85,7 @@ pub async fn look(service: Service, networks: Vec<NetworkFacts>, seen: &Seen) ->
     let stale_namespaces = if service == Service::Answers { stale_namespaces(seen) } else { Vec::new() };
     let mut facts = Facts {
         service,
-        configuration: Config::load(None).err().map(|error| error.to_string()),
+        configuration,
         ip_forward: sysctl("ipv4/ip_forward"),
         forward: rules("filter", "FORWARD"),
         input: rules("filter", "INPUT"),

@@ -6,15 +6,17 @@ mod host;
 mod look;
 mod network;
 mod probe;
+mod start;
 mod vm;
 
 use std::fmt;
 
 use serde::Serialize;
 
-pub use host::{Facts, Service, check as check_host};
+pub use host::{Configuration, Facts, Service, check as check_host};
 pub use look::{Seen, look, networks_of, vm_namespaces};
 pub use network::NetworkFacts;
+pub use start::configuration;
 pub use vm::{Drops, VmFacts, check as check_vm, conclusion, look as look_at_vm};
 
 /// How a check came out.

@@ -45,11 +45,16 @@ fn findings_of_all(daemon: &Daemon<'_>) -> Vec<Value> {
 
 /// A finding of a host whose service does not run.
 fn of_a_dead_service(lab: &Lab, check: &str) -> Value {
+    let all = all_of_a_dead_service(lab);
+    let found = all.iter().find(|finding| finding["check"] == check);
+    found.unwrap_or_else(|| panic!("no {check}: {all:#?}")).clone()
+}
+
+fn all_of_a_dead_service(lab: &Lab) -> Vec<Value> {
     let mut doctor = lab.host_command(crate::lab::guestnet_binary());
     let output = doctor.args(["--socket", "/run/none", "doctor", "--json"]).output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let found = report["findings"].as_array().unwrap().iter().find(|finding| finding["check"] == check);
-    found.unwrap_or_else(|| panic!("no {check}: {report:#}")).clone()
+    report["findings"].as_array().unwrap().clone()
 }
 
 /// The one finding, with its check's name and words in what was seen.

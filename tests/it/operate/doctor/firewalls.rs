@@ -216,8 +216,59 @@ fn rules_of_iptables_behind_guestnets_do_no_harm_and_before_them_are_named() {
         // The rule may be what keeps somebody else out: it stays, behind ours.
         mend(&lab, &found);
         assert_eq!(super::of_a_dead_service(&lab, check)["verdict"], "ok");
-        assert!(lab.on_host("iptables", &["-S", table]).contains("-p udp -j DROP"));
+        let mended = lab.on_host("iptables", &["-S", table]);
+        assert!(mended.contains("-p udp -j DROP"));
+        // Repeated it does nothing.
+        let command = found["mend"].as_str().unwrap();
+        let again = lab.host_command("sh").args(["-c", command]).output().unwrap();
+        assert!(!again.status.success(), "{}", text(&again));
+        assert_eq!(lab.on_host("iptables", &["-S", table]), mended);
     }
+}
+
+/// iptables-nft keeps its chains as tables of nf_tables: what one of them drops is one finding, and what is beside it another.
+#[test]
+fn what_a_chain_of_iptables_drops_is_told_once_and_what_a_table_beside_it_drops_is_told_too() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let guest = Attacker::new(&lab, &daemon.json(&["vm", "create", "a"]));
+    assert!(daemon.stop().success());
+    let of_the_way = || -> Vec<String> {
+        let found = super::all_of_a_dead_service(&lab).into_iter();
+        let found = found.filter(|finding| finding["check"] == "forward" && finding["verdict"] == "problem");
+        found.map(|finding| finding["seen"].as_str().unwrap().to_owned()).collect()
+    };
+    let reaches = |world, why| assert_reaches(&guest, (world, false), why);
+    reaches(true, "nobody is in the way");
+    assert_eq!(of_the_way(), Vec::<String>::new());
+    // What only may drop stands first, and hides nothing of what surely does behind it.
+    for rule in ["-i br-vms -j DROP", "-i br-vms -m limit --limit 1/hour --limit-burst 1 -j DROP"] {
+        lab.on_host("sh", &["-c", &format!("iptables -I FORWARD 1 {rule}")]);
+    }
+    reaches(false, "a rule of iptables");
+    let [told] = &of_the_way()[..] else { panic!("{:?}", of_the_way()) };
+    assert!(told.contains("-A FORWARD -i br-vms -j DROP"), "{told}");
+    load(
+        &lab,
+        "table inet strict { chain way { type filter hook forward priority 10; iifname \"br-vms\" drop; } }",
+    );
+    let [of_iptables, beside] = &of_the_way()[..] else { panic!("{:?}", of_the_way()) };
+    assert!(of_iptables == told && beside.contains("chain inet strict way"), "{of_iptables} {beside}");
+    // The one gone, the other is what is left, and really is in the way.
+    lab.on_host("iptables", &["-D", "FORWARD", "1"]);
+    lab.on_host("iptables", &["-D", "FORWARD", "1"]);
+    reaches(false, "a table beside it");
+    let [left] = &of_the_way()[..] else { panic!("{:?}", of_the_way()) };
+    assert_eq!(left, beside);
+    lab.on_host("nft", &["delete", "table", "inet", "strict"]);
+    reaches(true, "all is gone");
+    assert_eq!(of_the_way(), Vec::<String>::new());
+    // Without ours a policy cuts guests off; that of the same chain in nf_tables is the same finding.
+    lab.on_host("iptables", &["-F", "FORWARD"]);
+    lab.on_host("iptables", &["-P", "FORWARD", "DROP"]);
+    reaches(false, "a policy");
+    let [told] = &of_the_way()[..] else { panic!("{:?}", of_the_way()) };
+    assert!(told.contains("no rule of guestnet and drops by policy"), "{told}");
 }
 
 /// What others keep off their own devices is no matter of guests.
