@@ -60,6 +60,11 @@ impl Global {
         })
     }
 
+    /// Whether a socket is given by whoever calls.
+    pub(super) fn names_socket(&self) -> bool {
+        self.socket.is_some()
+    }
+
     pub(super) fn format(&self) -> Format {
         if self.json { Format::Json } else { self.output }
     }

@@ -23,7 +23,7 @@ pub(super) struct CaptureArguments {
     #[arg(long, default_value_t = 10_000, value_name = "N")]
     packets: u64,
     /// End after so many seconds.
-    #[arg(long, default_value_t = 60, value_name = "N")]
+    #[arg(long, default_value_t = 60, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     seconds: u64,
     /// Bytes kept of each packet.
     #[arg(long, default_value_t = 65_535, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=65_535))]
@@ -60,17 +60,39 @@ pub(super) async fn run(client: &Client, asked: CaptureArguments) -> Result<(), 
     }
     let vm = client.get(&asked.vm_id).await?;
     let port = vm.host_device;
-    let failed = |what: String| move |source| CliError::Io { what, source };
+    let failed = |what: String| move |source| CliError::Io { what: what.clone(), source };
     let socket = open(&port).map_err(failed(format!("listening on {port} (needs root)")))?;
     let mut out: Box<dyn Write + Send> = match &asked.out {
         Some(path) => Box::new(File::create(path).map_err(failed(format!("writing {}", path.display())))?),
         None => Box::new(io::stdout()),
     };
-    let captured = tokio::task::spawn_blocking(move || capture(&socket, out.as_mut(), &asked)).await;
-    let packets = captured.map_err(io::Error::other).and_then(|captured| captured);
-    let packets = packets.map_err(failed("capturing".into()))?;
+    let failed = failed("capturing".into());
+    let mut capture = Capture::new(socket, &asked);
+    let mut is_read = write(out.as_mut(), &header(asked.snaplen)).map_err(&failed)?;
+    let mut its_own = true;
+    while is_read && its_own && !capture.is_over() {
+        let round = tokio::task::spawn_blocking(move || {
+            let records = capture.round();
+            (capture, records)
+        });
+        let (back, records) = round.await.map_err(io::Error::other).map_err(&failed)?;
+        capture = back;
+        // A port that its VM has left is the next one's: what was heard is its own if it still has the port.
+        its_own = match client.get(&asked.vm_id).await {
+            Ok(now) => now.host_device == port && now.mac_address == vm.mac_address,
+            Err(CliError::NoNetwork { .. }) => false,
+            Err(error) => return Err(error),
+        };
+        if its_own {
+            for record in records.map_err(&failed)? {
+                is_read = is_read && write(out.as_mut(), &record).map_err(&failed)?;
+                capture.written += u64::from(is_read);
+            }
+        }
+    }
     // Beside the pcap, for people.
-    let _ = writeln!(io::stderr(), "{packets} packets on {port}");
+    let why = if its_own { String::new() } else { format!("; VM {} has left it", asked.vm_id) };
+    let _ = writeln!(io::stderr(), "{} packets on {port}{why}", capture.written);
     Ok(())
 }
 
@@ -93,26 +115,52 @@ fn open(device: &str) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn capture(mut socket: &Socket, out: &mut dyn Write, asked: &CaptureArguments) -> io::Result<u64> {
-    let end = Instant::now() + Duration::from_secs(asked.seconds);
-    let mut buffer = vec![0; 1 << 16];
-    let (mut packets, snaplen) = (0, asked.snaplen as usize);
-    let mut is_read = write(out, &header(asked.snaplen))?;
-    while is_read && packets < asked.packets {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
-        }
-        socket.set_read_timeout(Some(left))?;
-        let length = match socket.read(&mut buffer) {
-            Ok(length) => length,
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
-            Err(error) => return Err(error),
-        };
-        is_read = write(out, &record(SystemTime::now(), &buffer[..length.min(snaplen)], length))?;
-        packets += u64::from(is_read);
+/// How long packets wait until it is known whose they are.
+const ROUND: Duration = Duration::from_millis(200);
+
+/// Of one round at most: beyond it the kernel holds them, and drops what is too much.
+const MOST: usize = 4_096;
+
+struct Capture {
+    socket: Socket,
+    end: Instant,
+    most: u64,
+    snaplen: usize,
+    written: u64,
+    buffer: Vec<u8>,
+}
+
+impl Capture {
+    fn new(socket: Socket, asked: &CaptureArguments) -> Self {
+        let end = Instant::now() + Duration::from_secs(asked.seconds);
+        let (most, snaplen) = (asked.packets, asked.snaplen as usize);
+        Self { socket, end, most, snaplen, written: 0, buffer: vec![0; 1 << 16] }
     }
-    Ok(packets)
+
+    fn is_over(&self) -> bool {
+        self.written >= self.most || Instant::now() >= self.end
+    }
+
+    /// What comes until the round's end, as records of a pcap.
+    fn round(&mut self) -> io::Result<Vec<Vec<u8>>> {
+        let end = self.end.min(Instant::now() + ROUND);
+        let most = MOST.min(usize::try_from(self.most - self.written).unwrap_or(MOST));
+        let mut records = Vec::new();
+        while records.len() < most {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.socket.set_read_timeout(Some(left))?;
+            let length = match (&self.socket).read(&mut self.buffer) {
+                Ok(length) => length,
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
+                Err(error) => return Err(error),
+            };
+            records.push(record(SystemTime::now(), &self.buffer[..length.min(self.snaplen)], length));
+        }
+        Ok(records)
+    }
 }
 
 /// Whether there still is a reader. Each packet goes out at once: who watches wants to see it.

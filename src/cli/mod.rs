@@ -63,6 +63,11 @@ enum CliError {
     NoNetwork { vm_id: VmId },
     #[error("no answer on {socket}: is the service running? systemctl status guestnet, or: guestnet serve")]
     Unreachable { socket: String },
+    #[error(
+        "no answer on {socket}: is the service running? systemctl status guestnet. One that was started with another socket under [api] \
+         keeps it until systemctl restart guestnet; till then: guestnet --socket OLD reload"
+    )]
+    Moved { socket: String },
     #[error("no permission to open {socket}: run as root or as a member of the socket's group")]
     Forbidden { socket: String },
     #[error("the call to {socket} broke off ({detail}): is that guestnet's socket? journalctl -u guestnet")]
@@ -197,7 +202,10 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             write(&mut io::stdout().lock(), printed.as_bytes())?;
             if failed { Err(CliError::Unwell) } else { Ok(Vec::new()) }
         }
-        Command::Reload { .. } => Ok(reload::print(format, &client.reload().await?).into_bytes()),
+        Command::Reload { config } => {
+            let named = global.names_socket() || config.is_some();
+            Ok(reload::print(format, &reload::run(&client, named).await?).into_bytes())
+        }
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder).map(|()| Vec::new()),
         Command::Doctor(asked) => {

@@ -1,9 +1,29 @@
 //! `guestnet reload`: has the service read its configuration again, and says what of it is in force.
 
+use std::path::Path;
+
 use serde_json::json;
 
+use super::CliError;
+use super::client::Client;
 use super::output::{Format, pretty};
+use crate::api::DEFAULT_SOCKET;
 use crate::proto::guestnet::v1;
+
+/// A service whose socket has been changed in its file is at the one that it was started with: where the file alone says which,
+/// that may be the default one.
+pub(super) async fn run(client: &Client, named: bool) -> Result<v1::ReloadConfigurationResponse, CliError> {
+    match client.reload().await {
+        Err(CliError::Unreachable { socket }) if !named => {
+            let reloaded = Client::new(Path::new(DEFAULT_SOCKET)).reload().await;
+            reloaded.map_err(|error| match error {
+                CliError::Unreachable { .. } => CliError::Moved { socket },
+                error => error,
+            })
+        }
+        done => done,
+    }
+}
 
 pub(super) fn print(format: Format, reloaded: &v1::ReloadConfigurationResponse) -> String {
     if format == Format::Json {

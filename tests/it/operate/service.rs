@@ -108,6 +108,50 @@ fn the_unit_reloads_a_service_whose_socket_is_elsewhere() {
     assert!(service.wait().unwrap().success());
 }
 
+/// The file alone says where the service is, and it says something new.
+#[test]
+fn a_socket_that_the_file_has_moved_waits_for_a_restart_and_the_old_one_is_served() {
+    let lab = Lab::new();
+    let etc = lab.directory().join("etc");
+    let own = "cp -a /etc \"$0\" && mkdir -p \"$0\"/guestnet /run/guestnet && mount --bind \"$0\" /etc";
+    lab.on_host("sh", &["-ec", own, etc.to_str().unwrap()]);
+    let config = etc.join("guestnet/guestnet.toml");
+    let at = |socket: &str| {
+        let text = crate::lab::daemon::config(&lab, "");
+        let ours = format!("socket = {:?}", Paths::of(&lab).socket);
+        assert!(text.contains(&ours));
+        fs::write(&config, text.replace(&ours, &format!("socket = {socket:?}"))).unwrap();
+    };
+    at("/run/guestnet/guestnet.sock");
+    let notify_path = lab.directory().join("notify");
+    let notify = UnixDatagram::bind(&notify_path).unwrap();
+    notify.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let guestnet = |arguments: &[&str]| {
+        let mut command = lab.host_command(crate::lab::guestnet_binary());
+        command.args(arguments).env_remove("GUESTNET_SOCKET");
+        command
+    };
+    let mut service =
+        guestnet(&["serve"]).env("NOTIFY_SOCKET", &notify_path).stderr(Stdio::null()).spawn().unwrap();
+    notify.recv(&mut [0; 256]).expect("it gets ready");
+    at("/run/guestnet/other.sock");
+    for _ in 0..2 {
+        let reloaded = guestnet(&["reload"]).output().unwrap();
+        assert!(reloaded.status.success(), "{}", text(&reloaded));
+        let said = "after systemctl restart guestnet:\n  api.socket: ";
+        assert!(text(&reloaded).contains(said), "{}", text(&reloaded));
+    }
+    assert!(!lab.host_command("test").args(["-e", "/run/guestnet/other.sock"]).status().unwrap().success());
+    let old = guestnet(&["--socket", "/run/guestnet/guestnet.sock", "vm", "create", "a"]).output().unwrap();
+    assert!(old.status.success(), "{}", text(&old));
+    kill(Pid::from_raw(service.id() as i32), Signal::SIGTERM).unwrap();
+    assert!(service.wait().unwrap().success());
+    // Nobody is at either: it is said why that may be.
+    let nobody = guestnet(&["reload"]).output().unwrap();
+    assert!(text(&nobody).contains("/run/guestnet/other.sock"), "{}", text(&nobody));
+    assert!(text(&nobody).contains("guestnet --socket OLD reload"), "{}", text(&nobody));
+}
+
 /// What busybox' DHCP client says of its lease.
 fn lease(guest: &TapGuest) -> String {
     let mut client = guest.namespace.command("busybox");
@@ -327,6 +371,39 @@ fn a_guests_packets_are_captured_for_tcpdump_and_rates_are_told() {
     let top = daemon.json(&["top", "--once", "--interval", "200"]);
     assert_eq!(top[0]["vm_id"], "a");
     assert!(top[0]["rx_bytes_per_second"].is_number());
+}
+
+/// A port that its VM has left is soon another's.
+#[test]
+fn a_capture_ends_with_its_vm_and_has_nothing_of_the_next_one_at_its_port() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 1\n");
+    let port = daemon.json(&["vm", "create", "a"])["host_device"].clone();
+    let file = lab.directory().join("a.pcap");
+    let mut capture = daemon.client_command(&["capture", "a", "--seconds", "60", "--out"]);
+    let capture = capture.arg(&file).stderr(Stdio::piped()).spawn().unwrap();
+    let ping = |address: &str| {
+        lab.host_command("busybox").args(["ping", "-c", "1", "-W", "1", address]).output().unwrap();
+    };
+    let bytes = || fs::read(&file).unwrap_or_default();
+    // 10.100.0.2 as it stands in a packet.
+    let has = |last: u8| bytes().windows(4).any(|at| at == [10, 100, 0, last]);
+    wait_until("the capture has begun", || {
+        ping("10.100.0.2");
+        has(2)
+    });
+    daemon.guestnet(&["vm", "delete", "a"]);
+    for number in 0..20 {
+        let vm = daemon.json(&["vm", "create", &format!("b{number}")]);
+        ping(vm["ip_address"].as_str().unwrap());
+        if vm["host_device"] == port {
+            break;
+        }
+        assert!(number < 19, "nobody gets {port}");
+    }
+    let ended = capture.wait_with_output().unwrap();
+    assert!(ended.status.success() && text(&ended).contains("VM a has left it"), "{}", text(&ended));
+    assert!((3..=22).all(|last| !has(last)), "packets of the next guest");
 }
 
 #[test]
