@@ -92,6 +92,15 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing() {
     assert_eq!(connect_code(&lab, &daemon, "DeleteVmNetwork", r#"{"vmId":"vm1"}"#), "resource_exhausted");
     assert_others_refused(&lab, &daemon, "resource_exhausted");
     assert_says(&daemon.client(&["vm", "update", "vm1", "--rate-mbps", "7"]), 1, &["full"]);
+    // An operator who reads the log alone sees it, with who asked; what it was about is for debug.
+    let log = daemon.log();
+    for verb in ["create", "delete", "update", "set DNS record"] {
+        let line = log.lines().find(|line| {
+            line.contains(&format!("\"verb\":\"{verb}\"")) && line.contains("\"reason\":\"DISK_FULL\"")
+        });
+        let line = line.unwrap_or_else(|| panic!("nothing of {verb}: {log}"));
+        assert!(line.contains("\"ERROR\"") && line.contains("uid 0"), "{line}");
+    }
     assert_same(&before, &lab.host_state());
     let vms = daemon.json(&["vm", "list"]);
     assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm1, "it has its network still");

@@ -11,8 +11,8 @@ use rcgen::{
 };
 use serde_json::Value;
 
-use crate::lab::daemon::Paths;
-use crate::lab::{Daemon, Lab, text};
+use crate::lab::daemon::{Paths, serve_command};
+use crate::lab::{Daemon, Lab, assert_same, assert_says, text};
 
 /// A CA and what it signs, as files.
 struct Pki {
@@ -54,6 +54,18 @@ fn uri(text: &str) -> SanType {
 
 fn server() -> SanType {
     SanType::IpAddress([127, 0, 0, 1].into())
+}
+
+#[test]
+fn a_first_start_with_a_group_that_is_not_there_says_so_and_makes_nothing() {
+    let lab = Lab::new();
+    let before = lab.host_state();
+    for key in ["socket_group", "read_only_socket = \"/run/read.sock\"\nread_only_group"] {
+        let output = serve_command(&lab, &format!("{key} = \"no-such-group\"\n")).output().unwrap();
+        assert_says(&output, 1, &["no-such-group", "groupadd"]);
+        assert_same(&before, &lab.host_state());
+        assert!(!Paths::of(&lab).socket.exists());
+    }
 }
 
 const RPC: &str = "guestnet.v1.GuestNetworkService";

@@ -155,6 +155,48 @@ fn each_vm_has_series_of_its_own_where_the_operator_asked_for_them() {
 }
 
 #[test]
+fn each_network_has_series_of_its_own_that_only_grow() {
+    let lab = Lab::new();
+    let networks = "[[network]]\nname = \"blue\"\npool_size = 4\n\
+                    [[network]]\nname = \"red\"\nbridge_name = \"br-red\"\nbridge_ip = \"10.101.0.1/16\"\n\
+                    vm_subnet = \"10.101.0.0/16\"\npool_size = 4\n";
+    let daemon = Daemon::start_with(&lab, &config(&lab, networks));
+    let guest = |vm: &str, network: &str| {
+        let vm = daemon.json(&["vm", "create", vm, "--network", network]);
+        PortGuest::of(&lab, &vm)
+    };
+    let (a, b) = (guest("a", "blue"), guest("b", "red"));
+    daemon.guestnet(&["vm", "create", "c", "--network", "red"]);
+    a.dig(&["a.vm.internal"]);
+    for _ in 0..2 {
+        b.dig(&[WEB_NAME]);
+    }
+    let of = |page: &str, name: &str, network: &str| {
+        value(page, &format!("guestnet_{name}{{network=\"{network}\"}}"))
+    };
+    let page = scrape(&lab, "*/*");
+    for (name, blue, red) in [
+        ("vms", 1.0, 2.0),
+        ("dns_queries_total", 1.0, 2.0),
+        ("dns_answer_duration_seconds_count", 1.0, 2.0),
+        ("free_addresses", 65_532.0, 65_531.0),
+    ] {
+        assert_eq!((of(&page, name, "blue"), of(&page, name, "red")), (blue, red), "{name}");
+    }
+    let traffic =
+        |page: &str| ["transmit", "receive"].map(|way| of(page, &format!("guest_{way}_bytes_total"), "red"));
+    let before = traffic(&page);
+    assert!(before.iter().all(|bytes| *bytes > 0.0), "{before:?}");
+    // What a guest that is gone has sent was sent.
+    drop(b);
+    daemon.guestnet(&["vm", "delete", "b"]);
+    let page = scrape(&lab, "*/*");
+    let after = traffic(&page);
+    assert!(after.iter().zip(before).all(|(after, before)| *after >= before), "{before:?}, then {after:?}");
+    assert_eq!(of(&page, "vms", "red"), 1.0);
+}
+
+#[test]
 fn readers_that_never_finish_their_question_keep_nobody_out() {
     let lab = Lab::new();
     let daemon = Daemon::start_with(&lab, &config(&lab, ""));
