@@ -2,7 +2,7 @@
 //! guest, removed, purged.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -19,6 +19,24 @@ fn package() -> PathBuf {
     package.unwrap_or_else(|| panic!("no package in {}: PROFILE=dev packaging/deb", folder.display()))
 }
 
+/// Where they lead to each other as they do in the source.
+fn assert_has_its_pages(tree: &Path) {
+    let (source, packed) = (Path::new(env!("CARGO_MANIFEST_DIR")), tree.join("usr/share/doc/guestnet"));
+    let docs = fs::read_dir(source.join("docs")).unwrap().map(|entry| entry.unwrap().file_name());
+    let docs = docs.map(|name| Path::new("docs").join(name));
+    let docs = docs.filter(|page| page.extension().is_some_and(|end| end == "md"));
+    let pages: Vec<PathBuf> = docs.chain(["README.md", "SECURITY.md"].map(PathBuf::from)).collect();
+    assert!(pages.len() > 8, "{pages:?}");
+    for page in pages {
+        let here = fs::read(packed.join(&page)).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        assert!(
+            here == fs::read(source.join(&page)).unwrap(),
+            "{} is an old one: PROFILE=dev packaging/deb",
+            page.display()
+        );
+    }
+}
+
 /// The package, and the same under a later version, in the folder that the system sees as /given.
 fn two_versions(lab: &Lab) {
     let given = lab.directory().join("given");
@@ -26,6 +44,7 @@ fn two_versions(lab: &Lab) {
     let (first, tree) = (given.join("first.deb"), lab.directory().join("tree"));
     fs::copy(package(), &first).unwrap();
     succeed(Command::new("dpkg-deb").arg("-R").args([&first, &tree]));
+    assert_has_its_pages(&tree);
     let control = tree.join("DEBIAN/control");
     let text = fs::read_to_string(&control).unwrap();
     let version = text.lines().find(|line| line.starts_with("Version: ")).unwrap();
@@ -118,11 +137,14 @@ fn it_installs_starts_upgrades_under_a_live_guest_and_purges_clean() {
     let socket = ["-c", "%a %U %G", "/run/guestnet/guestnet.sock"];
     assert_eq!(system.run("stat", &socket), "660 root guestnet\n");
     assert_eq!(system.run("stat", &["-c", "%a %U", "/var/lib/guestnet"]), "700 root\n");
-    for file in
-        ["/usr/share/bash-completion/completions/guestnet", "/usr/share/guestnet/prometheus/alerts.yml"]
-    {
+    for file in [
+        "/usr/share/bash-completion/completions/guestnet",
+        "/usr/share/guestnet/prometheus/alerts.yml",
+        "/usr/share/guestnet/grafana/guestnet.json",
+    ] {
         system.run("test", &["-s", file]);
     }
+    doctor_looks_at_what_the_unit_starts_with(&system);
 
     let vm = json(&system, &["vm", "create", "web-1"]);
     let tap = system.netns("vm-web-1").run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
@@ -163,8 +185,55 @@ fn it_installs_starts_upgrades_under_a_live_guest_and_purges_clean() {
     for gone in ["/var/lib/guestnet", "/etc/guestnet", "/run/guestnet", "/usr/bin/guestnet"] {
         assert!(!system.try_run("test", &["-e", gone]).status.success(), "{gone} is left");
     }
+    assert_eq!(left_of_systemd(&system), Vec::<String>::new());
     let status = system.try_run("dpkg-query", &["-W", "-f", "${db:Status-Status}", "guestnet"]);
     assert!(!text(&status).contains("config-files"), "{}", text(&status));
+}
+
+/// Its own variables are not the service's: those are the unit's.
+fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
+    let configuration = |doctor: &[&str]| -> Option<Value> {
+        let output = system.try_run(doctor[0], &[&doctor[1..], &["--json"]].concat());
+        let report: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
+        let mut found = report["findings"].as_array().unwrap().iter();
+        found.find(|finding| finding["check"] == "configuration").cloned()
+    };
+    let doctor = ["guestnet", "doctor"];
+    let sh = |command: &str| system.run("sh", &["-ec", command]);
+    assert_eq!(configuration(&doctor), None);
+    assert_eq!(configuration(&["env", "UNKEY_METALD_NETWORK_VM_SUBNET=x", "guestnet", "doctor"]), None);
+    sh("echo 'UNKEY_METALD_NETWORK_VM_SUBNET=\"nonsense\"' > /etc/default/guestnet");
+    let of_the_file = configuration(&doctor).expect("a variable that does not fit");
+    assert!(of_the_file["seen"].to_string().contains("UNKEY_METALD_NETWORK_VM_SUBNET"), "{of_the_file}");
+    sh("rm /etc/default/guestnet");
+
+    let drop_in = "/etc/systemd/system/guestnet.service.d";
+    sh(&format!(
+        "mkdir -p {drop_in}; printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/guestnet serve --config /etc/other.toml\\n' \\
+         > {drop_in}/other.conf; systemctl daemon-reload"
+    ));
+    let missing = configuration(&doctor).expect("a file that is not there");
+    assert_eq!(missing["verdict"], "warning", "the service runs: {missing}");
+    assert!(missing["seen"].to_string().contains("/etc/other.toml"), "{missing}");
+    sh("install -m 600 /etc/guestnet/guestnet.toml /etc/other.toml");
+    assert_eq!(configuration(&doctor), None);
+    let hidden = configuration(&["setpriv", "--reuid=65534", "--clear-groups", "guestnet", "doctor"]);
+    let hidden = hidden.expect("a file that nobody else may read");
+    assert_eq!((&hidden["verdict"], &hidden["mend"]), (&"warning".into(), &"sudo guestnet doctor".into()));
+    sh(&format!("rm -r {drop_in} /etc/other.toml; systemctl daemon-reload"));
+}
+
+/// What names guestnet in what systemd knows and keeps. The group stays, as Debian's system groups do: whose files would a later
+/// group with its number get?
+fn left_of_systemd(system: &System) -> Vec<String> {
+    let files = "find /etc /run /usr/lib /var/lib /usr/share /dev/shm -name '*guestnet*' -not -path '/var/lib/dpkg/*' \
+                 -not -path '/run/log/*' 2>/dev/null || true";
+    let units = "systemctl list-units --all --plain --no-legend '*guestnet*'; \
+                 systemctl list-unit-files --no-legend '*guestnet*'; systemctl list-jobs --no-legend | grep guestnet || true";
+    let fragments = "systemctl show guestnet.service -P LoadState | grep -v not-found || true; getent passwd guestnet || true";
+    let said = [files, units, fragments].map(|look| system.run("sh", &["-c", look]));
+    said.iter().flat_map(|said| said.lines()).map(str::to_owned).collect()
 }
 
 /// The `sh` blocks of a page of docs/.
