@@ -8,7 +8,7 @@ use serde_json::json;
 use super::CliError;
 use super::client::Client;
 use super::output::{Format, pretty};
-use crate::doctor::{self, Finding, Seen, Service, Verdict};
+use crate::doctor::{self, Finding, Seen, Service, Started, Verdict};
 use crate::model::VmId;
 use crate::proto::guestnet::v1;
 
@@ -57,7 +57,11 @@ async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliEr
         }
         Err(error) => (unanswered(&error), None, Seen::default()),
     };
-    let (config, configuration) = doctor::configuration();
+    let Started { config, configuration, runs } = doctor::started();
+    let service = match service {
+        Service::Silent(why) if runs => Service::Elsewhere(why),
+        service => service,
+    };
     let mut networks = doctor::networks_of(status.as_ref(), config.as_ref());
     networks.retain(|network| only.is_none_or(|only| network.name == only));
     let mut facts = doctor::look(service, configuration, networks, &seen).await;

@@ -60,6 +60,8 @@ pub enum Service {
     Answers,
     /// Nobody is behind its socket.
     Silent(String),
+    /// The same, and systemd says that it runs.
+    Elsewhere(String),
     /// Who asks may not open its socket.
     Closed(String),
     /// It is there, and what it says is no answer.
@@ -130,6 +132,13 @@ fn service(facts: &Facts) -> Finding {
             "running guests keep their traffic; no VM is made or removed, and no lease is given",
         )
         .mended_by(format!("systemctl start guestnet; {log}")),
+        Service::Elsewhere(why) => Finding::problem(
+            "service",
+            format!("{why} (systemd says that it runs)"),
+            "guests have all they had; clients find nobody where the configuration has the socket now: the service keeps the one that \
+             it was started with",
+        )
+        .mended_by(format!("systemctl restart guestnet; {log}")),
         Service::Closed(why) => Finding::warning(
             "service",
             why.clone(),

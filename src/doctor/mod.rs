@@ -16,7 +16,7 @@ use serde::Serialize;
 pub use host::{Configuration, Facts, Service, check as check_host};
 pub use look::{Seen, look, networks_of, vm_namespaces};
 pub use network::NetworkFacts;
-pub use start::configuration;
+pub use start::{Started, started};
 pub use vm::{Drops, VmFacts, check as check_vm, conclusion, look as look_at_vm};
 
 /// How a check came out.

@@ -10,9 +10,23 @@ use std::process::Command;
 use super::host::Configuration;
 use crate::config::{Config, ConfigError};
 
-/// The configuration, if there is one, and what is wrong with it.
-pub fn configuration() -> (Option<Config>, Configuration) {
-    let start = unit().map(|shown| Start::of_unit(&shown, |file| fs::read_to_string(file).ok()));
+/// What the next start reads, and whether systemd says that the service runs already.
+pub struct Started {
+    /// If it fits.
+    pub config: Option<Config>,
+    pub configuration: Configuration,
+    pub runs: bool,
+}
+
+pub fn started() -> Started {
+    let shown = unit();
+    let runs = shown.as_ref().is_some_and(|shown| shown.lines().any(|line| line == "ActiveState=active"));
+    let (config, configuration) = configuration(shown.as_deref());
+    Started { config, configuration, runs }
+}
+
+fn configuration(shown: Option<&str>) -> (Option<Config>, Configuration) {
+    let start = shown.map(|shown| Start::of_unit(shown, |file| fs::read_to_string(file).ok()));
     let loaded = match &start {
         Some(start) => {
             Config::load_for(start.config.as_deref(), |variable| start.variables.get(variable).cloned())
@@ -34,7 +48,7 @@ fn is_forbidden(error: &ConfigError) -> bool {
 
 /// The unit with all that changes it; none where nothing is started by systemd.
 fn unit() -> Option<String> {
-    let properties = "--property=LoadState,ExecStart,Environment,EnvironmentFiles";
+    let properties = "--property=LoadState,ActiveState,ExecStart,Environment,EnvironmentFiles";
     let shown = Command::new("systemctl").args(["show", "guestnet.service", properties]).output().ok()?;
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     shown.lines().any(|line| line == "LoadState=loaded").then_some(shown)

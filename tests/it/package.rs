@@ -192,13 +192,14 @@ fn it_installs_starts_upgrades_under_a_live_guest_and_purges_clean() {
 
 /// Its own variables are not the service's: those are the unit's.
 fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
-    let configuration = |doctor: &[&str]| -> Option<Value> {
+    let told = |check: &str, doctor: &[&str]| -> Option<Value> {
         let output = system.try_run(doctor[0], &[&doctor[1..], &["--json"]].concat());
         let report: Value = serde_json::from_slice(&output.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
         let mut found = report["findings"].as_array().unwrap().iter();
-        found.find(|finding| finding["check"] == "configuration").cloned()
+        found.find(|finding| finding["check"] == check).cloned()
     };
+    let configuration = |doctor: &[&str]| told("configuration", doctor);
     let doctor = ["guestnet", "doctor"];
     let sh = |command: &str| system.run("sh", &["-ec", command]);
     assert_eq!(configuration(&doctor), None);
@@ -222,6 +223,20 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     let hidden = hidden.expect("a file that nobody else may read");
     assert_eq!((&hidden["verdict"], &hidden["mend"]), (&"warning".into(), &"sudo guestnet doctor".into()));
     sh(&format!("rm -r {drop_in} /etc/other.toml; systemctl daemon-reload"));
+
+    // A socket that the file has moved is not the service's before it is restarted; a reload is not lost on the way.
+    let file = "/etc/guestnet/guestnet.toml";
+    sh(&format!(
+        "cp -p {file} /root/kept; sed -i '0,/^socket = /s,^socket = .*,socket = \"/run/guestnet/moved.sock\",' {file}; grep -q moved.sock {file}"
+    ));
+    let moved = told("service", &doctor).unwrap();
+    assert_eq!(moved["verdict"], "problem", "{moved}");
+    assert!(moved["mend"].as_str().unwrap().starts_with("systemctl restart guestnet"), "{moved}");
+    let reloaded = system.run("guestnet", &["reload"]);
+    assert!(reloaded.contains("after systemctl restart guestnet:\n  api.socket: "), "{reloaded}");
+    system.run("systemctl", &["reload", "guestnet"]);
+    sh(&format!("mv /root/kept {file}"));
+    assert_eq!(told("service", &doctor).unwrap()["verdict"], "ok");
 }
 
 /// What names guestnet in what systemd knows and keeps. The group stays, as Debian's system groups do: whose files would a later
