@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::{Value, json};
 
 use crate::lab::daemon::Paths;
-use crate::lab::{Daemon, Lab, text};
+use crate::lab::{Daemon, Lab, lan, text};
 use crate::slots::eventually;
 
 const SERVICE: &str = "guestnet.v1.GuestNetworkService";
@@ -288,6 +288,47 @@ fn an_answer_counts_as_long_as_nobody_reads_it_and_then_costs_its_caller_the_con
     assert!(begun.elapsed() > std::time::Duration::from_secs(20), "there was room for one more at once");
     eventually("both are closed", || unread.iter().all(is_closed));
     assert!(!is_closed(&reads));
+}
+
+/// HTTP/1.1 has no windows: what its caller does not read stays in the socket, and beyond that with the service.
+#[test]
+fn an_answer_that_the_socket_has_no_room_for_counts_until_it_is_read() {
+    let lab = Lab::new();
+    lan::make(&lab);
+    let socket = lab.directory().join("read.sock");
+    let daemon = Daemon::start_with(&lab, &format!("read_only_socket = {socket:?}\n{}", lan::network("")));
+    // Some times what a socket holds (net.core.wmem_default).
+    let lines: String = (0..3_000)
+        .map(|n: u32| {
+            format!("52:54:00:00:{:02x}:{:02x} 10.9.{}.{}\n", n >> 8, n & 255, 1 + n / 250, n % 250 + 1)
+        })
+        .collect();
+    let file = lab.directory().join("hosts");
+    std::fs::write(&file, lines).unwrap();
+    daemon.guestnet(&["reservation", "import", file.to_str().unwrap()]);
+    let list = request("ListReservations", "", "{}");
+    let begun = || {
+        let mut stream = UnixStream::connect(&socket).unwrap();
+        stream.write_all(&list).unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stream
+    };
+    let mut unread: Vec<UnixStream> = (0..64).map(|_| begun()).collect();
+    let mut waits = UnixStream::connect(&socket).unwrap();
+    waits.write_all(&request("ListNetworks", "", "{}")).unwrap();
+    waits.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    let nothing = waits.read(&mut [0; 1]).unwrap_err();
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "64 answers are under way");
+    // One that reads to the end makes room for one.
+    let mut whole = Vec::new();
+    unread.pop().unwrap().read_to_end(&mut whole).unwrap();
+    assert!(whole.len() > 300_000, "{}", whole.len());
+    waits.set_read_timeout(None).unwrap();
+    let mut answer = String::new();
+    waits.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("lan0"), "{answer}");
 }
 
 #[test]
