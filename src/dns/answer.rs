@@ -48,11 +48,15 @@ impl Question {
         }
     }
 
-    /// A name in the zone that holds the answer: what a zone's delegation says of it is on the parent's side (RFC 4035 section
-    /// 3.1.4.1).
+    /// A name in the zone that holds the answer.
     pub(super) fn side(&self) -> Name {
-        if self.qtype == qtype::DS { self.name.parent(1) } else { self.name }
+        side(&self.name, self.qtype)
     }
+}
+
+/// The same of any name and type: what a zone's delegation says of it is on the parent's side (RFC 4035 section 3.1.4.1).
+pub(super) fn side(name: &Name, qtype: u16) -> Name {
+    if qtype == qtype::DS { name.parent(1) } else { *name }
 }
 
 /// What a message from an upstream is worth.

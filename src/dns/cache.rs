@@ -94,6 +94,12 @@ impl Key {
     }
 }
 
+/// The name and type that a key was made of.
+fn asked(key: &[u8]) -> Option<(Name, u16)> {
+    let qtype = key.get(key.len().checked_sub(3)?..)?.first_chunk::<2>()?;
+    Some((Name::read(key)?, u16::from_be_bytes(*qtype)))
+}
+
 #[derive(Debug)]
 struct Entry {
     answer: Option<(Arc<Answer>, Instant)>,
@@ -231,12 +237,12 @@ impl Cache {
 
     /// Forgets `name` and all below it; how many answers that were.
     pub(super) fn flush(&self, name: &Name) -> u64 {
-        self.retain(|held, _| !held.is_in(name))
+        self.retain(|held, _, _| !held.is_in(name))
     }
 
-    /// Forgets what `keep` does not want, by name and answer (none where only a failure is held); how many that were. Each part
+    /// Forgets what `keep` does not want, by name, type and answer (none where only a failure is held); how many that were. Each part
     /// is gone through once.
-    pub(super) fn retain(&self, keep: impl Fn(&Name, Option<&Answer>) -> bool) -> u64 {
+    pub(super) fn retain(&self, keep: impl Fn(&Name, u16, Option<&Answer>) -> bool) -> u64 {
         self.shards.iter().map(|shard| lock(shard).retain(&keep)).sum()
     }
 
@@ -263,10 +269,7 @@ impl Cache {
             top.sort_by_key(|(hits, _)| std::cmp::Reverse(*hits));
             top.truncate(most);
         }
-        let question = |(hits, key): (u32, Arc<[u8]>)| {
-            let qtype = key.get(key.len().checked_sub(3)?..)?.first_chunk::<2>()?;
-            Some((Name::read(&key)?, u16::from_be_bytes(*qtype), hits))
-        };
+        let question = |(hits, key): (u32, Arc<[u8]>)| asked(&key).map(|(name, qtype)| (name, qtype, hits));
         top.into_iter().filter_map(question).filter(|(_, qtype, hits)| *qtype != 0 && *hits > 0).collect()
     }
 
@@ -307,12 +310,12 @@ impl Shard {
         (0..steps).all(|_| self.bytes > capacity && self.evict(capacity))
     }
 
-    fn retain(&mut self, keep: &impl Fn(&Name, Option<&Answer>) -> bool) -> u64 {
+    fn retain(&mut self, keep: &impl Fn(&Name, u16, Option<&Answer>) -> bool) -> u64 {
         let Self { entries, probation, main, probation_bytes, bytes, .. } = self;
         let before = entries.len();
         entries.retain(|key, entry| {
             let answer = entry.answer.as_ref().map(|(answer, _)| &**answer);
-            let kept = Name::read(key).is_some_and(|name| keep(&name, answer));
+            let kept = asked(key).is_some_and(|(name, qtype)| keep(&name, qtype, answer));
             if !kept {
                 *bytes -= entry.size;
                 if !entry.in_main {

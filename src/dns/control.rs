@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hickory_proto::op::Message;
 use hickory_proto::rr::{self, RecordType};
 
+use super::answer::side;
 use super::cache::{CacheUse, Key};
 use super::counters::DnsCounters;
 use super::forward::UpstreamReport;
@@ -61,7 +62,7 @@ impl Prepared {
         if !setup.asks_like(&before) {
             // After the change, so that neither a flight nor the cache brings an answer of before to who asks from now on.
             resolver.flights.forget();
-            resolver.cache.retain(|name, answer| setup.keeps(&before, name, answer));
+            resolver.cache.retain(|name, qtype, answer| setup.keeps(&before, &side(name, qtype), answer));
         }
     }
 }

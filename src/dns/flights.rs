@@ -126,7 +126,7 @@ impl Resolver {
             answer.hold(settings.min_ttl, settings.max_ttl);
         }
         let (answer, now) = (Arc::new(answer), Instant::now());
-        let holds = || self.would_keep(setup, &question.name, Some(&answer));
+        let holds = || self.would_keep(setup, &question.side(), Some(&answer));
         if answer.is_plain_nxdomain() {
             if !question.dnssec_ok {
                 self.cache.put_if(&Key::of_nxdomain(&question.name, question), answer.clone(), now, holds);
@@ -143,9 +143,9 @@ impl Resolver {
         answer
     }
 
-    fn would_keep(&self, setup: &Arc<Setup>, name: &Name, answer: Option<&Answer>) -> bool {
+    fn would_keep(&self, setup: &Arc<Setup>, side: &Name, answer: Option<&Answer>) -> bool {
         let present = self.setup.load();
-        Arc::ptr_eq(&present, setup) || present.keeps(setup, name, answer)
+        Arc::ptr_eq(&present, setup) || present.keeps(setup, side, answer)
     }
 }
 
@@ -177,7 +177,7 @@ async fn fly(
         // Nobody upstream was asked: of the name that says nothing.
         Err(Failure::Busy) => Err(Failure::Busy.into()),
         Err(failure) => {
-            let holds = || resolver.would_keep(&setup, &question.name, None);
+            let holds = || resolver.would_keep(&setup, &question.side(), None);
             resolver.cache.put_failure_if(key, Instant::now(), holds);
             Err(failure.into())
         }

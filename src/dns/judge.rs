@@ -11,7 +11,7 @@ use hickory_proto::dnssec::rdata::{DNSSECRData, RRSIG};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
-use super::unsigned::{is_opt_out, nothing_closer, prove_aliases};
+use super::unsigned::{is_opt_out, lacks_beside_dname, nothing_closer, prove_aliases};
 use super::validate::ALIASES;
 
 /// RRsets, and signatures, of a message that is looked through at all: the root's delegation of a top level, with 13 servers and
@@ -81,6 +81,18 @@ pub(super) fn judge(mut message: Message, name: &Name, asked: RecordType, denial
         // The link and the target are judged each by itself.
         return Some(Judged::Alias);
     }
+    let lacks = |zone: &Name| lacks_beside_dname(&message.authorities, name, asked, zone);
+    let denial = match &soa {
+        Some((zone, Proof::Secure))
+            if denial == Proof::Bogus
+                && message.metadata.response_code == ResponseCode::NoError
+                && message.answers.is_empty()
+                && lacks(zone) =>
+        {
+            Proof::Secure
+        }
+        _ => denial,
+    };
     if !matches!(denial, Proof::Secure | Proof::Insecure) {
         return None;
     }

@@ -100,10 +100,10 @@ impl Setup {
         self.anchor == before.anchor && self.forwarder.is_like(&before.forwarder) && self.judges_like(before)
     }
 
-    /// Whether this setup would have the answer for `name` too that one `before` it has: from the same upstreams, validated from
-    /// the same keys, held no longer than it may be, and not withheld. A failure (no answer) is one of its upstreams.
-    pub(super) fn keeps(&self, before: &Self, name: &Name, answer: Option<&Answer>) -> bool {
-        if self.anchor != before.anchor || !self.forwarder.asks_like(&before.forwarder, name) {
+    /// Whether this setup would have the answer from the zone on that `side` too that one `before` it has: from the same upstreams,
+    /// validated from the same keys, held no longer than it may be, and not withheld. A failure (no answer) is one of its upstreams.
+    pub(super) fn keeps(&self, before: &Self, side: &Name, answer: Option<&Answer>) -> bool {
+        if self.anchor != before.anchor || !self.forwarder.asks_like(&before.forwarder, side) {
             return false;
         }
         let Some(answer) = answer else { return true };
@@ -115,7 +115,7 @@ impl Setup {
         let within = answer.lifetime() <= settings.max_ttl
             && answer.longest() <= settings.max_ttl
             && (settings.min_ttl >= held_up || answer.lifetime() > held_up);
-        within && !answer.is_withheld() && !self.is_rebinding(name, answer)
+        within && !answer.is_withheld() && !self.is_rebinding(side, answer)
     }
 
     fn judges_like(&self, before: &Self) -> bool {

@@ -1,7 +1,7 @@
 //! PURE: what has no signature of its own in an answer, and is proven by others: that a wildcard was the closest there is to a name
 //! (RFC 4035 section 5.3.4, RFC 5155 section 8.8), and aliases that were made from a DNAME (RFC 6672 section 5.3.1). In: a message each of
 //! whose records hickory has judged by its signature. Out: what they prove together. hickory looks for proofs of the name that was asked
-//! for only, and not for these at all where a wildcard's own NSEC covers it.
+//! for only, and not for these at all where a wildcard's own NSEC covers it; and takes what is said of a DNAME's own name for nothing.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use hickory_proto::dnssec::Proof;
 use hickory_proto::dnssec::rdata::{DNSSECRData, NSEC, NSEC3, RRSIG};
 use hickory_proto::op::Message;
-use hickory_proto::rr::{Name, RData, Record, RecordType};
+use hickory_proto::rr::{Name, RData, Record, RecordType, RecordTypeSet};
 
 use super::judge::signature;
 use super::name;
@@ -112,17 +112,46 @@ fn hash(nsec3: &NSEC3, name: &Name) -> Result<Vec<u8>, Proof> {
     hash.map(|hash| hash.as_ref().to_vec()).map_err(|_| Proof::Bogus)
 }
 
-/// What the zone's proofs say of there being nothing at or below `name`; counts what is hashed of the message.
-fn absent(proofs: &[Record], name: &Name, zone: &Name, hashes: &mut usize) -> Proof {
-    let of_zone = |record: &&Record| {
+/// Whether the zone says of `name`, where a DNAME is, that it has nothing of the type `asked`. RFC 6840 section 4.1 forbids to take that
+/// for what is below, not for the name itself.
+pub(super) fn lacks_beside_dname(proofs: &[Record], name: &Name, asked: RecordType, zone: &Name) -> bool {
+    let says = |types: &RecordTypeSet| {
+        let is_there = types.contains(asked) || types.contains(RecordType::CNAME);
+        let is_delegated = types.contains(RecordType::NS) && !types.contains(RecordType::SOA);
+        types.contains(RecordType::DNAME) && !is_there && !is_delegated
+    };
+    // What a zone says of its own top is not about the delegation that leads there (RFC 4035 section 5.2).
+    if asked == RecordType::DS || !zone.zone_of(name) {
+        return false;
+    }
+    let own: Vec<_> = of_zone(proofs, zone).collect();
+    let is_named = own.iter().any(|record| {
+        matches!(&record.data, RData::DNSSEC(DNSSECRData::NSEC(nsec)) if record.name == *name && says(nsec.type_set()))
+    });
+    let hashed: Vec<_> = own.into_iter().filter_map(secure_nsec3).collect();
+    let Some((_, first)) = hashed.first() else { return is_named };
+    let Ok(hash) = hash(first, name) else { return false };
+    let is_its =
+        |owner: &Name| owner.base_name() == *zone && owner_hash(owner).is_some_and(|own| own[..] == hash);
+    is_one_hash(hashed.iter().map(|(_, nsec3)| *nsec3))
+        && hashed.iter().any(|(owner, nsec3)| is_its(owner) && says(nsec3.type_set()))
+}
+
+/// Those that the zone has signed itself.
+fn of_zone<'a>(proofs: &'a [Record], zone: &Name) -> impl Iterator<Item = &'a Record> {
+    proofs.iter().filter(move |record| {
         let own = |other: &Record| {
             signature(other).is_some_and(|signature| {
                 other.name == record.name && is_of(signature, record, zone) && other.proof == Proof::Secure
             })
         };
         record.proof == Proof::Secure && proofs.iter().any(own)
-    };
-    let own: Vec<_> = proofs.iter().filter(of_zone).collect();
+    })
+}
+
+/// What the zone's proofs say of there being nothing at or below `name`; counts what is hashed of the message.
+fn absent(proofs: &[Record], name: &Name, zone: &Name, hashes: &mut usize) -> Proof {
+    let own: Vec<_> = of_zone(proofs, zone).collect();
     let is_named = own.iter().any(|record| {
         matches!(&record.data, RData::DNSSEC(DNSSECRData::NSEC(nsec)) if covers(&record.name, nsec, name, zone))
     });
@@ -251,26 +280,77 @@ mod tests {
         record
     }
 
+    /// A signature of example.'s.
+    fn signed(owner: &Name, rtype: RecordType, labels: u8) -> Record {
+        let at = hickory_proto::rr::SerialNumber::new(0);
+        let input = SigInput {
+            type_covered: rtype,
+            algorithm: Algorithm::ECDSAP256SHA256,
+            num_labels: labels,
+            original_ttl: 300,
+            sig_expiration: at,
+            sig_inception: at,
+            key_tag: 1,
+            signer_name: name("example."),
+        };
+        let signature = RRSIG::from_sig(input, vec![]);
+        let mut record = Record::from_rdata(owner.clone(), 300, RData::DNSSEC(DNSSECRData::RRSIG(signature)));
+        record.proof = Proof::Secure;
+        record
+    }
+
+    #[test]
+    fn a_dnames_own_name_lacks_what_its_zone_says_and_nobody_else() {
+        use RecordType::{A, AAAA, CNAME, DNAME, DS, NS, SOA};
+        let (owner, zone) = (name("old.example."), name("example."));
+        // By name and by hash, signed with so many labels.
+        let proofs = |types: &[RecordType], labels: u8| {
+            let nsec = RData::DNSSEC(DNSSECRData::NSEC(NSEC::new(name("z.example."), types.iter().copied())));
+            let mut named = Record::from_rdata(owner.clone(), 300, nsec);
+            named.proof = Proof::Secure;
+            let q04 = "q04jkcevqvmu85r014c7dkba38o0ji5r";
+            let hashed = |rounds| {
+                let nsec3 = nsec3(q04, false, rounds, &SALT, types);
+                let hash = Nsec3HashAlgorithm::SHA1.hash(&SALT, &owner, rounds).unwrap();
+                let letters = hash.as_ref().chunks(5).flat_map(|five| {
+                    let bits = five.iter().fold(0_u64, |bits, byte| bits << 8 | u64::from(*byte));
+                    (0..8).rev().map(move |nth| bits >> (nth * 5) & 31)
+                });
+                let letter = |bits| char::from(b"0123456789abcdefghijklmnopqrstuv"[bits as usize]);
+                let owner = format!("{}.example.", letters.map(letter).collect::<String>());
+                [secure(&owner, nsec3), signed(&name(&owner), RecordType::NSEC3, labels)]
+            };
+            let named = [named, signed(&owner, RecordType::NSEC, labels)];
+            (named, hashed(1), hashed(ITERATIONS + 1))
+        };
+        let lacks = |proofs: &[Record], asked| lacks_beside_dname(proofs, &owner, asked, &zone);
+        let (by_name, by_hash, by_many_rounds) = proofs(&[DNAME, A], 2);
+        assert!(lacks(&by_name, AAAA) && lacks(&by_hash, AAAA));
+        assert!(!lacks(&by_many_rounds, AAAA));
+        for (types, labels, asked) in [
+            (&[DNAME, A][..], 2, A),
+            (&[DNAME, A], 2, DS),
+            (&[DNAME, CNAME], 2, AAAA),
+            // Another zone's, one that hickory has not refused, and one that was made from a wildcard.
+            (&[DNAME, NS], 2, AAAA),
+            (&[A], 2, AAAA),
+            (&[DNAME], 1, AAAA),
+        ] {
+            let (by_name, by_hash, _) = proofs(types, labels);
+            assert!(!lacks(&by_name, asked) && !lacks(&by_hash, asked), "{types:?} {labels} {asked}");
+        }
+        let (at_top, by_hash, _) = proofs(&[DNAME, NS, SOA], 2);
+        assert!(lacks(&at_top, AAAA) && lacks(&by_hash, AAAA));
+        let other = name("x.old.example.");
+        for proofs in [&at_top, &by_hash] {
+            assert!(!lacks_beside_dname(proofs, &other, AAAA, &zone));
+            assert!(!lacks_beside_dname(proofs, &owner, AAAA, &name("other.")));
+            assert!(!lacks(&proofs[..1], AAAA));
+        }
+    }
+
     #[test]
     fn proofs_hash_in_one_way_and_so_many_names_at_most() {
-        let signed = |owner: &Name, rtype: RecordType, labels: u8| {
-            let at = hickory_proto::rr::SerialNumber::new(0);
-            let input = SigInput {
-                type_covered: rtype,
-                algorithm: Algorithm::ECDSAP256SHA256,
-                num_labels: labels,
-                original_ttl: 300,
-                sig_expiration: at,
-                sig_inception: at,
-                key_tag: 1,
-                signer_name: name("example."),
-            };
-            let signature = RRSIG::from_sig(input, vec![]);
-            let mut record =
-                Record::from_rdata(owner.clone(), 300, RData::DNSSEC(DNSSECRData::RRSIG(signature)));
-            record.proof = Proof::Secure;
-            record
-        };
         let q04 = "q04jkcevqvmu85r014c7dkba38o0ji5r";
         let owner = format!("{q04}.example.");
         let judged = |closers: usize, times: usize, salts: &[&[u8]]| {

@@ -37,8 +37,8 @@ const CHAINS: usize = 2 << 20;
 const CHAINS_FOR: u32 = 3_600;
 /// Of what a chain of trust is made.
 const OF_CHAINS: [u16; 3] = [qtype::NS, qtype::DS, qtype::DNSKEY];
-/// RRsets whose proofs hickory holds, beside that: by default a million, some 200 MB.
-const PROOFS: usize = 4_096;
+/// RRsets whose proofs hickory holds, beside that: by default a million, some 200 MB. A test fills it.
+const PROOFS: usize = if cfg!(test) { 64 } else { 4_096 };
 /// Questions upstream for one of a guest's: the labels of the longest IPv6 reverse name and the zones above it take some 50.
 const LOOKUPS: usize = 128;
 /// Aliases that are followed where an upstream does not (as unbound's `MAX_RESTART_COUNT`).
@@ -337,14 +337,19 @@ mod tests {
     use crate::config::Config;
     use crate::registry::Registry;
 
-    /// A validator whose upstream, on loopback, gives every question a record that holds for a day.
     fn validator() -> Validator {
+        validator_of(Arc::default())
+    }
+
+    /// A validator whose upstream, on loopback, gives every question a record that holds for a day, and counts what it is asked.
+    fn validator_of(asked_of_it: Arc<AtomicUsize>) -> Validator {
         let upstream = UdpSocket::bind("127.0.0.1:0").unwrap();
         let address = upstream.local_addr().unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 1_024];
             while let Ok((length, from)) = upstream.recv_from(&mut buffer) {
                 let asked = Message::from_vec(&buffer[..length]).unwrap();
+                asked_of_it.fetch_add(1, Relaxed);
                 let mut answer = Message::response(asked.metadata.id, OpCode::Query);
                 let question = asked.queries[0].clone();
                 let data = match question.query_type() {
@@ -403,6 +408,32 @@ mod tests {
             assert!(held().bytes <= CHAINS as u64, "{:?}", held());
         }
         assert!(asked > 1_000 && held().bytes > CHAINS as u64 / 2, "{asked} {:?}", held());
+    }
+
+    /// What a name's chain of trust is made of is asked for again only where nothing is held of what was found by it.
+    #[tokio::test]
+    async fn what_was_found_of_a_name_goes_when_as_much_as_is_held_was_found_of_others() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let validator = validator_of(asked.clone());
+        let questions = async |name: &str| {
+            validator.upstreams.chains.flush(&Name::root());
+            let before = asked.load(Relaxed);
+            let name = rr::Name::from_ascii(name).unwrap();
+            let spent = Arc::new(Spent { turn: Semaphore::new(1), asked: AtomicUsize::new(0) });
+            let handle = validator.handle.load_full();
+            let _ = SPENT.scope(spent, validator.look_up(&handle, &name, RecordType::A)).await;
+            asked.load(Relaxed) - before
+        };
+        // As it is made, and as it is after a flush.
+        for _ in 0..2 {
+            let first = questions("first.example.com.").await;
+            assert_eq!((first > 1, questions("first.example.com.").await), (true, 1));
+            for n in 0..PROOFS {
+                questions(&format!("other{n}.example.com.")).await;
+            }
+            assert_eq!(questions("first.example.com.").await, first);
+            validator.flush(&Name::root());
+        }
     }
 
     #[test]

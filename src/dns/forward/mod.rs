@@ -133,8 +133,21 @@ impl Forwarder {
         self.group(name).upstreams.iter().all(|upstream| upstream.health.is_silent())
     }
 
-    /// Ends when that is so.
+    /// Ends when that is so, of which it makes sure itself: it is for who has just asked, and could have a stale answer.
     pub(super) async fn until_all_silent(&self, name: &Name) {
+        let begun = self.context.now();
+        let best = self.ranked(self.group(name));
+        let question = best.first().map_or(Duration::ZERO, |best| best.health.haste().0);
+        health::within(question, std::pin::pin!(self.until_known_silent(name))).await;
+        for upstream in &self.group(name).upstreams {
+            if upstream.health.is_to_be_doubted(begun) {
+                tokio::spawn(health::doubt(self.context.clone(), upstream.clone()));
+            }
+        }
+        self.until_known_silent(name).await;
+    }
+
+    async fn until_known_silent(&self, name: &Name) {
         loop {
             let fell = self.context.fell.notified();
             if self.all_silent(name) {

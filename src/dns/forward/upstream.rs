@@ -59,7 +59,8 @@ impl Upstream {
     pub(super) fn new(server: Server, trust: &Trust) -> Self {
         let secure = secure::Channel::new(&server, trust);
         let plain = Arc::new(udp::Pool::new(server.address));
-        Self { server, health: Health::default(), latency: Histogram::default(), plain, secure }
+        let health = Health::new(secure.is_some());
+        Self { server, health, latency: Histogram::default(), plain, secure }
     }
 
     pub(super) fn is_plain(&self) -> bool {

@@ -63,6 +63,27 @@ async fn with_other_upstreams_their_answers_are_given_at_once_and_the_rest_of_th
     assert_eq!(upstreams.iter().map(|upstream| upstream.answers).collect::<Vec<_>>(), [2]);
 }
 
+/// A zone's delegation is not its own servers' to tell, so it stays and goes with those of the zone above.
+#[tokio::test]
+async fn what_is_held_of_a_delegation_goes_with_the_upstreams_of_the_zone_above() {
+    let denying = async || Upstream::that(|asked| now(asked.denied(60))).await;
+    let (one, two, inner, other) = (denying().await, denying().await, denying().await, denying().await);
+    let server = resolver(ResolverSettings { forward: corp(&inner), ..Default::default() }, &[&one]);
+    let delegations = async || {
+        for owner in ["corp.example.", "sub.corp.example."] {
+            ask(&server, question(owner, RecordType::DS)).await;
+        }
+        [&one, &two, &inner, &other].map(Upstream::seen)
+    };
+    for _ in 0..2 {
+        assert_eq!(delegations().await, [1, 0, 1, 0]);
+    }
+    change(&server, &[&one], |settings| settings.forward = corp(&other)).unwrap();
+    assert_eq!(delegations().await, [1, 0, 1, 1]);
+    change(&server, &[&two], |_| ()).unwrap();
+    assert_eq!(delegations().await, [1, 1, 1, 1]);
+}
+
 #[tokio::test]
 async fn a_question_under_way_is_answered_by_the_old_upstream_and_the_next_is_not() {
     let slow = Upstream::that(|asked| vec![(Duration::from_millis(600), asked.a(300))]).await;

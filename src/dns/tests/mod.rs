@@ -29,6 +29,7 @@ mod lifecycle;
 mod queries;
 mod secure;
 mod settings;
+mod stale;
 mod tcp;
 mod upstreams;
 mod validating;

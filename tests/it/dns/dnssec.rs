@@ -353,6 +353,9 @@ fn a_network_that_proves_what_was_made(signing: &[&str]) {
     // Who validates behind us has what it needs.
     let whole = guest.dig(&["+dnssec", "z.w.parent.example"]);
     assert!(whole.contains("NSEC") && whole.contains("RRSIG"), "{whole}");
+    // RFC 6840 section 4.1: of its own name it does.
+    let lacks = guest.dig(&["+adflag", "old.parent.example"]);
+    assert!(is_secure(&lacks) && lacks.contains("NOERROR") && lacks.contains("ANSWER: 0"), "{lacks}");
     for name in ["old", "gather1", "gather2", "gather3", "gather4", "gather5", "gather6"] {
         ask(name);
     }
