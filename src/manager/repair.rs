@@ -36,7 +36,7 @@ impl Inner {
             self.under_way.registry_is_read();
         }
         let broken: Vec<_> =
-            self.registry.all().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
+            self.registry.live().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
         if broken.is_empty() {
             return Ok(repaired);
         }
