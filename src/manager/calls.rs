@@ -154,7 +154,15 @@ impl Inner {
 
     async fn set_limit(&self, vm: &Vm) -> Result<(), Vec<String>> {
         let place = self.pool.place(vm.slot).ok_or_else(|| vec!["its slot is gone".to_owned()])?;
+        // What it has dropped is counted by the queue that is the limit.
+        let closing = match vm.rate_limit {
+            Some(_) => None,
+            None => Some(self.stats.closing(&vm.vm_id).await),
+        };
         let set = self.kernel.apply(For::Caller, vec![plan::limit(vm, &place)]).await;
+        if let Some(closing) = closing {
+            closing.queue_is_gone().await;
+        }
         set.map_err(|failure| vec![failure.to_string()])
     }
 
