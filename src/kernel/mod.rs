@@ -92,11 +92,10 @@ pub fn redirects(tap: &str) -> io::Result<[bool; 2]> {
     let mut index = |name: &str| links::index(&mut rtnl, name).map_err(io::Error::other);
     let (tap, inner) = (index(tap)?, index(GUEST_SIDE)?);
     let mut socket = raw::open(netlink_sys::protocols::NETLINK_ROUTE)?;
-    let mut leads = |from: Option<u32>, to: Option<u32>| match (from, to) {
-        (Some(from), Some(to)) => tc::is_redirected(&mut socket, from, to),
-        _ => Ok(false),
-    };
-    Ok([leads(tap, inner)?, leads(inner, tap)?])
+    match (tap, inner) {
+        (Some(tap), Some(inner)) => tc::are_redirected(&mut socket, [(tap, inner), (inner, tap)]),
+        _ => Ok([false; 2]),
+    }
 }
 
 /// Which slots to look into.
