@@ -1,7 +1,6 @@
 //! The only code that touches the kernel's network: netlink, TAP ioctls, namespaces, sysctls, iptables. In: steps and
 //! undos of `plan`. Out: done, or what was tried on what and the kernel's answer. It decides nothing.
 
-mod conntrack;
 mod counters;
 mod dns;
 mod error;
@@ -44,6 +43,7 @@ use crate::plan::{HostRules, Observed, Step, Undo};
 use counters::Questions;
 use error::Doing;
 use lane::Lane;
+use nft::Nft;
 use observe::Look;
 use rtnl::Rtnl;
 
@@ -350,9 +350,7 @@ impl Kernel {
 
     /// Forgets the connections of guests that are gone.
     pub async fn forget_connections(&self, guests: HashSet<Ipv4Addr>) -> Result<usize, KernelError> {
-        let doing = || "forgetting the connections of former guests".to_owned();
-        let forget = move || conntrack::forget(&guests).doing(doing);
-        self.background.run(move |_| fault::step("forget-connections", doing, forget)).await?
+        self.background.run(move |_| Nft::open()?.forget(&guests)).await?
     }
 
     /// Takes slots away, all at once.
