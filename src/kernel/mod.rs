@@ -345,7 +345,8 @@ impl Kernel {
         let work = move |hands: &mut lane::Hands| {
             work(&mut |place, limit, tap| hands.surviving(|hands| steps::wipe(hands, place, limit, tap))?)
         };
-        self.background.run(work).await
+        let doing = || "wiping slots".to_owned();
+        self.background.run(move |hands| fault::step("wipe-some", doing, || Ok(work(hands)))).await?
     }
 
     /// Forgets the connections of guests that are gone.
