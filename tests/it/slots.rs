@@ -90,6 +90,14 @@ pub(crate) fn has_ended(daemon: &Daemon<'_>) -> bool {
     std::fs::read_link(format!("/proc/{}/exe", daemon.pid())).is_err()
 }
 
+impl Drop for Traced {
+    /// Of a test that fails: the daemon goes on without it, and ends.
+    fn drop(&mut self) {
+        let _ = self.tracer.kill();
+        let _ = self.tracer.wait();
+    }
+}
+
 /// What makes a process, and what makes it another program.
 const FORKS: [&str; 2] = ["-e", "trace=execve,execveat,fork,vfork,clone,clone3"];
 
