@@ -68,11 +68,12 @@ impl Bridges {
         self.0.host.lock().await.shards(network).to_vec()
     }
 
-    /// A bridge of the network on which `ports` says that there is room.
+    /// A bridge of the network on which `ports` says that there is room, which `plug` takes before anybody else asks for some.
     pub async fn with_room(
         &self,
         network: &Arc<Network>,
         ports: impl Fn(&Shard) -> usize,
+        plug: impl FnOnce(&Shard),
     ) -> Result<Shard, BridgesError> {
         let mut host = self.0.host.lock().await;
         let most = ports_at_most();
@@ -83,6 +84,7 @@ impl Bridges {
         };
         // Of one that was made before too: that may have failed at the server.
         self.serve_on(network, &shard.bridge)?;
+        plug(&shard);
         Ok(shard)
     }
 

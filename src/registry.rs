@@ -158,6 +158,15 @@ impl Registry {
         self.write().bind(binding);
     }
 
+    /// Hides what DHCP and DNS know of a VM that is being unbound; who asks for it by its id finds it until it is `unbind`ed, or
+    /// all of it when it is bound again.
+    pub fn silence(&self, vm_id: &VmId) {
+        let mut tables = self.write();
+        if let Some(binding) = tables.unbind(vm_id) {
+            tables.by_vm.insert(vm_id.clone(), binding);
+        }
+    }
+
     /// Hides a VM from every reader; what it was, if it was bound.
     pub fn unbind(&self, vm_id: &VmId) -> Option<Arc<Binding>> {
         self.write().unbind(vm_id)
@@ -216,6 +225,13 @@ impl Registry {
     /// Every binding, ordered by vm_id.
     pub fn all(&self) -> Vec<Arc<Binding>> {
         self.read().by_vm.values().cloned().collect()
+    }
+
+    /// The same without those of VMs that are being unbound.
+    pub fn live(&self) -> Vec<Arc<Binding>> {
+        let tables = self.read();
+        let is_live = |binding: &&Arc<Binding>| tables.by_slot.contains_key(&binding.vm.slot);
+        tables.by_vm.values().filter(is_live).cloned().collect()
     }
 
     /// Everything that `network` has reserved, by address.

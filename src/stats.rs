@@ -1,12 +1,15 @@
 //! What guests have sent and received. In: the kernel's counters of their ports. Out: totals per VM that begin at 0 when it
 //! is created and never go back, over restarts, other VMs in the same slot and replaced devices. However many ask at a
-//! time, one dump answers them; what is kept for a power loss is at most `CHECKPOINT` old.
+//! time, one dump answers them.
+//!
+//! A crash of the service takes nothing back: the kernel counts on, and what is to be added to that is durable before a total is
+//! told. With the kernel's counters, by a power loss, what was counted since the last `CHECKPOINT` is lost.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::kernel::{Kernel, KernelError};
 use crate::model::{Account, Counters, IfName, Reading, Vm, VmId};
@@ -56,6 +59,8 @@ struct Entry {
     /// How often it has changed, and how many of these changes are written down.
     changes: u64,
     written: u64,
+    /// As it is written down.
+    durable: Account,
 }
 
 /// The account of a VM that is about to get a device, and from when on what is read of that is the VM's.
@@ -75,7 +80,12 @@ impl Opened {
 impl Entry {
     /// On an account that is written down.
     fn new(created_at_us: i64, account: Account, opened: Instant) -> Self {
-        Self { account, created_at_us, opened, changes: 0, written: 0 }
+        Self { durable: account.clone(), account, created_at_us, opened, changes: 0, written: 0 }
+    }
+
+    /// Whether its total stands after a crash: it is durable, or comes to be again by what the device still counts.
+    fn stands(&self) -> bool {
+        self.account.counts_as(&self.durable)
     }
 
     /// Adds what `device` has counted, by a reading that began then.
@@ -106,6 +116,7 @@ impl Entry {
     fn is_written(&mut self, written: &Unwritten) {
         if written.created_at_us == self.created_at_us {
             self.written = written.changes;
+            self.durable = written.account.clone();
         } else {
             // It was that of an earlier VM of this name, and stands in this one's place now.
             self.changes += 1;
@@ -119,6 +130,10 @@ struct Unwritten {
     created_at_us: i64,
     changes: u64,
     account: Account,
+}
+
+fn unwritten((vm_id, entry): (&VmId, &Entry)) -> Option<(VmId, Unwritten)> {
+    Some((vm_id.clone(), entry.unwritten()?))
 }
 
 impl Stats {
@@ -169,6 +184,15 @@ impl Stats {
         }
     }
 
+    /// What a VM's device has counted is about to go, with the device or its queue: it is counted and written down, and until this is
+    /// dropped nobody is told more.
+    pub async fn closing<'a>(&'a self, vm_id: &'a VmId) -> Closing<'a> {
+        let told = self.0.latest.lock().await;
+        let closing = Closing { stats: self, vm_id, _told: told };
+        closing.count().await;
+        closing
+    }
+
     /// Stops to count a VM.
     pub fn end(&self, vm_id: &VmId) {
         self.0.accounts().remove(vm_id);
@@ -186,6 +210,7 @@ impl Stats {
         let (begun, at) = (Instant::now(), SystemTime::now());
         let counted = self.0.kernel.counters().await?;
         let snapshot = Arc::new(Snapshot { at, counters: self.0.add_up(begun, &counted)? });
+        self.make_stand(None).await;
         *latest = Some((begun, snapshot.clone()));
         Ok(snapshot)
     }
@@ -202,16 +227,48 @@ impl Stats {
         let at = SystemTime::now();
         let bindings = vm_ids.iter().filter_map(|vm_id| self.0.registry.by_vm(vm_id));
         let counters = bindings.map(|binding| self.0.read_one(&binding)).collect::<Result<Vec<_>, _>>()?;
+        self.make_stand(Some(vm_ids)).await;
         Ok(Arc::new(Snapshot { at, counters: counters.into_iter().flatten().collect() }))
     }
 
     /// Writes down what has been counted since it was last written down.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        let _writing = self.0.writing.lock().await;
-        let unwritten: Vec<(VmId, Unwritten)> = {
+        self.write_down(|accounts| accounts.iter().filter_map(unwritten).collect()).await
+    }
+
+    /// Makes totals that a crash would take back durable before they are told: of counters that have begun again. `None`: of every VM.
+    async fn make_stand(&self, vm_ids: Option<&[VmId]>) {
+        let fleeting: Vec<VmId> = {
             let accounts = self.0.accounts();
-            accounts.iter().filter_map(|(vm_id, entry)| Some((vm_id.clone(), entry.unwritten()?))).collect()
+            let of = |vm_id| accounts.get_key_value(vm_id);
+            let fleeting = |(vm_id, entry): (&VmId, &Entry)| (!entry.stands()).then(|| vm_id.clone());
+            match vm_ids {
+                Some(vm_ids) => vm_ids.iter().filter_map(of).filter_map(fleeting).collect(),
+                None => accounts.iter().filter_map(fleeting).collect(),
+            }
         };
+        // Told all the same if the disk is full: `keep` warns of that.
+        if let Err(error) = self.write_down_of(&fleeting).await {
+            debug!(%error, "totals that a crash would take back could not be written down");
+        }
+    }
+
+    async fn write_down_of(&self, vm_ids: &[VmId]) -> Result<(), StoreError> {
+        if vm_ids.is_empty() {
+            return Ok(());
+        }
+        let of = |accounts: &HashMap<VmId, Entry>| {
+            vm_ids.iter().filter_map(|vm_id| unwritten(accounts.get_key_value(vm_id)?)).collect()
+        };
+        self.write_down(of).await
+    }
+
+    async fn write_down(
+        &self,
+        unwritten: impl FnOnce(&HashMap<VmId, Entry>) -> Vec<(VmId, Unwritten)>,
+    ) -> Result<(), StoreError> {
+        let _writing = self.0.writing.lock().await;
+        let unwritten = unwritten(&self.0.accounts());
         for some in unwritten.chunks(AT_A_TIME) {
             let of = some.iter().map(|(vm_id, Unwritten { created_at_us, account, .. })| StoredAccount {
                 vm_id: vm_id.clone(),
@@ -250,6 +307,43 @@ impl Stats {
         if let Err(error) = self.checkpoint().await {
             warn!(%error, "could not write down guests' traffic");
         }
+    }
+}
+
+/// A VM of which nothing is told.
+pub struct Closing<'a> {
+    stats: &'a Stats,
+    vm_id: &'a VmId,
+    _told: tokio::sync::MutexGuard<'a, Option<(Instant, Arc<Snapshot>)>>,
+}
+
+impl Closing<'_> {
+    /// Counts, and writes down.
+    async fn count(&self) {
+        let Some(binding) = self.stats.0.registry.by_vm(self.vm_id) else { return };
+        if let Err(error) = self.stats.0.read_one(&binding) {
+            warn!(%error, vm_id = %self.vm_id, "what a device has counted last is lost with it");
+        }
+        self.write_down().await;
+    }
+
+    async fn write_down(&self) {
+        if let Err(error) = self.stats.write_down_of(std::slice::from_ref(self.vm_id)).await {
+            warn!(%error, "could not write down guests' traffic");
+        }
+    }
+
+    /// The queue is another: it is counted from where that begins.
+    pub async fn queue_is_gone(self) {
+        self.count().await;
+    }
+
+    /// The device is gone, and another of the same index will be in its place.
+    pub async fn device_is_gone(self) {
+        if let Some(entry) = self.stats.0.accounts().get_mut(self.vm_id) {
+            entry.device_is_gone(Instant::now());
+        }
+        self.write_down().await;
     }
 }
 
@@ -340,6 +434,28 @@ mod tests {
         assert_eq!(rest.account.total(), all(2));
         entry.is_written(&rest);
         assert!(entry.unwritten().is_none());
+    }
+
+    #[test]
+    fn a_total_of_counters_that_have_begun_again_stands_when_that_is_written_down() {
+        let now = Instant::now();
+        let mut entry = Entry::new(1, Account::on(7, all(9)), now);
+        entry.read(now, 7, all(14));
+        assert!(entry.stands(), "the kernel counts on from there");
+        let earlier = entry.unwritten().unwrap();
+        entry.read(now, 7, all(3));
+        assert_eq!((entry.account.total(), entry.stands()), (all(8), false));
+        // After a crash it would be 3 less 9.
+        entry.is_written(&earlier);
+        assert!(!entry.stands());
+        let written = entry.unwritten().unwrap();
+        entry.read(now, 7, all(4));
+        entry.is_written(&written);
+        assert!(entry.stands());
+        let mut after = written.account;
+        after.read(7, all(5));
+        entry.read(now, 7, all(5));
+        assert_eq!(after.total(), entry.account.total());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::io;
 use super::error::{Doing, KernelError};
 
 /// Every step there is; tests walk all of them. One that is not here ends a debug build that comes to it.
-pub const STEPS: [&str; 44] = [
+pub const STEPS: [&str; 45] = [
     // Of `plan`: steps and undos.
     "bridge",
     "unreachable",
@@ -37,6 +37,7 @@ pub const STEPS: [&str; 44] = [
     // Of slots.
     "hold-tap",
     "wipe",
+    "wipe-some",
     "clear",
     // Of the host.
     "sysctl",

@@ -1,5 +1,5 @@
-//! What there is inside a slot's namespace: one visit, one socket, a dump of each kind. Its parts are few, and the same at any number of
-//! VMs; a start looks into every slot.
+//! What there is inside a slot's namespace: one visit, one socket, a dump of devices and one of queues, the filters by their handles. Its
+//! parts are few, and the same at any number of VMs; a start looks into every slot.
 
 use std::io;
 
@@ -64,8 +64,8 @@ fn read(socket: &mut Socket, mark: &str) -> io::Result<Option<Inside>> {
             inside.waiting = counters::waiting_at_root(message).is_some_and(|waiting| waiting > 0);
         }
     })?;
-    inside.found.joined = tc::is_redirected(socket, TAP_INDEX, GUEST_SIDE_INDEX)?
-        && tc::is_redirected(socket, GUEST_SIDE_INDEX, TAP_INDEX)?;
+    let both_ways = [(TAP_INDEX, GUEST_SIDE_INDEX), (GUEST_SIDE_INDEX, TAP_INDEX)];
+    inside.found.joined = tc::are_redirected(socket, both_ways)? == [true; 2];
     Ok(Some(inside))
 }
 

@@ -1,7 +1,6 @@
 //! The only code that touches the kernel's network: netlink, TAP ioctls, namespaces, sysctls, iptables. In: steps and
 //! undos of `plan`. Out: done, or what was tried on what and the kernel's answer. It decides nothing.
 
-mod conntrack;
 mod counters;
 mod dns;
 mod error;
@@ -44,6 +43,7 @@ use crate::plan::{HostRules, Observed, Step, Undo};
 use counters::Questions;
 use error::Doing;
 use lane::Lane;
+use nft::Nft;
 use observe::Look;
 use rtnl::Rtnl;
 
@@ -92,11 +92,10 @@ pub fn redirects(tap: &str) -> io::Result<[bool; 2]> {
     let mut index = |name: &str| links::index(&mut rtnl, name).map_err(io::Error::other);
     let (tap, inner) = (index(tap)?, index(GUEST_SIDE)?);
     let mut socket = raw::open(netlink_sys::protocols::NETLINK_ROUTE)?;
-    let mut leads = |from: Option<u32>, to: Option<u32>| match (from, to) {
-        (Some(from), Some(to)) => tc::is_redirected(&mut socket, from, to),
-        _ => Ok(false),
-    };
-    Ok([leads(tap, inner)?, leads(inner, tap)?])
+    match (tap, inner) {
+        (Some(tap), Some(inner)) => tc::are_redirected(&mut socket, [(tap, inner), (inner, tap)]),
+        _ => Ok([false; 2]),
+    }
 }
 
 /// Which slots to look into.
@@ -346,14 +345,13 @@ impl Kernel {
         let work = move |hands: &mut lane::Hands| {
             work(&mut |place, limit, tap| hands.surviving(|hands| steps::wipe(hands, place, limit, tap))?)
         };
-        self.background.run(work).await
+        let doing = || "wiping slots".to_owned();
+        self.background.run(move |hands| fault::step("wipe-some", doing, || Ok(work(hands)))).await?
     }
 
     /// Forgets the connections of guests that are gone.
     pub async fn forget_connections(&self, guests: HashSet<Ipv4Addr>) -> Result<usize, KernelError> {
-        let doing = || "forgetting the connections of former guests".to_owned();
-        let forget = move || conntrack::forget(&guests).doing(doing);
-        self.background.run(move |_| fault::step("forget-connections", doing, forget)).await?
+        self.background.run(move |_| Nft::open()?.forget(&guests)).await?
     }
 
     /// Takes slots away, all at once.

@@ -28,17 +28,21 @@ pub(super) fn open(protocol: isize) -> io::Result<Socket> {
     Ok(socket)
 }
 
-fn send(socket: &Socket, kind: u16, flags: u16, sequence: u32, request: &[u8]) -> io::Result<()> {
+fn send(socket: &Socket, messages: &[u8]) -> io::Result<()> {
     super::fault::operation()?;
-    let mut message = Vec::with_capacity(HEADER + request.len());
-    message.extend(((HEADER + request.len()) as u32).to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
-    message.extend(sequence.to_ne_bytes());
-    message.extend([0; 4]); // our port, which the kernel knows
-    message.extend(request);
-    socket.send_to(&message, &SocketAddr::new(0, 0), 0)?;
+    socket.send_to(messages, &SocketAddr::new(0, 0), 0)?;
     Ok(())
+}
+
+fn push(messages: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, request: &[u8]) {
+    // struct nlmsghdr begins at a multiple of four.
+    messages.resize(messages.len().next_multiple_of(4), 0);
+    messages.extend(((HEADER + request.len()) as u32).to_ne_bytes());
+    messages.extend(kind.to_ne_bytes());
+    messages.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
+    messages.extend(sequence.to_ne_bytes());
+    messages.extend([0; 4]); // our port, which the kernel knows
+    messages.extend(request);
 }
 
 /// Hands every answer of a dump to `each`; again from the start when the kernel says that it was interrupted, so `each`
@@ -50,10 +54,11 @@ pub(super) fn dump(
     answer_kind: u16,
     mut each: impl FnMut(&[u8]),
 ) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(BUFFER);
+    let (mut asked, mut buffer) = (Vec::new(), Vec::with_capacity(BUFFER));
+    // On a socket of its own, which nobody asks again after an error.
+    push(&mut asked, request_kind, libc::NLM_F_DUMP as u16, 0, request);
     for _ in 0..TRIES {
-        // On a socket of its own, which nobody asks again after an error.
-        send(socket, request_kind, libc::NLM_F_DUMP as u16, 0, request)?;
+        send(socket, &asked)?;
         let (mut done, mut interrupted) = (false, false);
         while !done {
             buffer.clear();
@@ -75,7 +80,7 @@ pub(super) fn dump(
     Ok(())
 }
 
-/// The answer about one device. What is left of questions with other numbers, whose asker got an error, is passed over.
+/// The answer about one device.
 pub(super) fn one<T>(
     socket: &mut Socket,
     sequence: u32,
@@ -84,24 +89,48 @@ pub(super) fn one<T>(
     answer_kind: u16,
     read: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<Option<T>> {
-    // With ECHO, kernels that answer a queue's request as a notification send it to us too.
-    send(socket, request_kind, NLM_F_ECHO | libc::NLM_F_ACK as u16, sequence, request)?;
+    let [answer] = several(socket, sequence, request_kind, [request], answer_kind, read)?;
+    answer
+}
+
+/// The answers to questions that go out at once, numbered from `first` on. What is left of questions with other numbers, whose asker got
+/// an error, is passed over.
+pub(super) fn several<T, const N: usize>(
+    socket: &mut Socket,
+    first: u32,
+    request_kind: u16,
+    requests: [&[u8]; N],
+    answer_kind: u16,
+    read: impl Fn(&[u8]) -> Option<T>,
+) -> io::Result<[io::Result<Option<T>>; N]> {
+    let mut asked = Vec::new();
+    for (sequence, request) in (0..).map(|number| first.wrapping_add(number)).zip(requests) {
+        // With ECHO, kernels that answer a queue's request as a notification send it to us too.
+        push(&mut asked, request_kind, NLM_F_ECHO | libc::NLM_F_ACK as u16, sequence, request);
+    }
+    send(socket, &asked)?;
     let mut buffer = Vec::with_capacity(BUFFER);
-    let mut found = None;
-    loop {
+    let mut found = [const { None }; N];
+    let mut acknowledged = [const { None }; N];
+    while acknowledged.iter().any(Option::is_none) {
         buffer.clear();
         socket.recv(&mut buffer, 0)?;
-        let ours = Messages(&buffer).filter(|message| message.sequence == sequence);
-        for Message { kind, payload: message, .. } in ours {
+        for Message { kind, sequence, payload: message, .. } in Messages(&buffer) {
+            let at = sequence.wrapping_sub(first) as usize;
+            let (Some(found), Some(acknowledged)) = (found.get_mut(at), acknowledged.get_mut(at)) else {
+                continue;
+            };
             if kind == answer_kind {
-                found = read(message);
+                *found = read(message);
             } else if i32::from(kind) == libc::NLMSG_ERROR {
                 // Number 0 acknowledges: the answer, if there is one, has come before it.
                 let refusal = refusal(message);
-                return if refusal.raw_os_error() == Some(0) { Ok(found) } else { Err(refusal) };
+                let is_done = refusal.raw_os_error() == Some(0);
+                *acknowledged = Some(if is_done { Ok(found.take()) } else { Err(refusal) });
             }
         }
     }
+    Ok(acknowledged.map(|outcome| outcome.unwrap_or(Ok(None))))
 }
 
 /// struct nlmsgerr: a negative error number first.

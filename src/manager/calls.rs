@@ -154,7 +154,15 @@ impl Inner {
 
     async fn set_limit(&self, vm: &Vm) -> Result<(), Vec<String>> {
         let place = self.pool.place(vm.slot).ok_or_else(|| vec!["its slot is gone".to_owned()])?;
+        // What it has dropped is counted by the queue that is the limit.
+        let closing = match vm.rate_limit {
+            Some(_) => None,
+            None => Some(self.stats.closing(&vm.vm_id).await),
+        };
         let set = self.kernel.apply(For::Caller, vec![plan::limit(vm, &place)]).await;
+        if let Some(closing) = closing {
+            closing.queue_is_gone().await;
+        }
         set.map_err(|failure| vec![failure.to_string()])
     }
 
@@ -164,14 +172,15 @@ impl Inner {
         let Some(binding) = self.registry.by_vm(vm_id) else { return Ok(()) };
         let tap = self.end_of(&binding.vm).await?;
         let since = self.under_way.since();
-        // No more leases and names from here on.
-        self.registry.unbind(vm_id);
+        // No more leases and names from here on; but it is there until it is durable that it is not.
+        self.registry.silence(vm_id);
         if let Err(error) = self.unbind(&binding).instrument(info_span!("kernel.unbind")).await {
             let slot = binding.vm.slot;
             self.registry.bind(binding);
             self.under_way.is_live(slot, since);
             return Err(error);
         }
+        self.registry.unbind(vm_id);
         let (walls, gone) = (self.walls.clone(), vm_id.clone());
         let forgotten = self.kernel.run(move || walls.forget(&gone)).await;
         let connected = forgotten.map_err(WallsError::from).flatten().unwrap_or_else(|error| {

@@ -348,7 +348,10 @@ impl Pool {
                 state.stock.number_is_taken(slot);
                 let bridge = observed.standing(slot);
                 match shards.iter().find(|(of, shard)| *of == network.name && Some(shard.index) == bridge) {
-                    Some((_, shard)) => state.stock.add(self.0.place_on(slot, shard)),
+                    Some((_, shard)) => {
+                        state.stock.plug(shard.index);
+                        state.stock.add(self.0.place_on(slot, shard));
+                    }
                     None => homeless.push((slot, network)),
                 }
             }
@@ -366,6 +369,7 @@ impl Pool {
             match (shard, network) {
                 (Some((_, shard)), Some(network)) if mtu == Some(network.mtu.into()) => {
                     let mut state = self.state();
+                    state.stock.plug(shard.index);
                     state.stock.add(self.0.place_on(slot, shard));
                     state.left.push(Left {
                         slot,

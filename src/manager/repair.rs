@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::error::failed;
 use super::{Inner, ManagerError};
@@ -36,7 +36,7 @@ impl Inner {
             self.under_way.registry_is_read();
         }
         let broken: Vec<_> =
-            self.registry.all().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
+            self.registry.live().into_iter().filter(|b| self.is_broken(b, &observed)).collect();
         if broken.is_empty() {
             return Ok(repaired);
         }
@@ -103,15 +103,13 @@ impl Inner {
         debug!(?undo, ?steps, "mending");
         let vm_id = &binding.vm.vm_id;
         let anew = steps.iter().any(|step| matches!(step, Step::Veth { .. }));
-        if anew && let Err(error) = self.stats.of(std::slice::from_ref(vm_id)).await {
-            warn!(%error, %vm_id, "what a device has counted last is lost with it");
-        }
+        let closing = if anew { Some(self.stats.closing(vm_id).await) } else { None };
         let errors = self.take_back(undo).await;
         if !errors.is_empty() {
             return Err(failed(&binding.vm, &errors));
         }
-        if anew {
-            self.stats.devices_are_gone(std::iter::once(vm_id)).await;
+        if let Some(closing) = closing {
+            closing.device_is_gone().await;
         }
         let count = steps.len();
         let applied = self.kernel.apply(For::Caller, steps).await;

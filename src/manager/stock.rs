@@ -35,7 +35,7 @@ pub(super) struct Stock<W> {
     numbers: Numbers,
     /// Every slot that is whole, free or not.
     places: HashMap<Slot, Place>,
-    /// Ports on each bridge, by its index.
+    /// Ports on each bridge, by its index, with those that are about to be.
     ports: HashMap<u32, usize>,
     /// Whole slots that are being taken away.
     leaving: BTreeSet<Slot>,
@@ -108,12 +108,22 @@ impl<W> Stock<W> {
 
     /// It is no port any more.
     fn forget(&mut self, slot: Slot) {
-        if let Some(place) = self.places.remove(&slot)
-            && let Some(ports) = self.ports.get_mut(&place.shard.index)
-        {
-            *ports -= 1;
+        if let Some(place) = self.places.remove(&slot) {
+            self.unplug(place.shard.index);
         }
         self.leaving.remove(&slot);
+    }
+
+    /// A port is about to be on that bridge. It counts from here on: others are built beside it.
+    pub(super) fn plug(&mut self, bridge: u32) {
+        *self.ports.entry(bridge).or_default() += 1;
+    }
+
+    /// It is none, or no more.
+    pub(super) fn unplug(&mut self, bridge: u32) {
+        if let Some(ports) = self.ports.get_mut(&bridge) {
+            *ports -= 1;
+        }
     }
 
     /// A slot is about to be taken away.
@@ -169,9 +179,8 @@ impl<W> Stock<W> {
         self.numbers.give_back(slot);
     }
 
-    /// A slot has come to be, or is to be. It is nobody's to take until it is `give`n.
+    /// A slot has come to be, or is to be, whose port is `plug`ged. It is nobody's to take until it is `give`n.
     pub(super) fn add(&mut self, place: Place) {
-        *self.ports.entry(place.shard.index).or_default() += 1;
         self.places.insert(place.slot, place);
     }
 
@@ -334,12 +343,19 @@ mod tests {
         (Stock::new(&[network]), name)
     }
 
+    /// As `pool` does when a slot is built.
+    fn add(slot: Slot, stock: &mut Stock<u32>) {
+        let place = Place { slot, ..testing::place(0) };
+        stock.plug(place.shard.index);
+        stock.add(place);
+    }
+
     /// Builds what is needed, as `pool` does.
     fn fill(stock: &mut Stock<u32>, name: &NetworkName) -> usize {
         let mut built = 0;
         while let Some(Need::Build(_)) = stock.need() {
             let slot = stock.number().unwrap();
-            stock.add(Place { slot, ..testing::place(0) });
+            add(slot, stock);
             stock.give(name, slot, |_, _| Ok(()));
             built += 1;
         }
@@ -378,7 +394,7 @@ mod tests {
         assert!(!stock.is_full(&name));
         for _ in 0..2 {
             let slot = stock.number().unwrap();
-            stock.add(Place { slot, ..testing::place(0) });
+            add(slot, &mut stock);
             stock.give(&name, slot, |_, _| Ok(()));
         }
         assert!(stock.is_full(&name));
@@ -406,7 +422,7 @@ mod tests {
         stock.remove(never);
         assert!(!stock.is_seen_to(never));
         // Built again under its number, it is no slot that is being taken away.
-        stock.add(Place { slot: whole, ..testing::place(0) });
+        add(whole, &mut stock);
         assert!(stock.kept(whole).is_some());
     }
 
@@ -418,7 +434,7 @@ mod tests {
         stock.wait(&name, 2);
         let mut served = Vec::new();
         let slot = stock.number().unwrap();
-        stock.add(Place { slot, ..testing::place(0) });
+        add(slot, &mut stock);
         stock.give(&name, slot, |who, _| {
             served.push(who);
             if who == 1 { Err(()) } else { Ok(()) }

@@ -31,6 +31,11 @@ impl Account {
         self.total
     }
 
+    /// Whether `written`, an earlier state of it, comes to the same totals by what the device counts from here on.
+    pub fn counts_as(&self, written: &Self) -> bool {
+        self.offset == written.offset
+    }
+
     /// Adds what `device` has counted since it was read last.
     pub fn read(&mut self, device: u32, counted: Reading) {
         if self.device.is_some_and(|before| before != device) {

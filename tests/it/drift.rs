@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -385,6 +385,74 @@ fn a_flushed_iptables_legacy_comes_back_too() {
     let before = quiet(&daemon);
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(looks(&daemon), before, "nothing was changed: what is looked for?\n{}", daemon.log());
+}
+
+/// More than are asked for one by one.
+#[test]
+fn many_ports_that_are_changed_at_once_are_all_put_right() {
+    const VMS: usize = 70;
+    let lab = Lab::new();
+    let (daemon, _, guest) = scene(&lab);
+    let vms: Vec<Value> = (2..=VMS).map(|n| daemon.json(&["vm", "create", &format!("vm{n}")])).collect();
+    let last = TapGuest::attach(&lab, vms.last().unwrap());
+    quiet(&daemon);
+    let before = lab.host_state();
+    // Those that wait for a VM, too.
+    let ports: Vec<String> = lab
+        .on_host("ip", &["-br", "link", "show", "type", "veth"])
+        .lines()
+        .filter(|line| line.starts_with("gv"))
+        .map(|line| line.split(['@', ' ']).next().unwrap().to_owned())
+        .collect();
+    assert!(ports.len() > VMS, "{ports:?}");
+    for change in ["link set {} down", "link set {} type bridge_slave isolated off"] {
+        let changes: String = ports.iter().map(|port| change.replace("{}", port) + "\n").collect();
+        let batch = lab.directory().join("changes");
+        std::fs::write(&batch, changes).unwrap();
+        let repaired = || {
+            let kinds = ["events", "--kind", "drift_repaired", "--no-follow", "--json"];
+            daemon.guestnet(&kinds).lines().filter(|line| line.contains("made again, port")).count()
+        };
+        let logged = daemon.log().len();
+        lab.on_host("ip", &["-batch", batch.to_str().unwrap()]);
+        eventually("every VM's port is mended", || {
+            daemon.log()[logged..].matches("made again, port").count() >= VMS
+        });
+        assert!(repaired() >= VMS, "{}", daemon.log());
+        quiet(&daemon);
+        eventually("the host is as it was", || lab.host_state() == before);
+        crate::crash::assert_consistent(&lab, &daemon);
+        for guest in [&guest, &last] {
+            guest.run("busybox", &["ping", "-c", "1", "-W", "5", WEB]);
+        }
+    }
+}
+
+/// What cannot be read because it changes while it is read is no reason not to start, nor is it overlooked later.
+#[test]
+fn it_starts_beside_somebody_who_changes_iptables_legacy_and_notices_what_comes() {
+    let lab = Lab::new();
+    let (stop, stopped) = channel::<()>();
+    std::thread::scope(|scope| {
+        let changing = scope.spawn(|| {
+            // Until the sender is gone, by a panic perhaps.
+            let stopped = stopped;
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                lab.on_host("iptables-legacy", &["-w", "-A", "FORWARD", "-s", "192.0.2.1", "-j", "ACCEPT"]);
+                lab.on_host("iptables-legacy", &["-w", "-F", "FORWARD"]);
+            }
+        });
+        let stop = stop;
+        for _ in 0..3 {
+            assert!(Daemon::start(&lab).stop().success());
+        }
+        let daemon = Daemon::start(&lab);
+        let told = Told::by(&daemon);
+        lab.on_host("iptables-legacy", &["-w", "-P", "FORWARD", "DROP"]);
+        told.until(&daemon, "drift_reported", "iptables-legacy is DROP now: guests are cut off");
+        drop(stop);
+        changing.join().unwrap();
+    });
 }
 
 /// Somebody uses it beside the iptables that our rules are in.

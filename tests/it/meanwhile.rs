@@ -138,6 +138,39 @@ fn a_vm_whose_route_entry_or_limit_goes_before_it_is_durable_is_online_in_the_en
 }
 
 #[test]
+fn a_vm_whose_delete_is_not_durable_yet_is_there_but_has_no_name_any_more() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let other = daemon.json(&["vm", "create", "other"]);
+    let guest = TapGuest::attach(&lab, &other);
+    let name_is_known = || {
+        let mut asked = guest.namespace.command("busybox");
+        let asked = asked.args(["nslookup", "-type=a", "vm1.vm.internal", "10.100.0.1"]).output().unwrap();
+        crate::lab::text(&asked).contains(vm["ip_address"].as_str().unwrap())
+    };
+    assert!(name_is_known());
+    crate::drift::quiet(&daemon);
+    let held_up = hold_up(&lab, &daemon);
+    let delete = call(&daemon, &["vm", "delete", "vm1"]);
+    eventually("the delete waits for its commit", || !lab.on_host("ip", &["netns"]).contains("vm-vm1"));
+    // A crash now would bring it back: who asks is told so.
+    assert_eq!(daemon.json(&["vm", "show", "vm1"]), vm);
+    assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([other, vm]));
+    assert_eq!(daemon.json(&["stats", "vm1"])[0]["vm_id"], "vm1");
+    assert!(!name_is_known());
+    // It is unbound, and so no drift.
+    lab.on_host("ip", &["route", "del", other["ip_address"].as_str().unwrap()]);
+    eventually("another's route is back", || is_online(&guest));
+    held_up.stop();
+    assert_answered(delete);
+    crate::lab::assert_says(&daemon.client(&["vm", "show", "vm1"]), 1, &["vm1"]);
+    assert_eq!(daemon.json(&["vm", "list"]), serde_json::json!([other]));
+    crate::drift::quiet(&daemon);
+    assert_consistent(&lab, &daemon);
+}
+
+#[test]
 fn a_limit_that_is_changed_while_its_vm_is_deleted_is_not_the_next_ones() {
     let slower = ["root", "tbf", "rate", "1mbit", "burst", "64k", "limit", "1m"];
     for end in

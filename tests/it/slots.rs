@@ -90,6 +90,14 @@ pub(crate) fn has_ended(daemon: &Daemon<'_>) -> bool {
     std::fs::read_link(format!("/proc/{}/exe", daemon.pid())).is_err()
 }
 
+impl Drop for Traced {
+    /// Of a test that fails: the daemon goes on without it, and ends.
+    fn drop(&mut self) {
+        let _ = self.tracer.kill();
+        let _ = self.tracer.wait();
+    }
+}
+
 /// What makes a process, and what makes it another program.
 const FORKS: [&str; 2] = ["-e", "trace=execve,execveat,fork,vfork,clone,clone3"];
 
@@ -210,12 +218,30 @@ fn a_vm_that_runs_keeps_its_network_until_it_ends() {
     daemon.guestnet(&["vm", "delete", "vm1"]);
 }
 
+/// Connections that come by the host's prerouting are tracked in a zone of their own, as somebody's rules may have it.
+pub(crate) fn track_in_a_zone(lab: &Lab) {
+    lab.on_host("nft", &["add", "table", "ip", "zoned"]);
+    let chain = "{ type filter hook prerouting priority -300; }";
+    lab.on_host("nft", &["add", "chain", "ip", "zoned", "first", chain]);
+    lab.on_host("nft", &["add", "rule", "ip", "zoned", "first", "ct", "zone", "set", "5"]);
+}
+
 #[test]
 fn a_guest_inherits_nothing_from_the_one_that_had_its_address() {
+    inherits_nothing(&Lab::new());
+}
+
+#[test]
+fn a_guest_inherits_nothing_that_is_tracked_in_a_zone_either() {
     let lab = Lab::new();
-    let daemon = Daemon::start(&lab);
+    track_in_a_zone(&lab);
+    inherits_nothing(&lab);
+}
+
+fn inherits_nothing(lab: &Lab) {
+    let daemon = Daemon::start(lab);
     let first = daemon.json(&["vm", "create", "vm1", "--ip", "10.100.0.9"]);
-    let guest = TapGuest::attach(&lab, &first);
+    let guest = TapGuest::attach(lab, &first);
     let server = lab.inet.run(|| UdpSocket::bind((WEB, 7)).unwrap());
     server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     let client = guest.namespace.run(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
@@ -233,7 +259,7 @@ fn a_guest_inherits_nothing_from_the_one_that_had_its_address() {
     // Given out again at once, because it is asked for by name.
     let second = daemon.json(&["vm", "create", "vm2", "--ip", "10.100.0.9", "--mac", "02:00:00:00:00:09"]);
     assert!(!tracked().contains("10.100.0.9"), "{}", tracked());
-    let heir = TapGuest::attach(&lab, &second);
+    let heir = TapGuest::attach(lab, &second);
     let listener = heir.namespace.run(|| UdpSocket::bind("0.0.0.0:4000").unwrap());
     listener.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     // The answer to the one before comes late.

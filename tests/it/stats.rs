@@ -176,23 +176,74 @@ fn a_veth_that_an_admin_deletes_under_a_live_guest_takes_nothing_back() {
     assert_not_less(&billed, &stats(&daemon, "vm1"));
 }
 
+/// A guest that takes whatever is sent to it, from the internet.
+struct Flooded {
+    server: UdpSocket,
+    guest: std::net::SocketAddr,
+    _client: UdpSocket,
+}
+
+impl Flooded {
+    fn by(lab: &Lab, guest: &TapGuest) -> Self {
+        let server = lab.inet.run(|| UdpSocket::bind((WEB, 7)).unwrap());
+        let client = guest.namespace.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+        client.send_to(b"flood me", (WEB, 7)).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let (_, guest) = server.recv_from(&mut [0; 64]).unwrap();
+        Self { server, guest, _client: client }
+    }
+
+    fn with(&self, packets: usize) {
+        (0..packets).for_each(|_| _ = self.server.send_to(&[0; 1_400], self.guest).unwrap());
+    }
+}
+
 #[test]
 fn what_the_rate_limit_dropped_is_counted() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
     let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "1"]);
     let guest = TapGuest::attach(&lab, &vm);
-    let server = lab.inet.run(|| UdpSocket::bind((WEB, 7)).unwrap());
-    let client = guest.namespace.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
-    client.send_to(b"flood me", (WEB, 7)).unwrap();
-    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let (_, from) = server.recv_from(&mut [0; 64]).unwrap();
-    for _ in 0..2_000 {
-        server.send_to(&[0; 1_400], from).unwrap();
-    }
+    Flooded::by(&lab, &guest).with(2_000);
     let billed = stats(&daemon, "vm1");
     let (dropped, received) = (counter(&billed, "rx_dropped"), counter(&billed, "rx_packets"));
     assert!(dropped > 1_000 && received < 1_000, "{billed}");
+}
+
+/// What a limit has dropped is counted by the limit: another one begins at 0. Of what is told before a crash the record on the disk has
+/// only what it had at the last checkpoint, some seconds ago.
+#[test]
+fn a_crash_after_a_limit_was_lifted_or_set_again_takes_nothing_back() {
+    let lab = Lab::new();
+    let mut daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1", "--rate-mbps", "1"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    let flooded = Flooded::by(&lab, &guest);
+    let crash = |daemon: Daemon<'_>, told: &Value| {
+        daemon.crash();
+        let daemon = Daemon::start(&lab);
+        assert_not_less(told, &stats(&daemon, "vm1"));
+        daemon
+    };
+    flooded.with(600);
+    let told = stats(&daemon, "vm1");
+    assert!(counter(&told, "rx_dropped") > 100, "{told}");
+    daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", "0"]);
+    daemon = crash(daemon, &told);
+
+    daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", "1"]);
+    flooded.with(900);
+    let told = stats(&daemon, "vm1");
+    // Unasked for in between, the new queue has counted more than the former.
+    daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", "0"]);
+    daemon.guestnet(&["vm", "update", "vm1", "--rate-mbps", "1"]);
+    flooded.with(1_500);
+    let later = stats(&daemon, "vm1");
+    let more = counter(&later, "rx_dropped") - counter(&told, "rx_dropped");
+    assert!((1_000..=1_500).contains(&more), "{told} {later}");
+    flooded.with(900);
+    let told = stats(&daemon, "vm1");
+    drop(crash(daemon, &told));
 }
 
 #[test]

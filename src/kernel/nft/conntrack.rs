@@ -1,5 +1,7 @@
-//! Live connections by ctnetlink (linux/netfilter/nfnetlink_conntrack.h): those of an address are listed, and ended.
+//! Live connections by ctnetlink (linux/netfilter/nfnetlink_conntrack.h): those of an address are listed, and ended; those of guests
+//! that are gone are forgotten before their addresses are given to others, whose packets would be taken for answers of the old.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -14,6 +16,7 @@ const TUPLE_ORIG: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const ID: u16 = 12;
+const ZONE: u16 = 18;
 const FILTER: u16 = 25;
 /// CTA_FILTER_F_CTA_IP_SRC, of the tuple in question.
 const BY_SOURCE: u32 = 1;
@@ -35,6 +38,8 @@ pub struct Connection {
     /// To name it to the kernel.
     tuple: Vec<u8>,
     id: Vec<u8>,
+    /// By somebody's rules it is in another zone than the kernel takes for granted.
+    zone: Option<Vec<u8>>,
 }
 
 /// The connections that `address` has opened or answers.
@@ -57,11 +62,32 @@ pub(super) fn end(socket: &Socket, connection: &Connection) -> io::Result<()> {
     let done = socket.ask(DELETE, family, |buffer| {
         buffer.nested(TUPLE_ORIG, |buffer| buffer.0.extend(&connection.tuple));
         buffer.bytes(ID, &connection.id);
+        if let Some(zone) = &connection.zone {
+            buffer.bytes(ZONE, zone);
+        }
     });
     match done {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }
+}
+
+/// Ends every connection of these guests, by one dump for any number of them: those they opened, and those that were opened to them, behind
+/// a port forward, too, where the opener named the host. How many there were.
+pub(super) fn forget(socket: &Socket, guests: &HashSet<Ipv4Addr>) -> io::Result<usize> {
+    let found = socket.dump(
+        GET,
+        libc::AF_INET as u8,
+        |_| {},
+        |_, body| {
+            // Most are others': no more is read of these.
+            let source = |tuple| source(attribute(body, tuple)?);
+            let of = |tuple| source(tuple).is_some_and(|source| guests.contains(&source));
+            (of(TUPLE_ORIG) || of(TUPLE_REPLY)).then(|| read(body))?
+        },
+    )?;
+    found.iter().try_for_each(|connection| end(socket, connection))?;
+    Ok(found.len())
 }
 
 /// The kernel filters (Linux 5.8); what one that does not sends on is left out here.
@@ -85,19 +111,22 @@ fn by_source(socket: &Socket, address: Ipv4Addr, tuple: u16) -> io::Result<Vec<C
 
 fn read(body: &[u8]) -> Option<Connection> {
     let (orig, reply) = (attribute(body, TUPLE_ORIG)?, attribute(body, TUPLE_REPLY)?);
-    let address = |tuple: &[u8], kind: u16| {
-        let octets: [u8; 4] = attribute(attribute(tuple, 1)?, kind)?.try_into().ok()?;
-        Some(Ipv4Addr::from(octets))
-    };
     let in_protocol = |tuple: &[u8], kind: u16| number(attribute(attribute(tuple, 2)?, kind)?);
     Some(Connection {
-        source: address(orig, 1)?,
-        destination: address(reply, 1)?,
+        source: source(orig)?,
+        destination: source(reply)?,
         protocol: in_protocol(orig, 1)?.try_into().ok()?,
         // Where the answers come from: the reply's source port.
         port: in_protocol(reply, 2).and_then(|port| port.try_into().ok()).unwrap_or_default(),
         forwarded: number(attribute(body, STATUS)?)? & DESTINATION_NAT != 0,
         tuple: orig.to_vec(),
         id: attribute(body, ID)?.to_vec(),
+        zone: attribute(body, ZONE).map(<[u8]>::to_vec),
     })
+}
+
+/// CTA_IP_V4_SRC of a tuple's CTA_TUPLE_IP.
+fn source(tuple: &[u8]) -> Option<Ipv4Addr> {
+    let octets: [u8; 4] = attribute(attribute(tuple, 1)?, 1)?.try_into().ok()?;
+    Some(Ipv4Addr::from(octets))
 }

@@ -8,6 +8,7 @@ mod foreign;
 mod socket;
 mod wire;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -205,6 +206,13 @@ impl Nft {
     /// Every IPv4 connection.
     pub fn all_connections(&self) -> Result<Vec<Connection>, KernelError> {
         conntrack::all(&self.socket()).doing(|| "listing all connections".into())
+    }
+
+    /// Forgets every connection of guests that are gone; how many there were.
+    pub(super) fn forget(&self, guests: &HashSet<Ipv4Addr>) -> Result<usize, KernelError> {
+        let doing = || "forgetting the connections of former guests".to_owned();
+        let forget = || conntrack::forget(&self.socket(), guests).doing(doing);
+        fault::step("forget-connections", doing, forget)
     }
 
     /// Ends connections; those that are gone are fine.

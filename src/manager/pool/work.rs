@@ -200,9 +200,22 @@ impl Inner {
     /// Builds a slot, or leaves nothing of it.
     pub(super) async fn try_build(&self, network: &Arc<Network>, multi_queue: bool) -> Result<Slot, String> {
         let shard = self.room(network).await.map_err(|error| error.to_string())?;
+        let built = self.build_on(&shard, network, multi_queue).await;
+        if built.is_err() {
+            self.state().stock.unplug(shard.index);
+        }
+        built
+    }
+
+    async fn build_on(
+        &self,
+        shard: &Shard,
+        network: &Arc<Network>,
+        multi_queue: bool,
+    ) -> Result<Slot, String> {
         loop {
             let slot = self.state().stock.number().ok_or("this host has as many slots as it can")?;
-            let place = self.place_on(slot, &shard);
+            let place = self.place_on(slot, shard);
             let Err(Failed { applied, error }) =
                 self.kernel.apply(For::Background, plan::build_slot(&place, network, multi_queue)).await
             else {
@@ -228,8 +241,11 @@ impl Inner {
         }
     }
 
+    /// A bridge with room for one port more, which counts already: builds go on beside each other.
     pub(super) async fn room(&self, network: &Arc<Network>) -> Result<Shard, crate::bridges::BridgesError> {
-        self.bridges.with_room(network, |shard| self.state().stock.ports_on(shard.index)).await
+        let ports = |shard: &Shard| self.state().stock.ports_on(shard.index);
+        let plug = |shard: &Shard| self.state().stock.plug(shard.index);
+        self.bridges.with_room(network, ports, plug).await
     }
 
     pub(super) fn place_on(&self, slot: Slot, shard: &Shard) -> Place {

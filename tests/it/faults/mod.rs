@@ -17,7 +17,7 @@ pub(crate) const START: [&str; 8] =
 /// Of one more bridge for a network with guests on the others.
 pub(crate) const SHARD: [&str; 5] = ["bridge", "bridge-walls", "rules", "metadata-rule", "dns-rules"];
 /// Of a slot that its VM has left.
-pub(crate) const LEFT: [&str; 3] = ["forget-connections", "wipe", "clear"];
+pub(crate) const LEFT: [&str; 4] = ["forget-connections", "wipe", "wipe-some", "clear"];
 /// Of policies and port forwards.
 pub(crate) const WALLS: [&str; 3] = ["policy", "forward", "end-connections"];
 /// Of a repair, by what somebody does to a VM's port, its bridge or the host's rules.

@@ -124,9 +124,9 @@ fn a_slot_is_wiped_to_its_end_or_given_to_nobody() {
 
 #[test]
 fn a_slot_that_cannot_be_wiped_or_cleared_is_given_to_nobody() {
-    let [forget, wipe, clear] = LEFT;
+    let [forget, wipe, wipe_some, clear] = LEFT;
     // So many are kept that one more is wiped, and none is built for one that was taken.
-    left(4, &[forget, wipe], |_| {});
+    left(4, &[forget, wipe, wipe_some], |_| {});
     // So few that one more is too many.
     left(2, &[clear], |lab| eventually("two wait beside the VM's", || slots(lab) == 3));
 }

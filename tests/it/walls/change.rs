@@ -50,6 +50,30 @@ fn a_tighter_policy_ends_what_it_denies_and_nothing_else() {
     assert_eq!(sends(&scene), [7001]);
 }
 
+/// Somebody's rules put guests' connections into a zone of conntrack: there they are to be ended, too.
+#[test]
+fn a_tighter_policy_ends_what_it_denies_in_whatever_zone_it_is_tracked() {
+    let lab = Lab::new();
+    let scene = Scene::new(&lab);
+    crate::slots::track_in_a_zone(&lab);
+    scene.apply(POLICY);
+    let (a, v) = (&scene.attacker, &scene.victim);
+    let sends = || {
+        a.send(&a.udp(v.ip, (4000, 7001), TEXT));
+        a.settle();
+        ports_seen(&v.settle(), 17)
+    };
+    assert_eq!(sends(), [7001]);
+    v.send(&v.udp(a.ip, (7001, 4000), TEXT));
+    v.settle();
+    assert_eq!(ports_seen(&a.settle(), 17), [4000]);
+    let tracked = || lab.on_host("conntrack", &["-L", "-p", "udp", "--dport", "7001"]);
+    assert!(tracked().contains("zone=5"), "{}", tracked());
+    let answer = scene.apply(&POLICY.replace("port = 7003", "port = 7001"));
+    assert_eq!((&answer["ended_connections"], tracked().as_str()), (&1.into(), ""));
+    assert_eq!(sends(), [0; 0], "the live flow to 7001 went on");
+}
+
 #[test]
 fn a_start_ends_the_live_flows_that_its_configuration_denies() {
     let lab = Lab::new();
