@@ -4,11 +4,11 @@ use std::fs::File;
 use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_core::{DefaultNla, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute,
+    AfSpecUnspec, BridgeStpState, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVeth, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage,
 };
 use rtnetlink::{
@@ -19,7 +19,7 @@ use super::error::{Doing, KernelError, gone_is_fine};
 use super::rtnl::{Request, Rtnl};
 use super::sysctl::{self, Ipv6Conf};
 use super::{GUEST_SIDE, GUEST_SIDE_INDEX};
-use crate::model::{Mac, Shard, Slot, Subnet};
+use crate::model::{Mac, PORTS, Shard, Slot, Subnet};
 
 /// The group ("gnet") that devices are put in to be removed together: one wait for the kernel's readers, not one each.
 const LEAVING: u32 = 0x676e_6574;
@@ -269,10 +269,28 @@ fn or_removed(rtnl: &mut Rtnl, index: u32, done: Result<(), KernelError>) -> Res
     done
 }
 
+/// What the host says of its addresses to who asks by ARP at the device itself, which has no bridge then: nothing. A guest that took the
+/// device's MAC for the gateway's would be cut off for as long as it remembers (Documentation/networking/ip-sysctl.rst, arp_ignore).
+fn says_no_address() -> LinkAttribute {
+    // include/uapi/linux/if_link.h and ip.h: IFLA_AF_SPEC { AF_INET { IFLA_INET_CONF { IPV4_DEVCONF_ARP_IGNORE } } }.
+    const INET_CONF: u16 = 1;
+    const ARP_IGNORE: u16 = 19;
+    let attribute = |kind: u16, value: &[u8]| {
+        // Some bytes.
+        #[allow(clippy::cast_possible_truncation)]
+        let length = (value.len() + 4) as u16;
+        [&length.to_ne_bytes(), &kind.to_ne_bytes(), value].concat()
+    };
+    let for_no_address = 8_u32;
+    let settings = attribute(INET_CONF, &attribute(ARP_IGNORE, &for_no_address.to_ne_bytes()));
+    LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Other(DefaultNla::new(libc::AF_INET as u16, settings))])
+}
+
 /// The device as a port of the bridge, isolated from other ports and open only to the MACs that are entered for it; up when
 /// all of that stands.
 pub(super) fn port(port: u32, bridge: u32) -> [Request; 3] {
-    let join = LinkMessageBuilder::<LinkUnspec>::new().index(port).controller(bridge).build();
+    let join = LinkMessageBuilder::<LinkUnspec>::new().index(port).controller(bridge).link_group(PORTS);
+    let join = join.append_extra_attribute(says_no_address()).build();
     let flags = LinkBridgePort::new(port)
         .isolated(true)
         .locked(true)
@@ -309,7 +327,7 @@ pub(super) struct Link {
     pub controller: Option<u32>,
     pub up: bool,
     pub mtu: u32,
-    /// A bridge port with the flags that `port` sets.
+    /// A bridge port with the flags and the group that `port` sets.
     pub closed: bool,
     /// Of the namespace that the other end of a veth is in, as ours numbers it.
     pub namespace: Option<i32>,
@@ -340,8 +358,10 @@ fn read(link: LinkMessage) -> Link {
         closed: false,
         namespace: None,
     };
+    let mut group = 0;
     for attribute in link.attributes {
         match attribute {
+            LinkAttribute::Group(found) => group = found,
             LinkAttribute::IfName(name) => read.name = name,
             LinkAttribute::IfAlias(alias) => read.alias = Some(alias),
             LinkAttribute::Controller(index) => read.controller = Some(index),
@@ -351,6 +371,7 @@ fn read(link: LinkMessage) -> Link {
             _ => {}
         }
     }
+    read.closed &= group == PORTS;
     read
 }
 

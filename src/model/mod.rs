@@ -34,7 +34,7 @@ pub use if_name::{BridgeName, IfName};
 pub use lease::{LastExchange, LeaseState, LeaseView};
 pub use mac::Mac;
 pub use network::{DnsMode, Metadata, Network, NetworkName, Plumbing, Relays};
-pub use place::{IndexRange, Place, Shard, Slot};
+pub use place::{IndexRange, PORTS, Place, Shard, Slot};
 pub use port_forward::{HostSide, PortForward, Transport};
 pub use rate::{BurstKib, Rate, RateLimit, RateMbps, RateRequest};
 pub use reservation::Reservation;

@@ -33,6 +33,9 @@ impl Slot {
 
 const NAMESPACE: &str = "guestnet-";
 
+/// The device group ("gnpt") of every port, by which the walls know what comes from one whose bridge is gone.
+pub const PORTS: u32 = 0x676e_7074;
+
 /// The interface indexes of one guestnet's own devices. The kernel lets a device's maker choose its index, so they are known
 /// and recorded before there is a device: whatever has an index of the range and the name that goes with it is ours, however a
 /// start or a call ended, and no message needs a look at the device first.

@@ -1,6 +1,7 @@
 //! What rules look at, as nft(8) writes it, in expressions. Each starts at the register it is given.
 
 use super::nft::{Ct, Expr, Header, Meta, Register, Rule, Verdict};
+use crate::model::PORTS;
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;
@@ -190,6 +191,12 @@ pub(super) fn to_this_host() -> Match {
 /// `iifname @set` and `oifname @set`.
 pub(super) fn enters_by(set: &'static str) -> Match {
     vec![input_name(0), Expr::In { set, key: 0 }]
+}
+
+/// `iifgroup`: a port of ours, of which a bridge takes every frame.
+pub(super) fn enters_by_a_bare_port() -> Match {
+    let value = PORTS.to_ne_bytes().to_vec();
+    vec![Expr::Meta { key: Meta::InputGroup, to: 0 }, Expr::Equal { register: 0, value }]
 }
 
 pub(super) fn leaves_by(set: &'static str) -> Match {

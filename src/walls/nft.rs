@@ -239,6 +239,7 @@ pub type Register = u32;
 pub enum Meta {
     InputName,
     OutputName,
+    InputGroup,
     L4Protocol,
     NetworkFamily,
     Priority,

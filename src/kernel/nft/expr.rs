@@ -100,6 +100,7 @@ fn one(buffer: &mut Buffer, expression: &Expr) {
                 Meta::OutputName => 7,
                 Meta::NetworkFamily => 15,
                 Meta::L4Protocol => 16,
+                Meta::InputGroup => 21,
             };
             buffer.u32(2, key);
         }),

@@ -153,6 +153,11 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
         rule("closed", [deny("closed")]),
     ];
 
+    // Its guest speaks to the host itself then, and nothing at the bridge looks at what it sends.
+    let bare = || {
+        let drop = vec![Expr::Verdict(Verdict::Drop)];
+        rule("from a port whose bridge somebody has removed", [enters_by_a_bare_port(), drop])
+    };
     let mut chains = vec![
         Chain::new(
             "denied",
@@ -185,7 +190,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             HookKind::Filter,
             HookPoint::Input,
             -10,
-            vec![rule("from guests to the host", [enters_by("bridges"), goto("host_wall")])],
+            vec![rule("from guests to the host", [enters_by("bridges"), goto("host_wall")]), bare()],
         ),
         Chain::base(
             "forward",
@@ -194,6 +199,7 @@ pub fn table<'a>(networks: impl Iterator<Item = &'a Network> + Clone) -> Table {
             -10,
             vec![
                 rule("from guests", [enters_by("bridges"), goto("from_guest")]),
+                bare(),
                 rule("to guests", [leaves_by("bridges"), goto("to_guest")]),
             ],
         ),

@@ -1,11 +1,12 @@
 //! What a guest reaches: of the host, of other guests, of the operator's network.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 
 use super::scene::{PATIENCE, Scene, TEXT, Wall, Watcher, left_the_host, until, uplink, web};
 use crate::lab::Lab;
-use crate::lab::attacker::Attacker;
+use crate::lab::attacker::{Attacker, on_every_cpu};
 use crate::lab::frames::{self, Frame};
+use crate::lab::sniffer::Sniffer;
 
 #[test]
 fn the_metadata_address_and_the_operators_lan_stay_out_of_reach() {
@@ -72,6 +73,56 @@ fn nothing_of_the_host_answers_a_guest_but_what_is_meant_for_it() {
     let reached = answers(&scene.attacker, &[(uplink, 8080), (uplink, 22)]);
     assert_eq!(reached, [(uplink, 22), (uplink, 8080)], "with the wall down the host does not answer either");
     drop(listening);
+}
+
+#[test]
+fn a_port_whose_bridge_somebody_has_removed_reaches_nothing_of_the_host() {
+    let lab = Lab::new();
+    let mut scene = Scene::new(&lab);
+    // Nobody repairs it.
+    scene.take_down(&[]);
+    lab.on_host("ip", &["link", "del", "br-vms"]);
+    // As in the middle of a repair: the gateway has its address, the port no bridge yet.
+    lab.on_host("ip", &["link", "add", "br-vms", "up", "type", "bridge"]);
+    lab.on_host("ip", &["addr", "add", "10.100.0.1/16", "dev", "br-vms", "noprefixroute"]);
+    let port = scene.attacker.port.clone();
+    let device = lab.on_host("ip", &["-br", "link", "show", "dev", &port]);
+    let mac = frames::mac(device.split_whitespace().nth(2).expect("a MAC"));
+    let (passing, host) = (Sniffer::new(&lab.host, &port), lab.host.run(|| UdpSocket::bind("0.0.0.0:4000")));
+    let host = host.expect("a socket");
+    host.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    // Questions who has the gateway's address, with and without an own, and datagrams to the host under its own MAC and to all; what comes
+    // back when the host has had them all.
+    let attack = |a: &Attacker, text: &[u8]| {
+        let asked = [a.ip, Ipv4Addr::UNSPECIFIED].map(|sender_ip| {
+            let (target_mac, target_ip) = ([0; 6], a.gateway);
+            let arp = frames::Arp { operation: 1, sender_mac: a.mac, sender_ip, target_mac, target_ip };
+            frames::arp(a.mac, frames::BROADCAST, &arp)
+        });
+        let to_host = [(mac, uplink()), (frames::BROADCAST, uplink()), (mac, a.gateway)];
+        let sent = to_host.map(|(to, address)| frames::udp(a.mac, to, a.ip, address, (4000, 4000), text));
+        on_every_cpu(|| {
+            asked.iter().chain(&sent).for_each(|frame| a.send(frame));
+            // The host gets them in order.
+            for _ in &sent {
+                while !passing.receive(PATIENCE).expect("a frame at the port").has(text) {}
+            }
+            a.drain()
+        })
+        .concat()
+    };
+    let is_answer = |frame: &Frame| frame.arp().is_some_and(|arp| arp.operation == 2);
+    let seen = attack(&scene.attacker, TEXT);
+    assert!(!seen.iter().any(is_answer), "{seen:?}");
+
+    scene.take_down(&[Wall::Rule("inet", "input", "from a port whose bridge somebody has removed")]);
+    lab.on_host("sysctl", &["-qw", &format!("net.ipv4.conf.{port}.arp_ignore=0")]);
+    let again: &[u8] = b"with the walls down";
+    let seen = attack(&scene.attacker, again);
+    assert!(seen.iter().any(is_answer), "{seen:?}");
+    let mut bytes = [0; 100];
+    let (length, _) = host.recv_from(&mut bytes).expect("a datagram of the guest");
+    assert_eq!(&bytes[..length], again, "none came before");
 }
 
 #[test]
