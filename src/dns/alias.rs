@@ -1,10 +1,13 @@
 //! Aliases of ours whose target is not: the target goes the way of any other name (special names, rules, cache, upstreams), and
-//! what comes of it stands behind the alias, with the rcode, the SOA of a denial and the extended error.
+//! what comes of it stands behind the alias, with the rcode, the SOA of a denial and the extended error. And aliases of upstreams
+//! that lead to a name of which a rule speaks: what that says stands behind them.
 
+use std::iter;
 use std::sync::Arc;
 
 use hickory_proto::op::Message;
-use hickory_proto::rr::Record;
+use hickory_proto::rr::rdata::CNAME;
+use hickory_proto::rr::{RData, Record};
 
 use super::answer::{Age, Answer, Question, ttl_now};
 use super::name::Name;
@@ -43,6 +46,11 @@ impl Resolver {
                 let question = Question { name: target, ..Question::of(&asked.query) };
                 match self.look(asked, &question) {
                     Look::Held(answer, age) => {
+                        if answer.leads_on()
+                            && let Some(ruled) = self.ruled_beyond(asked, &target, &answer, age)
+                        {
+                            return self.put_answer(asked, out, Some(behind(before, ruled)), "rule");
+                        }
                         let source = if age == Age::Stale { "stale cache" } else { "cache" };
                         self.put_answer(asked, out, behind_upstreams(before, &answer, age), source)
                     }
@@ -54,9 +62,30 @@ impl Resolver {
     }
 }
 
-fn behind(before: Vec<Record>, answer: zone::Answer) -> zone::Answer {
+pub(super) fn behind(before: Vec<Record>, answer: zone::Answer) -> zone::Answer {
     let answers = before.into_iter().chain(answer.answers).collect();
     zone::Answer { answers, beyond: None, ..answer }
+}
+
+/// An upstream's aliases from `name` on, as far as they lead before `target`; then what a rule says of that.
+pub(super) fn up_to(
+    name: &Name,
+    target: &Name,
+    answer: &Answer,
+    age: Age,
+    ruled: zone::Answer,
+) -> zone::Answer {
+    let led: Vec<_> = iter::once(*name).chain(answer.targets()).take_while(|name| name != target).collect();
+    let place = |owner: &Name| led.iter().position(|name| name == owner);
+    // They stand first: the walk need not go on to the end of a long answer.
+    let aliases = answer.aliases().filter(|(owner, ..)| place(owner).is_some());
+    let mut before: Vec<_> = aliases.take(led.len()).collect();
+    before.sort_by_key(|(owner, ..)| place(owner));
+    let record = |(owner, ttl, target): (Name, u32, Name)| {
+        let data = RData::CNAME(CNAME(zone::wire_name(&target)?));
+        Some(Record::from_rdata(zone::wire_name(&owner)?, ttl_now(ttl, age), data))
+    };
+    behind(before.into_iter().filter_map(record).collect(), ruled)
 }
 
 /// `None` if an upstream's answer cannot be taken apart.

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use hickory_proto::op::{Message, Query as UpstreamQuery};
 use hickory_proto::rr;
 
+use super::chain;
 use super::name::Name;
 use super::query::{CLASS_IN, COOKIE, Edns, HEADER, Query, flag, qtype};
 use super::records;
@@ -81,8 +82,9 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Answer {
     wire: Box<[u8]>,
-    /// Offset of each record's TTL.
-    ttl_at: Box<[u16]>,
+    /// Offset of each record's TTL; then, of the last `targets`, those of the names it leads through (`chain`).
+    marks: Box<[u16]>,
+    targets: u8,
     /// Seconds it may be given to others; 0 is not at all.
     lifetime: u32,
     /// That something is not there: the SOA tells for how long.
@@ -135,7 +137,7 @@ pub(super) fn read(message: &[u8], id: u16, question: &Question) -> Verdict {
         other => return Verdict::Unable(other),
     }
     let counts = [word(6), word(8), word(10)];
-    match sections(message, question_end, counts, question.qtype, rcode) {
+    match sections(message, question_end, counts, question, rcode) {
         // RFC 6891 section 6.1.3: the rcode's upper bits stand in the OPT record.
         Some(Sections { upper_rcode: upper @ 1.., .. }) => match u16::from(upper) << 4 | rcode {
             BADVERS => Verdict::NoEdns,
@@ -164,6 +166,7 @@ enum Opt {
 
 struct Sections {
     ttl_at: Vec<u16>,
+    targets: Vec<u16>,
     lifetime: u32,
     denial: bool,
     /// Name servers instead of an answer.
@@ -174,9 +177,17 @@ struct Sections {
 }
 
 /// Walks all records once. `None` if one is broken.
-fn sections(message: &[u8], start: usize, counts: [u16; 3], asked: u16, rcode: u16) -> Option<Sections> {
+fn sections(
+    message: &[u8],
+    start: usize,
+    counts: [u16; 3],
+    question: &Question,
+    rcode: u16,
+) -> Option<Sections> {
+    let asked = question.qtype;
     let mut found = Sections {
         ttl_at: vec![],
+        targets: chain::targets(message, start, counts[0], question)?,
         lifetime: MOST,
         denial: false,
         refers: false,
@@ -245,7 +256,10 @@ impl Sections {
             let additional = u16::from_be_bytes([wire[10], wire[11]]).saturating_sub(1);
             wire[10..HEADER].copy_from_slice(&additional.to_be_bytes());
         }
-        Answer { wire, ttl_at: self.ttl_at.into(), lifetime: self.lifetime, denial: self.denial, ede: None }
+        // No more than `chain` lets pass.
+        let targets = self.targets.len() as u8;
+        let marks = [self.ttl_at, self.targets].concat().into();
+        Answer { wire, marks, targets, lifetime: self.lifetime, denial: self.denial, ede: None }
     }
 }
 
@@ -256,7 +270,23 @@ impl Answer {
         wire.extend_from_slice(question.name.as_wire());
         wire.extend_from_slice(&question.qtype.to_be_bytes());
         wire.extend_from_slice(&CLASS_IN.to_be_bytes());
-        Self { wire: wire.into(), ttl_at: [].into(), lifetime, denial: true, ede: Some(ede) }
+        Self { wire: wire.into(), marks: [].into(), targets: 0, lifetime, denial: true, ede: Some(ede) }
+    }
+
+    /// Offset of each record's TTL.
+    fn ttls(&self) -> &[u16] {
+        &self.marks[..self.marks.len() - usize::from(self.targets)]
+    }
+
+    /// Whether it leads through other names than the one that was asked for.
+    pub(super) fn leads_on(&self) -> bool {
+        self.targets > 0
+    }
+
+    /// These names, in the order in which its aliases lead to them.
+    pub(super) fn targets(&self) -> impl Iterator<Item = Name> + Clone {
+        let places = &self.marks[self.ttls().len()..];
+        places.iter().filter_map(|at| records::name(&self.wire, usize::from(*at)))
     }
 
     pub(super) fn lifetime(&self) -> u32 {
@@ -269,7 +299,8 @@ impl Answer {
         let within = |ttl: u32| if ttl == 0 { 0 } else { ttl.max(least).min(most) };
         self.lifetime = within(self.lifetime);
         let most = if self.denial && self.lifetime > 0 { self.lifetime } else { most };
-        for &at in &self.ttl_at {
+        let (ttls, _) = self.marks.split_at(self.marks.len() - usize::from(self.targets));
+        for &at in ttls {
             let field = self.wire.get_mut(usize::from(at)..).and_then(<[u8]>::first_chunk_mut::<4>);
             if let Some(field) = field {
                 let ttl = held(u32::from_be_bytes(*field));
@@ -293,7 +324,7 @@ impl Answer {
     /// Seconds that its longest record is told to hold.
     pub(super) fn longest(&self) -> u32 {
         let ttl = |at: &u16| self.wire.get(usize::from(*at)..).and_then(<[u8]>::first_chunk::<4>);
-        self.ttl_at.iter().filter_map(ttl).map(|ttl| held(u32::from_be_bytes(*ttl))).max().unwrap_or(0)
+        self.ttls().iter().filter_map(ttl).map(|ttl| held(u32::from_be_bytes(*ttl))).max().unwrap_or(0)
     }
 
     pub(super) fn as_wire(&self) -> &[u8] {
@@ -303,7 +334,7 @@ impl Answer {
     /// The message with the TTLs that are left after `age` seconds.
     pub(super) fn aged(&self, age: u32) -> Vec<u8> {
         let mut message = self.wire.to_vec();
-        age_ttls(&mut message, &self.ttl_at, Age::Seconds(age));
+        age_ttls(&mut message, self.ttls(), Age::Seconds(age));
         message
     }
 
@@ -322,16 +353,30 @@ impl Answer {
 
     /// Every address that the answer section leads to.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        let addresses =
+            |(_, record): (_, records::Record)| records::addresses(record.rtype, record.rdata(&self.wire));
+        self.answers().flat_map(addresses).collect()
+    }
+
+    /// The aliases of its answer section: name, TTL and target.
+    pub(super) fn aliases(&self) -> impl Iterator<Item = (Name, u32, Name)> {
+        let aliases = self.answers().filter(|(_, record)| record.rtype == qtype::CNAME);
+        aliases.filter_map(|(at, record)| {
+            let target = records::name(&self.wire, record.rdata_at)?;
+            Some((records::name(&self.wire, at)?, record.ttl, target))
+        })
+    }
+
+    /// The records of its answer section, each with where it stands.
+    fn answers(&self) -> impl Iterator<Item = (usize, records::Record)> {
         let count = u16::from_be_bytes([self.wire[6], self.wire[7]]);
         let question = Name::read(&self.wire[HEADER..]).map_or(0, |name| name.as_wire().len() + 4);
-        let mut at = HEADER + question;
-        let mut found = Vec::new();
-        for _ in 0..count {
-            let Some(record) = records::read(&self.wire, at) else { break };
-            found.extend(records::addresses(record.rtype, record.rdata(&self.wire)));
-            at = record.end;
-        }
-        found
+        let mut next = HEADER + question;
+        (0..count).map_while(move |_| {
+            let (at, record) = (next, records::read(&self.wire, next)?);
+            next = record.end;
+            Some((at, record))
+        })
     }
 
     /// What a name's not existing says of a name below it: that does not exist either (RFC 8020 section 2).
@@ -358,7 +403,7 @@ impl Answer {
 
     /// Bytes it holds in memory.
     pub(super) fn size(&self) -> usize {
-        size_of::<Self>() + self.wire.len() + self.ttl_at.len() * size_of::<u16>()
+        size_of::<Self>() + self.wire.len() + self.marks.len() * size_of::<u16>()
     }
 
     /// Writes the answer to `query`, which asks its question, into `out`; `message` is the guest's own.
@@ -381,7 +426,7 @@ impl Answer {
         out.extend_from_slice(&message[HEADER..question_end]);
         if whole {
             out.extend_from_slice(&self.wire[question_end..]);
-            age_ttls(out, &self.ttl_at, age);
+            age_ttls(out, self.ttls(), age);
         } else {
             // RFC 2181 section 9: whoever sees TC asks again by TCP, so half an answer serves nobody.
             out[6..HEADER].fill(0);

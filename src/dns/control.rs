@@ -15,7 +15,7 @@ use super::guests::GuestReport;
 use super::histogram::Latencies;
 use super::name::Name;
 use super::policy::RuleReport;
-use super::reply::Transport;
+use super::reply::{Ede, Transport};
 use super::resolve::{Resolver, Step};
 use super::server::DnsError;
 use super::setup::{Materials, Setup};
@@ -176,6 +176,9 @@ impl DnsControl {
         let answer = Message::from_vec(&out).ok()?;
         if let Some(ede) = extended_error(&answer) {
             way.push(format!("extended error {ede}"));
+            if [Ede::Blocked.code(), Ede::ForgedAnswer.code()].contains(&ede) {
+                way.extend(resolver.rule_of_target(address, &answer));
+            }
         }
         Some(Explained {
             rcode: format!("{:?}", answer.metadata.response_code).to_ascii_uppercase(),
@@ -195,6 +198,20 @@ fn extended_error(message: &Message) -> Option<u16> {
 }
 
 impl Resolver {
+    /// The rule that has the first of the names to which the answer's aliases lead.
+    fn rule_of_target(&self, address: IpAddr, answer: &Message) -> Option<String> {
+        let (guest, setup) = (self.guests.of(address), self.setup.load());
+        let targets = answer.answers.iter().filter_map(|record| match &record.data {
+            rr::RData::CNAME(target) => Name::from_labels(target.0.iter()),
+            _ => None,
+        });
+        let mut ruled = targets.filter_map(|name| {
+            let (rule, verdict) = setup.policy.says(&guest, &name)?;
+            Some(format!("rule {rule} about {name}: {verdict:?}"))
+        });
+        ruled.next()
+    }
+
     /// Where a query will be answered, as things are now.
     fn stations(&self, address: IpAddr, message: &[u8]) -> Vec<String> {
         use super::answer::Question;
@@ -213,7 +230,7 @@ impl Resolver {
         let conditional = |name: &Name| setup.forwarder.is_conditional(name);
         let found = route(&query, &setup.places, &setup.local, conditional);
         let forwarded = matches!(found, Route::Forward | Route::Local(Local::Any));
-        if forwarded && let Some((rule, verdict)) = setup.policy.decide(&guest, &query.name, |_| {}) {
+        if forwarded && let Some((rule, verdict)) = setup.policy.says(&guest, &query.name) {
             way.push(format!("rule {rule}: {verdict:?}"));
         }
         match found {

@@ -353,6 +353,10 @@ mod tests {
         let mut cut = message(&question, 0, &[], 1);
         cut[2] |= 2;
         answers.push(cut);
+        // To a name of which a rule speaks.
+        let denied = b"\xc0\x0c\0\x05\0\x01\0\0\x01\x2c\0\x0f\x01x\x03ads\x07example\0".as_slice();
+        let address = b"\xc0\x2d\0\x01\0\x01\0\0\x01\x2c\0\x04\xc6\x33\x64\x0a".as_slice();
+        answers.push(message(&question, 0, &[denied, address], 1));
         let hows = [0, 4, 9, 0x0c, 0x13];
         answers
             .iter()

@@ -18,6 +18,7 @@ mod alias;
 mod answer;
 mod batch;
 mod cache;
+mod chain;
 mod control;
 mod counters;
 mod exchanges;

@@ -1,6 +1,7 @@
-//! What guests may look up. In: the network's rules, with their lists read from files; then a guest and a name. Out: what
-//! becomes of the question. Rules are switched as a whole, so no query sees half a list or none.
+//! What guests may look up. In: the network's rules, with their lists read from files; then a guest and a name, or all names
+//! that an answer leads through. Out: what becomes of the question. Rules are switched as a whole, so no query sees half a list or none.
 
+use std::iter;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -84,22 +85,60 @@ impl Policy {
         name: &Name,
         mut tried: impl FnMut(&str),
     ) -> Option<(&str, Verdict)> {
-        for rule in self.rules.iter().filter(|rule| rule.is_for(guest) && rule.names.covers(name)) {
+        for rule in self.about(guest, name) {
             rule.hits.fetch_add(1, Relaxed);
-            if rule.dry_run {
-                tried(&rule.name);
-                continue;
+            if !rule.dry_run {
+                return Some((&rule.name, rule.verdict()));
             }
-            let verdict = match &rule.action {
-                DnsAction::Allow => Verdict::Allow,
-                DnsAction::NxDomain => Verdict::NxDomain,
-                DnsAction::NoData => Verdict::NoData,
-                DnsAction::Refused => Verdict::Refused,
-                DnsAction::Address(addresses) => Verdict::Address(addresses.clone()),
-            };
-            return Some((&rule.name, verdict));
+            tried(&rule.name);
         }
         None
+    }
+
+    /// The same for people: nothing is counted.
+    pub(super) fn says(&self, guest: &Guest, name: &Name) -> Option<(&str, Verdict)> {
+        self.about(guest, name).find(|rule| !rule.dry_run).map(|rule| (&*rule.name, rule.verdict()))
+    }
+
+    /// What the rules say of an answer that leads from the name asked for, which `decide` has let pass, through `targets`: the
+    /// first of these names that a rule has decides, and is told. So who is allowed the name asked for is allowed what it leads
+    /// to. A rule that is tried out is counted once for a question, as it would be in force.
+    pub(super) fn decide_beyond(
+        &self,
+        guest: &Guest,
+        asked: &Name,
+        targets: impl Iterator<Item = Name> + Clone,
+        mut tried: impl FnMut(&str, &Name),
+    ) -> Option<(&str, Name, Verdict)> {
+        // Judged and counted when it was asked for; the rules may be others since.
+        if let Some(rule) = self.about(guest, asked).find(|rule| !rule.dry_run) {
+            return match rule.verdict() {
+                Verdict::Allow => None,
+                verdict => {
+                    rule.hits.fetch_add(1, Relaxed);
+                    Some((&rule.name, *asked, verdict))
+                }
+            };
+        }
+        for (at, name) in targets.clone().enumerate() {
+            for rule in self.about(guest, &name) {
+                if !rule.dry_run {
+                    rule.hits.fetch_add(1, Relaxed);
+                    return Some((&rule.name, name, rule.verdict()));
+                }
+                let mut before = iter::once(*asked).chain(targets.clone().take(at));
+                if !before.any(|name| rule.names.covers(&name)) {
+                    rule.hits.fetch_add(1, Relaxed);
+                    tried(&rule.name, &name);
+                }
+            }
+        }
+        None
+    }
+
+    /// The rules for this guest that have the name, in their order.
+    fn about(&self, guest: &Guest, name: &Name) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| rule.is_for(guest) && rule.names.covers(name))
     }
 
     pub(super) fn reports(&self) -> Vec<RuleReport> {
@@ -141,6 +180,16 @@ impl Rule {
             dry_run: rule.dry_run,
             hits: AtomicU64::new(0),
         })
+    }
+
+    fn verdict(&self) -> Verdict {
+        match &self.action {
+            DnsAction::Allow => Verdict::Allow,
+            DnsAction::NxDomain => Verdict::NxDomain,
+            DnsAction::NoData => Verdict::NoData,
+            DnsAction::Refused => Verdict::Refused,
+            DnsAction::Address(addresses) => Verdict::Address(addresses.clone()),
+        }
     }
 
     fn is_for(&self, guest: &Guest) -> bool {
@@ -210,6 +259,66 @@ mod tests {
         let policy = Policy::load(&[dry, rule(DnsAction::NoData, &["ads.example"])]).unwrap();
         assert_eq!(decided(&policy, &Guest::default(), "ads.example"), Some(Verdict::NoData));
         assert_eq!(policy.reports()[0].hits, 1);
+    }
+
+    /// The name that decided, and how, of an answer from the first of these names through the others.
+    fn beyond(policy: &Policy, names: &[&str]) -> Option<(String, Verdict)> {
+        let names: Vec<_> = names.iter().map(|name| Name::from_text(name).unwrap()).collect();
+        let (asked, targets) = names.split_first().unwrap();
+        let decided = policy.decide_beyond(&Guest::default(), asked, targets.iter().copied(), |_, _| {});
+        decided.map(|(_, name, verdict)| (name.to_string(), verdict))
+    }
+
+    #[test]
+    fn the_first_name_of_a_chain_that_a_rule_has_decides() {
+        let rules = [
+            rule(DnsAction::NxDomain, &["ads.example"]),
+            rule(DnsAction::Allow, &["good.example"]),
+            rule(DnsAction::Refused, &["bad.example"]),
+        ];
+        let policy = Policy::load(&rules).unwrap();
+        let told = |name: &str, verdict| Some((format!("{name}."), verdict));
+        assert_eq!(beyond(&policy, &["a.example", "b.example"]), None);
+        assert_eq!(
+            beyond(&policy, &["a.example", "x.bad.example", "ads.example"]),
+            told("x.bad.example", Verdict::Refused)
+        );
+        // Not the first rule of the list, but the first name of the chain.
+        assert_eq!(
+            beyond(&policy, &["a.example", "good.example", "ads.example"]),
+            told("good.example", Verdict::Allow)
+        );
+        assert_eq!(
+            beyond(&policy, &["a.example", "ads.example", "good.example"]),
+            told("ads.example", Verdict::NxDomain)
+        );
+        let hits = |at: usize| policy.reports()[at].hits;
+        assert_eq!((hits(0), hits(1), hits(2)), (1, 1, 1));
+        // Who is allowed the name asked for is allowed what it leads to; that has been counted.
+        assert_eq!(beyond(&policy, &["good.example", "ads.example"]), None);
+        assert_eq!((hits(0), hits(1), hits(2)), (1, 1, 1));
+        // With rules that are others than those it was asked under.
+        assert_eq!(beyond(&policy, &["bad.example", "good.example"]), told("bad.example", Verdict::Refused));
+    }
+
+    #[test]
+    fn a_list_of_what_is_allowed_allows_what_that_leads_to() {
+        let rules = [rule(DnsAction::Allow, &["good.example"]), rule(DnsAction::Refused, &["."])];
+        let policy = Policy::load(&rules).unwrap();
+        assert_eq!(beyond(&policy, &["www.good.example", "edge.cdn.example"]), None);
+    }
+
+    #[test]
+    fn a_rule_tried_out_counts_a_chain_once() {
+        let mut dry = rule(DnsAction::Refused, &["ads.example"]);
+        dry.dry_run = true;
+        let policy = Policy::load(&[dry]).unwrap();
+        assert_eq!(beyond(&policy, &["www.example", "a.ads.example", "b.ads.example"]), None);
+        assert_eq!(policy.reports()[0].hits, 1);
+        let name = Name::from_text("a.ads.example").unwrap();
+        policy.decide(&Guest::default(), &name, |_| {});
+        assert_eq!(beyond(&policy, &["a.ads.example", "b.ads.example"]), None);
+        assert_eq!(policy.reports()[0].hits, 2);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::records;
 /// Type numbers that decide something here (IANA "DNS parameters").
 pub(super) mod qtype {
     pub(in crate::dns) const NS: u16 = 2;
+    pub(in crate::dns) const CNAME: u16 = 5;
     pub(in crate::dns) const SOA: u16 = 6;
     pub(in crate::dns) const OPT: u16 = 41;
     pub(in crate::dns) const DS: u16 = 43;

@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 
+use super::name::Name;
 use super::query::HEADER;
 
 /// Labels and pointers of a name at most: 127 labels of one byte, each with a pointer to the next.
@@ -16,7 +17,7 @@ pub(super) struct Record {
     pub(super) class: u16,
     pub(super) ttl: u32,
     pub(super) ttl_at: usize,
-    rdata_at: usize,
+    pub(super) rdata_at: usize,
     pub(super) end: usize,
 }
 
@@ -89,6 +90,26 @@ pub(super) fn addresses(rtype: u16, rdata: &[u8]) -> Vec<IpAddr> {
     }
 }
 
+/// The name at `at`, with what its pointers point to.
+pub(super) fn name(message: &[u8], mut at: usize) -> Option<Name> {
+    // From here on every pointer points back, and there is an end.
+    name_end(message, at)?;
+    let (mut wire, mut len) = ([0; 255], 0);
+    loop {
+        match *message.get(at)? {
+            // What is left of the buffer begins with the root label.
+            0 => return Name::read(&wire),
+            label @ 1..=63 => {
+                let end = at + 1 + usize::from(label);
+                let label = message.get(at..end)?;
+                wire.get_mut(len..len + label.len())?.copy_from_slice(label);
+                (at, len) = (end, len + label.len());
+            }
+            high => at = usize::from(high & 0x3f) << 8 | usize::from(*message.get(at + 1)?),
+        }
+    }
+}
+
 /// Where the name at `at` ends: after its root label or its first pointer. `None` if it is no name: cut short, of more than
 /// 255 bytes with what it points to (RFC 1035 section 3.1), or with a pointer that does not point back to behind the header
 /// (section 4.1.4: "a prior occurrence"), so each is followed once.
@@ -128,6 +149,7 @@ mod tests {
         let record = read(&message, 19).unwrap();
         assert_eq!((record.rtype, record.class, record.ttl, record.end), (1, 1, 60, message.len()));
         assert_eq!(record.rdata(&message), [1, 2, 3, 4]);
+        assert_eq!(name(&message, 19).unwrap().to_string(), "a.");
     }
 
     /// A record of this owner and data behind an empty header and, at 12, the name `a.`.
@@ -152,6 +174,10 @@ mod tests {
         assert!(record(&long(125), 1, &[1; 4]).is_some());
         assert!(record(&long(126), 1, &[1; 4]).is_some());
         assert!(record(&long(127), 1, &[1; 4]).is_none());
+        for (count, labels) in [(126, Some(127)), (127, None)] {
+            let message = [&[0; 12][..], b"\x01A\0", &long(count)].concat();
+            assert_eq!(name(&message, 15).map(|name| name.labels().count()), labels);
+        }
         // Labels that a header's counts cannot bound.
         assert!(record(&[[1, b'a'].repeat(255), vec![0]].concat(), 1, &[1; 4]).is_none());
     }

@@ -22,6 +22,7 @@ use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
+use super::policy::Verdict;
 use super::query::{Edns, Query, Reject};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
@@ -173,12 +174,37 @@ impl Resolver {
         if policy.is_empty() {
             return None;
         }
-        let tried = |rule: &str| {
-            self.tally(asked.guest, |counters| &counters.policy_dry);
-            tracing::debug!(target: "guestnet::dns::policy", rule, %name, "a rule that is tried out matches");
-        };
+        let tried = |rule: &str| self.note_tried(asked, rule, name);
         let (rule, verdict) = policy.decide(asked.guest, name, tried)?;
-        let answer = zone::ruled(&verdict, name, asked.query.qtype)?;
+        self.say(asked, rule, name, &verdict)
+    }
+
+    /// What a rule says of the first of the names that has one, from `name`, for which the upstream's answer is and which was let
+    /// pass when it was asked for, on through those that it leads to: the aliases up to there, and the rule's answer.
+    pub(super) fn ruled_beyond(
+        &self,
+        asked: &Asked<'_>,
+        name: &Name,
+        answer: &Answer,
+        age: Age,
+    ) -> Option<zone::Answer> {
+        let policy = &asked.setup.policy;
+        if policy.is_empty() {
+            return None;
+        }
+        let tried = |rule: &str, name: &Name| self.note_tried(asked, rule, name);
+        let (rule, target, verdict) = policy.decide_beyond(asked.guest, name, answer.targets(), tried)?;
+        let ruled = self.say(asked, rule, &target, &verdict)?;
+        Some(alias::up_to(name, &target, answer, age, ruled))
+    }
+
+    fn note_tried(&self, asked: &Asked<'_>, rule: &str, name: &Name) {
+        self.tally(asked.guest, |counters| &counters.policy_dry);
+        tracing::debug!(target: "guestnet::dns::policy", rule, %name, "a rule that is tried out matches");
+    }
+
+    fn say(&self, asked: &Asked<'_>, rule: &str, name: &Name, verdict: &Verdict) -> Option<zone::Answer> {
+        let answer = zone::ruled(verdict, name, asked.query.qtype)?;
         tracing::debug!(target: "guestnet::dns::policy", rule, %name, "answered by a rule");
         self.tally(asked.guest, |counters| &counters.policy);
         Some(answer)
@@ -188,6 +214,11 @@ impl Resolver {
         let question = Question::of(&asked.query);
         match self.look(asked, &question) {
             Look::Held(answer, age) => {
+                if answer.leads_on()
+                    && let Some(ruled) = self.ruled_beyond(asked, &question.name, &answer, age)
+                {
+                    return self.put_answer(asked, out, Some(ruled), "rule");
+                }
                 answer.write(asked.message, &asked.query, age, asked.how.limit(&asked.query), out);
                 self.answered(asked, out, if age == Age::Stale { "stale cache" } else { "cache" })
             }
@@ -302,6 +333,8 @@ impl Resolver {
         };
         let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
+        // The rules may be others than when it was asked for.
+        let setup = self.setup.load_full();
         let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
         let given = match (outcome, stale) {
             (Ok(answer), _) => Ok((answer, Age::Seconds(0))),
@@ -313,7 +346,14 @@ impl Resolver {
             }
             (Err(ede), None) => Err(ede),
         };
+        let ruled = given.as_ref().ok();
+        let ruled = ruled.and_then(|(answer, age)| self.ruled_beyond(&asked, &question.name, answer, *age));
+        let source = if ruled.is_some() { "rule" } else { "upstream" };
         let bytes = match given {
+            _ if ruled.is_some() => {
+                let whole = ruled.map(|ruled| alias::behind(before, ruled));
+                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+            }
             Ok((answer, age)) if before.is_empty() => {
                 answer.write(&message, &query, age, how.limit(&query), out);
                 None
@@ -330,7 +370,7 @@ impl Resolver {
         let took = begun.elapsed();
         self.latency.add(took);
         guest.latency.add(took);
-        self.answered(&asked, out, "upstream");
+        self.answered(&asked, out, source);
         !out.is_empty()
     }
 

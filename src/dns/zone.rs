@@ -27,7 +27,6 @@ const FIXED_TTL: u32 = 10_800;
 const RULED_TTL: u32 = 10;
 /// Aliases that are followed one after the other; a loop of them ends here.
 const ALIASES: usize = 8;
-const CNAME: u16 = 5;
 /// More VMs of one name than this are not all told; a datagram of 512 bytes holds them.
 const MOST_ADDRESSES: usize = 16;
 
@@ -164,7 +163,7 @@ impl Zones<'_> {
             RData::CNAME(target) => Some((*ttl, target.0.clone())),
             _ => None,
         });
-        let Some((ttl, target)) = alias.filter(|_| !matches!(asked, CNAME | qtype::ANY)) else {
+        let Some((ttl, target)) = alias.filter(|_| !matches!(asked, qtype::CNAME | qtype::ANY)) else {
             return Some(zone.timed_data(asked, &owner, data));
         };
         let alias = Record::from_rdata(owner, ttl, RData::CNAME(rr::rdata::CNAME(target.clone())));
@@ -321,7 +320,7 @@ impl LocalZone {
     }
 }
 
-fn wire_name(name: &Name) -> Option<rr::Name> {
+pub(super) fn wire_name(name: &Name) -> Option<rr::Name> {
     let mut wire = rr::Name::from_labels(name.labels()).ok()?;
     wire.set_fqdn(true);
     Some(wire)

@@ -270,7 +270,10 @@ async fn a_flood_of_random_subdomains_leaves_the_names_in_use_in_the_cache() {
         if asked.name().starts_with("random") {
             return now(asked.denied(60));
         }
-        counted.fetch_add(1, Ordering::SeqCst);
+        // Not the checks of an upstream that has been quiet, on a busy machine.
+        if asked.name().starts_with("hot") {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
         now(asked.a(300))
     })
     .await;

@@ -27,6 +27,7 @@ mod forwarding;
 mod hostile;
 mod lifecycle;
 mod queries;
+mod ruling;
 mod secure;
 mod settings;
 mod stale;

@@ -10,7 +10,7 @@ pub(super) fn record(name: &str, rtype: &str, value: &str) -> DnsRecord {
     DnsRecord { name, rtype: rtype.into(), value: value.into(), ttl: 60 }
 }
 
-fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
+pub(super) fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
     DnsRule {
         name: "test".into(),
         names: names.iter().map(|name| name.parse().unwrap()).collect(),
@@ -303,7 +303,7 @@ async fn a_rule_for_one_vm_holds_beside_a_cache_that_all_share() {
 }
 
 /// Reads all files of a resolver's settings anew. Its upstreams stand in no settings here.
-fn read_again(server: &DnsServer) -> Result<(), crate::dns::DnsError> {
+pub(super) fn read_again(server: &DnsServer) -> Result<(), crate::dns::DnsError> {
     let control = server.control();
     let upstreams = control.upstreams().iter().map(|upstream| upstream.server.parse().unwrap()).collect();
     let network = Network { upstreams, ..Network::clone(&control.settings()) };

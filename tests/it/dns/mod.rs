@@ -3,6 +3,7 @@
 mod clients;
 mod dnssec;
 mod operator;
+mod rules;
 pub(crate) mod signed;
 mod updates;
 mod upstreams;
