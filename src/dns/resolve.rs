@@ -22,7 +22,7 @@ use super::forward::BUDGET;
 use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
-use super::query::{Edns, Query, Reject};
+use super::query::{Edns, HEADER, Query, Reject};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
 use super::setup::Setup;
@@ -67,7 +67,8 @@ pub(super) enum Step {
 
 /// A query that waits for an upstream.
 pub(super) struct Pending {
-    message: Vec<u8>,
+    /// The guest's message as far as an answer repeats it: header and question.
+    message: Box<[u8]>,
     query: Query,
     pub(super) from: SocketAddr,
     how: Transport,
@@ -263,8 +264,9 @@ impl Resolver {
             return self.put_code(asked, out, Code::failed(Ede::Other));
         };
         self.tally(asked.guest, |counters| &counters.forwarded);
+        let repeated = HEADER + asked.query.question_len();
         Step::Wait(Box::new(Pending {
-            message: asked.message.to_vec(),
+            message: asked.message[..repeated].into(),
             query: asked.query,
             from: asked.from,
             how: asked.how,
@@ -366,5 +368,30 @@ impl Resolver {
             cookie.server[..8].copy_from_slice(&halves[0]);
             cookie.server[8..].copy_from_slice(&halves[1]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::{DnsEndpoints, resolver};
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn of_a_query_that_waits_only_what_its_answer_repeats_is_kept() {
+        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
+        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
+        let endpoints = DnsEndpoints::of(&network);
+        let resolver = Arc::new(resolver(network, Registry::default(), &endpoints).unwrap());
+        let plain = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01";
+        // With 3,000 bytes of a type that nobody knows.
+        let mut message = plain.to_vec();
+        message.extend_from_slice(b"\0\xff\0\0\x01\0\0\0\0\x0b\xb8");
+        message.resize(message.len() + 3_000, b'x');
+        let guest = SocketAddr::from(([10, 100, 0, 7], 40_000));
+        let Step::Wait(pending) = resolver.begin(&message, guest, Transport::Tcp, &mut vec![]) else {
+            panic!("nobody to be asked")
+        };
+        assert_eq!(*pending.message, plain[..]);
     }
 }

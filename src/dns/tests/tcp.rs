@@ -212,3 +212,27 @@ async fn one_guests_flood_by_tcp_leaves_a_neighbour_its_misses() {
     assert_eq!(addresses(&answer), [ANSWER]);
     assert!(server.counters().queries > before + 100, "the flood has ended");
 }
+
+#[tokio::test]
+async fn a_message_longer_than_any_query_is_a_format_error() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+    for (length, code) in [
+        (4_096, ResponseCode::NoError),
+        (4_097, ResponseCode::FormErr),
+        (usize::from(u16::MAX), ResponseCode::FormErr),
+        (4_096, ResponseCode::NoError),
+    ] {
+        // A record of a type that nobody knows fills it up: the root's, of the class IN.
+        let mut bytes = question("www.example.com.", RecordType::A).to_vec().unwrap();
+        bytes[11] = 1;
+        let data = length - bytes.len() - 11;
+        bytes.extend_from_slice(b"\0\xff\0\0\x01\0\0\0\0");
+        bytes.extend_from_slice(&(data as u16).to_be_bytes());
+        bytes.resize(length, b'x');
+        stream.write_u16(length as u16).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        assert_eq!(receive_tcp(&mut stream).await.metadata.response_code, code, "{length}");
+    }
+}
