@@ -223,6 +223,11 @@ impl Forwarder {
             }
             if waiting.len() == 0 {
                 next_at = deadline;
+                if failure == Failure::Unable {
+                    // One has said that it cannot: a look now and then at whether more is to be expected.
+                    let usual = started.iter().map(|(upstream, _)| upstream.health.late()).max();
+                    next_at = deadline.min(tokio::time::Instant::now() + usual.unwrap_or_default());
+                }
             }
             match timeout_at(next_at, running.next()).await {
                 Ok(Some((upstream, Ok(answer)))) => {
@@ -242,8 +247,8 @@ impl Forwarder {
                     self.settle_one(&mut started, upstream, &trouble);
                 }
                 Ok(None) => return Err(failure),
-                // Late: on to the next upstream, unless there is no more time.
-                Err(_) if next_at < deadline => {}
+                // Late: on to the next upstream, unless there is no more time, or there are only some that are silent.
+                Err(_) if next_at < deadline && (waiting.len() > 0 || !are_silent(&started)) => {}
                 Err(_) => {
                     self.settle(&started, None);
                     return Err(failure);
@@ -333,6 +338,10 @@ impl Forwarder {
         };
         (upstream, outcome)
     }
+}
+
+fn are_silent(started: &[(&Arc<Upstream>, &OnceLock<Instant>)]) -> bool {
+    started.iter().all(|(upstream, _)| upstream.health.is_silent())
 }
 
 fn groups(

@@ -252,3 +252,36 @@ async fn who_joins_a_question_does_not_wait_for_what_its_first_asker_has_under_w
     assert_eq!((first.metadata.id, addresses(&first)), (shared.metadata.id, vec![ANSWER]));
     assert_eq!(server.counters().servfail, 0);
 }
+
+#[tokio::test]
+async fn an_upstream_that_cannot_say_is_taken_at_its_word_where_the_other_is_dead() {
+    let unable = Upstream::that(|asked| now(asked.code(ResponseCode::ServFail))).await;
+    let silent = Upstream::silent().await;
+    for upstreams in [[&unable, &silent], [&silent, &unable]] {
+        let server = forwarding(&upstreams);
+        // That it is silent is found out by the first.
+        lookup(&server, "first.example.com.").await;
+        for n in 0..3 {
+            let since = Instant::now();
+            let query = with_edns(question(&format!("n{n}.example.com."), RecordType::A), 1232, false);
+            let answer = ask(&server, query).await;
+            assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+            assert_eq!(extended_error(&answer), Some(23));
+            // Some 150 ms; the budget is 3.5 s.
+            assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        }
+    }
+}
+
+/// One that lives and takes its time: it may be able to say.
+#[tokio::test]
+async fn an_upstream_that_is_slow_is_waited_for_where_the_other_cannot_say() {
+    let unable = Upstream::that(|asked| now(asked.code(ResponseCode::ServFail))).await;
+    let slow = Upstream::that(|asked| {
+        let wait = if asked.nth == usize::MAX { 0 } else { 2_000 };
+        vec![(Duration::from_millis(wait), asked.a(300))]
+    })
+    .await;
+    let server = forwarding(&[&unable, &slow]);
+    assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
+}
