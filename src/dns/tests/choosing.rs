@@ -285,3 +285,26 @@ async fn an_upstream_that_is_slow_is_waited_for_where_the_other_cannot_say() {
     let server = forwarding(&[&unable, &slow]);
     assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
 }
+
+/// Its port is closed for a moment, as when it is started anew.
+#[tokio::test]
+async fn a_lone_upstream_that_is_back_in_a_moment_answers_what_was_asked_meanwhile() {
+    // Nobody else's: not an address that other tests use, and below the ports that the kernel gives away.
+    let address: SocketAddr = "127.0.4.9:5399".parse().unwrap();
+    let server = start_with(network("default"), Registry::default(), &endpoints(&[address]));
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let udp = UdpSocket::bind(address).await.unwrap();
+        let mut buffer = [0; 512];
+        loop {
+            let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+            let message = Message::from_vec(&buffer[..length]).unwrap();
+            let asked = Asked { nth: 0, message, from, tcp: false };
+            udp.send_to(&asked.a(300), from).await.unwrap();
+        }
+    };
+    tokio::select! {
+        answer = lookup(&server, "www.example.com.") => assert_eq!(addresses(&answer), [ANSWER]),
+        () = back => {}
+    }
+}
