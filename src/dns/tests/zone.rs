@@ -173,3 +173,19 @@ async fn records_of_one_name_and_type_hold_equally_long_and_no_wildcard_is_below
     registry.unbind(&"i-1".parse().unwrap());
     assert_eq!(addresses(&lookup(&server, "x.i-1.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 9)]);
 }
+
+#[tokio::test]
+async fn an_alias_to_a_name_above_a_record_of_ours_leads_to_what_others_have_there() {
+    let upstream = Upstream::prompt().await;
+    let settings = ResolverSettings {
+        records: vec![
+            settings::record("db.corp.example.", "A", "10.9.0.1"),
+            settings::record("out", "CNAME", "corp.example"),
+        ],
+        ..Default::default()
+    };
+    let server = resolver(settings, &[&upstream]);
+    for owner in ["corp.example.", "out.vm.internal."] {
+        assert_eq!(addresses(&lookup(&server, owner).await), [ANSWER], "{owner}");
+    }
+}
