@@ -315,6 +315,7 @@ impl Resolver {
             }
             (Err(ede), None) => Err(ede),
         };
+        let failed = |ede| reply::code(&message, &query, from, how, Code::failed(ede));
         let bytes = match given {
             Ok((answer, age)) if before.is_empty() => {
                 answer.write(&message, &query, age, how.limit(&query), out);
@@ -322,9 +323,11 @@ impl Resolver {
             }
             Ok((answer, age)) => {
                 let whole = alias::behind_upstreams(before, &answer, age);
-                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+                let bytes = whole.and_then(|whole| reply::local(&message, &query, from, how, &whole));
+                // What the upstream sent may stand alone, and not behind an alias of ours.
+                bytes.or_else(|| failed(Ede::Other))
             }
-            Err(ede) => reply::code(&message, &query, from, how, Code::failed(ede)),
+            Err(ede) => failed(ede),
         };
         if let Some(bytes) = bytes {
             *out = bytes;
