@@ -10,7 +10,7 @@ pub(super) fn record(name: &str, rtype: &str, value: &str) -> DnsRecord {
     DnsRecord { name, rtype: rtype.into(), value: value.into(), ttl: 60 }
 }
 
-fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
+pub(super) fn rule(action: DnsAction, names: &[&str]) -> DnsRule {
     DnsRule {
         name: "test".into(),
         names: names.iter().map(|name| name.parse().unwrap()).collect(),
