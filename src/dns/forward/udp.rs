@@ -98,12 +98,13 @@ impl Pool {
     pub(super) async fn ask(self: &Arc<Self>, question: &Question, edns: bool) -> io::Result<Verdict> {
         let mixed = self.case.load(Relaxed) == case::KEPT;
         let told = self.exchange(question, edns, mixed).await?;
-        if told.as_sent {
+        // Where the case was not mixed, nobody had to guess it: in which it comes back says nothing.
+        if told.as_sent || !mixed {
             self.count(question, edns, &told.verdict);
             return Ok(told.verdict);
         }
         // Somebody has guessed all but the case; once more, they have to guess another id, port and case.
-        let again = self.exchange(question, edns, mixed).await?;
+        let again = self.exchange(question, edns, true).await?;
         if again.as_sent {
             return Ok(again.verdict);
         }
