@@ -302,18 +302,19 @@ impl Resolver {
                 }
             },
         };
-        let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
         let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
         let given = match (outcome, stale) {
-            (Ok(answer), _) => Ok((answer, Age::Seconds(0))),
-            (Err(_), Some(stale)) => {
+            (Some(Ok(answer)), _) => Ok((answer, Age::Seconds(0))),
+            (failed, Some(stale)) => {
                 self.tally(&guest, |counters| &counters.stale);
-                // It goes on without the guest: what comes back is for the next.
-                self.fly(&question, &key, place.share());
+                if failed.is_none() {
+                    // It goes on without the guest: what comes back is for the next.
+                    self.fly(&question, &key, place.share());
+                }
                 Ok((stale, Age::Stale))
             }
-            (Err(ede), None) => Err(ede),
+            (failed, None) => Err(failed.and_then(Result::err).unwrap_or(Ede::NoReachableAuthority)),
         };
         let failed = |ede| reply::code(&message, &query, from, how, Code::failed(ede));
         let bytes = match given {
