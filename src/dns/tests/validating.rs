@@ -141,3 +141,26 @@ async fn an_answer_that_would_take_many_hundred_questions_gets_one_hundred() {
     // But for a datagram that is sent again.
     assert!((100..200).contains(&upstream.seen()), "{}", upstream.seen());
 }
+
+/// Who wants to judge for itself has the answer as it is, and no word of the upstream's that we have not looked into.
+#[tokio::test]
+async fn an_upstreams_word_is_not_passed_on_to_who_judges_for_itself() {
+    let upstream = Upstream::that(|asked| {
+        let mut reply = asked.reply();
+        reply.metadata.authentic_data = true;
+        reply.add_answer(a(&asked.name(), 300));
+        now(reply.to_vec().unwrap())
+    })
+    .await;
+    let ad_of = async |server: &DnsServer| {
+        let mut query = with_edns(question("www.example.com.", RecordType::A), 1232, true);
+        query.metadata.checking_disabled = true;
+        let answer = ask(server, query).await;
+        assert_eq!(addresses(&answer), [ANSWER]);
+        answer.metadata.authentic_data
+    };
+    let (validates, passes) = (resolver(validating(), &[&upstream]), forwarding(&[&upstream]));
+    for _ in 0..2 {
+        assert_eq!((ad_of(&validates).await, ad_of(&passes).await), (false, true));
+    }
+}
