@@ -103,7 +103,8 @@ async fn a_key_below_a_private_suffix_is_for_what_is_below_the_key() {
     }
 }
 
-/// What is held of a chain may be what is wrong with it: it is asked for once more, and is not what the next is judged by.
+/// What is held of a chain may be what is wrong with it: it is asked for once more, unless that has just been. So names of a broken
+/// zone, however many, do not have everybody's keys asked for again and again.
 #[tokio::test]
 async fn what_a_bogus_answer_was_judged_by_is_asked_for_again() {
     let servers = Arc::new(AtomicUsize::new(0));
@@ -118,11 +119,19 @@ async fn what_a_bogus_answer_was_judged_by_is_asked_for_again() {
     })
     .await;
     let server = resolver(validating(), &[&upstream]);
-    for n in 1..=2 {
-        let bogus =
-            ask(&server, with_edns(question(&format!("{n}.example.com."), RecordType::A), 1232, false)).await;
+    let bogus = async |n: usize| {
+        let query = with_edns(question(&format!("{n}.example.com."), RecordType::A), 1232, false);
+        let bogus = ask(&server, query).await;
         assert_eq!(extended_error(&bogus), Some(6), "{bogus}");
-        assert_eq!(servers.load(Ordering::SeqCst), 2 * n);
+    };
+    for asked in 1..=3 {
+        let since = Instant::now();
+        for n in 1..=4 {
+            bogus(10 * asked + n).await;
+        }
+        // A pause of the machine may be as long as what has just been asked for is held.
+        assert!(servers.load(Ordering::SeqCst) == asked || since.elapsed() > Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(2_100)).await;
     }
 }
 
