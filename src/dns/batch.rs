@@ -5,10 +5,10 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsRawFd;
 
+use super::query::LONGEST;
+
 /// Datagrams taken at once. More would keep the first waiting for the last.
 pub(super) const BATCH: usize = 64;
-/// The longest query worth reading: one question, an OPT record and its options.
-pub(super) const LONGEST: usize = 4_096;
 
 pub(super) struct Batch {
     received: Vec<[u8; LONGEST]>,

@@ -162,22 +162,14 @@ impl Cache {
         let entry = shard.entries.get_mut(key.as_bytes())?;
         entry.wanted = (entry.wanted + 1).min(MOST_WANTED);
         entry.hits = entry.hits.saturating_add(1);
-        let failed_within = |time| entry.failed.is_some_and(|at| now.saturating_duration_since(at) < time);
-        let failed = failed_within(FAILURE_FOR).then_some(Held::Failed);
-        let Some((answer, since)) = &entry.answer else { return failed };
-        let age = now.saturating_duration_since(*since);
-        let lifetime = Duration::from_secs(answer.lifetime().into());
-        if age < lifetime {
-            let renew = !entry.renewing && entry.hits >= PREFETCH_FROM && lifetime - age < lifetime / 10;
-            entry.renewing |= renew;
-            // Below a week, so it fits.
-            Some(Held::Fresh { answer: answer.clone(), age: Age::Seconds(age.as_secs() as u32), renew })
-        } else if age < lifetime + STALE_FOR {
-            let (wait, retry) = (!failed_within(RECHECK), failed.is_none());
-            Some(Held::Stale { answer: answer.clone(), over: age - lifetime, wait, retry })
-        } else {
-            failed
-        }
+        let held = entry.held(now);
+        entry.renewing |= matches!(held, Some(Held::Fresh { renew: true, .. }));
+        held
+    }
+
+    /// The same for who only looks: it counts as no request, and what is told once is still to be told.
+    pub(super) fn peek(&self, key: &Key, now: Instant) -> Option<Held> {
+        self.shard(key).entries.get(key.as_bytes())?.held(now)
     }
 
     /// Keeps an answer. One with TTL 0 is for those who asked only (RFC 1035 section 3.2.1), and ends what was held.
@@ -280,6 +272,26 @@ impl Cache {
             .iter()
             .fold(0_usize, |sum, byte| sum.wrapping_mul(31).wrapping_add((*byte).into()));
         lock(&self.shards[sum % self.shards.len()])
+    }
+}
+
+impl Entry {
+    fn held(&self, now: Instant) -> Option<Held> {
+        let failed_within = |time| self.failed.is_some_and(|at| now.saturating_duration_since(at) < time);
+        let failed = failed_within(FAILURE_FOR).then_some(Held::Failed);
+        let Some((answer, since)) = &self.answer else { return failed };
+        let age = now.saturating_duration_since(*since);
+        let lifetime = Duration::from_secs(answer.lifetime().into());
+        if age < lifetime {
+            let renew = !self.renewing && self.hits >= PREFETCH_FROM && lifetime - age < lifetime / 10;
+            // Below a week, so it fits.
+            Some(Held::Fresh { answer: answer.clone(), age: Age::Seconds(age.as_secs() as u32), renew })
+        } else if age < lifetime + STALE_FOR {
+            let (wait, retry) = (!failed_within(RECHECK), failed.is_none());
+            Some(Held::Stale { answer: answer.clone(), over: age - lifetime, wait, retry })
+        } else {
+            failed
+        }
     }
 }
 

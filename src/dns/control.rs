@@ -28,6 +28,7 @@ pub struct DnsControl(Arc<Resolver>);
 /// A question asked as a guest would, and the way its answer took.
 #[derive(Debug, Clone)]
 pub struct Explained {
+    /// `no answer` if there is none.
     pub rcode: String,
     /// Records of the answer section, as in a zone file.
     pub answers: Vec<String>,
@@ -165,7 +166,15 @@ impl DnsControl {
         let mut out = Vec::new();
         match resolver.begin(&bytes, SocketAddr::new(address, 0), Transport::Tcp, &mut out) {
             Step::Answered => {}
-            Step::Silent => way.push("no answer: the guest asks more than it may".into()),
+            Step::Silent => {
+                way.push("no answer: the guest asks more than it may".into());
+                return Some(Explained {
+                    rcode: "no answer".into(),
+                    answers: vec![],
+                    way,
+                    micros: micros(begun),
+                });
+            }
             Step::Wait(pending) => {
                 resolver.finish(pending, &mut out).await;
                 let after = self.upstreams();
@@ -184,9 +193,13 @@ impl DnsControl {
             rcode: format!("{:?}", answer.metadata.response_code).to_ascii_uppercase(),
             answers: answer.answers.iter().map(ToString::to_string).collect(),
             way,
-            micros: u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+            micros: micros(begun),
         })
     }
+}
+
+fn micros(begun: std::time::Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn extended_error(message: &Message) -> Option<u16> {
@@ -238,7 +251,7 @@ impl Resolver {
             Route::Local(local) => way.push(format!("local: {}", local.as_str())),
             Route::Forward => {
                 let question = Question::of(&query);
-                let held = self.cache.get(&Key::of(&question), std::time::Instant::now());
+                let held = self.cache.peek(&Key::of(&question), std::time::Instant::now());
                 way.push(match held {
                     Some(Held::Fresh { age, .. }) => format!("cache: fresh, {age:?}"),
                     Some(Held::Stale { over, .. }) => format!("cache: stale for {} s", over.as_secs()),

@@ -166,9 +166,9 @@ async fn fly(
         }
         (Some(first), validator) => {
             let asked = setup.forwarder.ask(&question, Some(Paid { payers: &payers, first })).await;
-            // Where answers are validated, no upstream's word stands for it.
-            let unjudged = validator.is_some() && !question.checking_disabled;
-            if unjudged { asked.map(|answer| answer.authentic(false)) } else { asked }
+            // Where answers are validated, no upstream's word stands for it; nor for who has them unjudged (CD): AD would say that we
+            // have looked (RFC 4035 section 3.2.3).
+            if validator.is_some() { asked.map(|answer| answer.authentic(false)) } else { asked }
         }
     };
     // In the cache first: who comes after the flight is off the list finds the answer there.

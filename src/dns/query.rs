@@ -22,6 +22,8 @@ pub(super) mod qtype {
 pub(super) const COOKIE: u16 = 10;
 pub(super) const CLASS_IN: u16 = 1;
 pub(super) const HEADER: usize = 12;
+/// The longest query worth reading: one question, an OPT record and its options.
+pub(super) const LONGEST: usize = 4_096;
 
 /// Bits of the header's second 16-bit word (RFC 1035 section 4.1.1, RFC 4035 section 3.2).
 pub(super) mod flag {
@@ -102,6 +104,10 @@ impl Query {
         }
         if flags & flag::OPCODE != 0 {
             return Err(Reject::NotImp);
+        }
+        // By TCP; a datagram of that length is not even read (`batch`).
+        if message.len() > LONGEST {
+            return Err(Reject::FormErr);
         }
         if (word(4), word(6), word(8)) == (0, 0, 0)
             && let Some(edns) = additional(message, HEADER, word(10))?

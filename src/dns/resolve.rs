@@ -23,7 +23,7 @@ use super::guests::{Guest, Guests};
 use super::histogram::Histogram;
 use super::name::Name;
 use super::policy::Verdict;
-use super::query::{Edns, Query, Reject};
+use super::query::{Edns, HEADER, Query, Reject};
 use super::reply::{self, Code, Ede, Transport};
 use super::route::{Local, Route, route};
 use super::setup::Setup;
@@ -68,7 +68,8 @@ pub(super) enum Step {
 
 /// A query that waits for an upstream.
 pub(super) struct Pending {
-    message: Vec<u8>,
+    /// The guest's message as far as an answer repeats it: header and question.
+    message: Box<[u8]>,
     query: Query,
     pub(super) from: SocketAddr,
     how: Transport,
@@ -294,8 +295,9 @@ impl Resolver {
             return self.put_code(asked, out, Code::failed(Ede::Other));
         };
         self.tally(asked.guest, |counters| &counters.forwarded);
+        let repeated = HEADER + asked.query.question_len();
         Step::Wait(Box::new(Pending {
-            message: asked.message.to_vec(),
+            message: asked.message[..repeated].into(),
             query: asked.query,
             from: asked.from,
             how: asked.how,
@@ -331,28 +333,31 @@ impl Resolver {
                 }
             },
         };
-        let outcome = outcome.unwrap_or(Err(Ede::NoReachableAuthority));
         out.clear();
         // The rules may be others than when it was asked for.
         let setup = self.setup.load_full();
         let asked = Asked { setup: &setup, message: &message, query, from, how, guest: &guest };
         let given = match (outcome, stale) {
-            (Ok(answer), _) => Ok((answer, Age::Seconds(0))),
-            (Err(_), Some(stale)) => {
+            (Some(Ok(answer)), _) => Ok((answer, Age::Seconds(0))),
+            (failed, Some(stale)) => {
                 self.tally(&guest, |counters| &counters.stale);
-                // It goes on without the guest: what comes back is for the next.
-                self.fly(&question, &key, place.share());
+                if failed.is_none() {
+                    // It goes on without the guest: what comes back is for the next.
+                    self.fly(&question, &key, place.share());
+                }
                 Ok((stale, Age::Stale))
             }
-            (Err(ede), None) => Err(ede),
+            (failed, None) => Err(failed.and_then(Result::err).unwrap_or(Ede::NoReachableAuthority)),
         };
         let ruled = given.as_ref().ok();
         let ruled = ruled.and_then(|(answer, age)| self.ruled_beyond(&asked, &question.name, answer, *age));
         let source = if ruled.is_some() { "rule" } else { "upstream" };
+        let failed = |ede| reply::code(&message, &query, from, how, Code::failed(ede));
         let bytes = match given {
             _ if ruled.is_some() => {
                 let whole = ruled.map(|ruled| alias::behind(before, ruled));
-                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+                let bytes = whole.and_then(|whole| reply::local(&message, &query, from, how, &whole));
+                bytes.or_else(|| failed(Ede::Other))
             }
             Ok((answer, age)) if before.is_empty() => {
                 answer.write(&message, &query, age, how.limit(&query), out);
@@ -360,9 +365,11 @@ impl Resolver {
             }
             Ok((answer, age)) => {
                 let whole = alias::behind_upstreams(before, &answer, age);
-                whole.and_then(|whole| reply::local(&message, &query, from, how, &whole))
+                let bytes = whole.and_then(|whole| reply::local(&message, &query, from, how, &whole));
+                // What the upstream sent may stand alone, and not behind an alias of ours.
+                bytes.or_else(|| failed(Ede::Other))
             }
-            Err(ede) => reply::code(&message, &query, from, how, Code::failed(ede)),
+            Err(ede) => failed(ede),
         };
         if let Some(bytes) = bytes {
             *out = bytes;
@@ -406,5 +413,30 @@ impl Resolver {
             cookie.server[..8].copy_from_slice(&halves[0]);
             cookie.server[8..].copy_from_slice(&halves[1]);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::server::{DnsEndpoints, resolver};
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn of_a_query_that_waits_only_what_its_answer_repeats_is_kept() {
+        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
+        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
+        let endpoints = DnsEndpoints::of(&network);
+        let resolver = Arc::new(resolver(network, Registry::default(), &endpoints).unwrap());
+        let plain = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01";
+        // With 3,000 bytes of a type that nobody knows.
+        let mut message = plain.to_vec();
+        message.extend_from_slice(b"\0\xff\0\0\x01\0\0\0\0\x0b\xb8");
+        message.resize(message.len() + 3_000, b'x');
+        let guest = SocketAddr::from(([10, 100, 0, 7], 40_000));
+        let Step::Wait(pending) = resolver.begin(&message, guest, Transport::Tcp, &mut vec![]) else {
+            panic!("nobody to be asked")
+        };
+        assert_eq!(*pending.message, plain[..]);
     }
 }

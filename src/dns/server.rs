@@ -1,6 +1,6 @@
 //! A network's resolver from start to stop. In: a network, the live bindings, upstreams. Out: answers on the gateway's port 53,
-//! UDP and TCP. Two threads: one answers what is at hand, the other has a runtime for all that waits. The sockets stay open
-//! whatever changes.
+//! UDP and TCP. Three threads: one answers what is at hand by UDP, one has TCP, and one a runtime for all that waits. The sockets
+//! stay open whatever changes.
 
 use std::hash::RandomState;
 use std::io;
@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit};
-use tokio::runtime;
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::{self, Runtime};
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info};
 
 use super::cache::Cache;
@@ -108,8 +108,8 @@ pub struct DnsServer {
     address: SocketAddr,
     socket: Arc<UdpSocket>,
     stopping: Arc<AtomicBool>,
-    /// Dropped to end the runtime.
-    stop: Option<oneshot::Sender<()>>,
+    /// Dropped to end the runtimes.
+    stop: Option<watch::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -154,22 +154,24 @@ impl DnsServer {
         let resolver = Arc::new(resolver(network, registry, &endpoints)?);
         let (tcp, udp, address) = bind(endpoints.listen)?;
         let runtime =
-            runtime::Builder::new_current_thread().enable_all().build().map_err(DnsError::Threads)?;
-        resolver.flights.run_on(runtime.handle().clone());
-        let server = Self::run(resolver, runtime, tcp, udp, address)?;
+            || runtime::Builder::new_current_thread().enable_all().build().map_err(DnsError::Threads);
+        let (waits, by_tcp) = (runtime()?, runtime()?);
+        resolver.flights.run_on(waits.handle().clone());
+        let server = Self::run(resolver, waits, by_tcp, tcp, udp, address)?;
         info!(network = %server.resolver.setup.load().network.name, "DNS server is answering");
         Ok(server)
     }
 
     fn run(
         resolver: Arc<Resolver>,
-        runtime: runtime::Runtime,
+        waits: Runtime,
+        by_tcp: Runtime,
         tcp: TcpListener,
         udp: UdpSocket,
         address: SocketAddr,
     ) -> Result<Self, DnsError> {
         let (later, waiting) = mpsc::unbounded_channel::<Box<Pending>>();
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (stop, mut stopped) = watch::channel(());
         let (socket, stopping) = (Arc::new(udp), Arc::new(AtomicBool::new(false)));
         let mut server = Self {
             resolver: resolver.clone(),
@@ -179,20 +181,28 @@ impl DnsServer {
             stop: Some(stop),
             threads: Vec::new(),
         };
+        let (handle, mut also_stopped) = (waits.handle().clone(), stopped.clone());
         let (for_waiting, answers) = (resolver.clone(), socket.clone());
         let waits = move || {
-            runtime.block_on(async {
-                // Registered with this runtime, so it has to be made here; it was bound and set up before.
-                match tokio::net::TcpListener::from_std(tcp) {
-                    Ok(listener) => drop(tokio::spawn(tcp::serve(for_waiting.clone(), listener))),
-                    Err(error) => tracing::error!(%error, "no DNS by TCP"),
-                }
+            waits.block_on(async {
                 tokio::spawn(look_after_upstreams(for_waiting.clone()));
                 tokio::spawn(udp::finish_all(for_waiting, answers, waiting));
-                // Ends when the sender is dropped; the runtime's end ends every task.
-                let _ = stopped.await;
+                // Ends with an error when the sender is dropped; the runtime's end ends every task.
+                let _ = stopped.changed().await;
             });
         };
+        let for_tcp = resolver.clone();
+        let by_tcp = move || {
+            by_tcp.block_on(async {
+                // Registered with this runtime, so it has to be made here; it was bound and set up before.
+                match tokio::net::TcpListener::from_std(tcp) {
+                    Ok(listener) => drop(tokio::spawn(tcp::serve(for_tcp, listener, handle))),
+                    Err(error) => tracing::error!(%error, "no DNS by TCP"),
+                }
+                let _ = also_stopped.changed().await;
+            });
+        };
+        server.threads.push(thread("dns-tcp", by_tcp)?);
         server.threads.push(thread("dns-waits", waits)?);
         let answers = move || udp::serve(&resolver, &socket, &stopping, &later);
         server.threads.push(thread("dns-answers", answers)?);

@@ -2,6 +2,7 @@
 //! text of a list. Out: whether a name is one of them or below one.
 
 use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
 
 use hashbrown::HashTable;
 
@@ -32,18 +33,22 @@ impl Suffixes {
     }
 
     /// Adds each name of a list: a name a line, or an address and names as in hosts(5); `#` begins a comment; `*.` before a
-    /// name adds nothing, as all below it is meant anyway. The number of lines that are neither.
+    /// name adds nothing, as all below it is meant anyway. How much there is that is neither: lists of other kinds (`||name^`)
+    /// and their comments are not made names of, and no line means everything.
     pub(super) fn add_list(&mut self, text: &str) -> usize {
         let mut strange = 0;
         for line in text.lines() {
             let line = line.split('#').next().unwrap_or_default();
-            let mut words = line.split_ascii_whitespace().peekable();
-            if words.peek().is_some_and(|first| first.parse::<std::net::IpAddr>().is_ok()) {
+            let mut words = line.split_ascii_whitespace();
+            let first = words.clone().next();
+            if first.is_some_and(|first| first.parse::<IpAddr>().is_ok()) {
                 words.next();
+            } else if words.clone().nth(1).is_some() {
+                strange += 1;
+                continue;
             }
             for word in words {
-                let word = word.strip_prefix("*.").unwrap_or(word);
-                match Name::from_text(word) {
+                match listed(word) {
                     // The names of the host itself stand in every list of this form.
                     Some(_) if matches!(word, "localhost" | "localhost.localdomain" | "local") => {}
                     Some(name) => self.add(&name),
@@ -75,6 +80,14 @@ impl Suffixes {
             }
         }
     }
+}
+
+/// A name in a list, of what host names and service names are made of (RFC 952, RFC 8552); not the root.
+fn listed(word: &str) -> Option<Name> {
+    let word = word.strip_prefix("*.").unwrap_or(word);
+    let is_ours = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let name = Name::from_text(word).filter(|_| word.bytes().all(is_ours))?;
+    (name != Name::root()).then_some(name)
 }
 
 fn stands_at(arena: &[u8], at: u32, wire: &[u8]) -> bool {
@@ -130,6 +143,43 @@ mod tests {
             assert!(set.covers(&name(covered)), "{covered}");
         }
         assert!(!set.covers(&name("localhost")));
+    }
+
+    /// Lists of other kinds, comments in them, and what would deny everything.
+    #[test]
+    fn a_line_that_is_not_a_name_adds_nothing_and_is_counted() {
+        let lines = [
+            "! Blocks ads and info",
+            "[Adblock Plus 2.0]",
+            "||ads.example^",
+            "@@||good.example^",
+            "||ads.example^$third-party",
+            "address=/ads.example/0.0.0.0",
+            "server=/ads.example/",
+            "local-zone: \"ads.example\" always_nxdomain",
+            "ads.example CNAME .",
+            "ads.example other.example",
+            "http://ads.example/",
+            "; a zone file's comment",
+            "/^ads[0-9]/",
+            ".",
+            "*.",
+            "*",
+            "..",
+            "0.0.0.0 .",
+            "a*.example",
+        ];
+        for line in lines {
+            let mut set = Suffixes::default();
+            let strange = set.add_list(line);
+            assert_eq!((strange, set.len()), (1, 0), "{line}");
+        }
+        let mut set = Suffixes::default();
+        assert_eq!(set.add_list("0.0.0.0 0.0.0.0\n\n \n# ads and info\n0.0.0.0 _x.a-1.example. # info\r\nB.example\r\n*.c.example"), 0);
+        for covered in ["_x.a-1.example", "b.example", "x.c.example"] {
+            assert!(set.covers(&name(covered)), "{covered}");
+        }
+        assert!(!set.covers(&name("x.info")));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Guests by TCP. In: connections. Out: answers, pipelined and in whatever order they are done (RFC 7766 section 6.2.1.1);
-//! nobody's idle or slow connections keep another out.
+//! nobody's idle or slow connections keep another out. On a thread of its own: whatever comes in here, what waits for upstreams
+//! goes on beside it.
 
 use std::collections::HashMap;
 use std::io;
@@ -7,11 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::runtime::Handle;
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{debug, trace};
 
@@ -24,6 +24,8 @@ const CONNECTIONS: usize = 4_096;
 const PER_GUEST: (usize, usize) = (32, 4);
 /// Queries of one connection that wait for upstreams at a time; further ones are read when one is done.
 const PIPELINE: usize = 32;
+/// Queries of one connection that are looked at before others have their turn.
+const TURN: usize = 64;
 /// A connection without a whole query for so long is closed (RFC 7766 section 6.2.3), and so is one that does not take
 /// its answer.
 const IDLE: Duration = Duration::from_secs(10);
@@ -33,7 +35,8 @@ const READ: usize = 16 << 10;
 /// beyond it at most.
 const UNSENT: usize = 16 << 10;
 
-pub(super) async fn serve(resolver: Arc<Resolver>, listener: TcpListener) {
+/// What has to wait does so on the runtime of `waits`.
+pub(super) async fn serve(resolver: Arc<Resolver>, listener: TcpListener, waits: Handle) {
     let mut connections = JoinSet::new();
     let guests = Arc::new(Mutex::new(HashMap::new()));
     loop {
@@ -51,7 +54,7 @@ pub(super) async fn serve(resolver: Arc<Resolver>, listener: TcpListener) {
         let seat = if connections.len() < CONNECTIONS { Seat::take(&guests, from.ip(), most) } else { None };
         match seat {
             Some(seat) => {
-                connections.spawn(connection(resolver.clone(), stream, from, seat));
+                connections.spawn(connection(resolver.clone(), waits.clone(), stream, from, seat));
             }
             None => count(&resolver.counters.tcp_refused),
         }
@@ -88,26 +91,39 @@ impl Drop for Seat {
     }
 }
 
-async fn connection(resolver: Arc<Resolver>, mut stream: TcpStream, from: SocketAddr, _seat: Seat) {
+async fn connection(
+    resolver: Arc<Resolver>,
+    waits: Handle,
+    mut stream: TcpStream,
+    from: SocketAddr,
+    _seat: Seat,
+) {
     // Answers are written whole: waiting for more to send would only delay them.
     let spoken = stream.set_nodelay(true);
-    if let Err(error) = spoken.and(converse(&resolver, &mut stream, from).await) {
+    if let Err(error) = spoken.and(converse(&resolver, &waits, &mut stream, from).await) {
         trace!(%error, "TCP connection");
     }
 }
 
-async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: SocketAddr) -> io::Result<()> {
+async fn converse(
+    resolver: &Arc<Resolver>,
+    waits: &Handle,
+    stream: &mut TcpStream,
+    from: SocketAddr,
+) -> io::Result<()> {
     let (mut reader, mut writer) = stream.split();
     let mut received = Vec::new();
     let (mut out, mut outgoing) = (Vec::new(), Vec::new());
-    let mut waiting = FuturesUnordered::new();
+    // Dropped with the connection, and so what waits for it.
+    let mut waiting = JoinSet::new();
     let mut idle_at = Instant::now() + IDLE;
     let mut open = true;
     loop {
-        let mut taken = 0;
-        while waiting.len() < PIPELINE && outgoing.len() < UNSENT {
+        let (mut taken, mut looked_at) = (0, 0);
+        while waiting.len() < PIPELINE && outgoing.len() < UNSENT && looked_at < TURN {
             let Some(message) = first_message(&received[taken..]) else { break };
             taken += 2 + message.len();
+            looked_at += 1;
             idle_at = Instant::now() + IDLE;
             match resolver.begin(message, from, Transport::Tcp, &mut out) {
                 // Over TCP nobody forges the sender: who sends no query, or more than it may, is not worth a connection. What it
@@ -117,22 +133,27 @@ async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: Socket
                     break;
                 }
                 Step::Answered => frame(&out, &mut outgoing)?,
-                Step::Wait(pending) => waiting.push(async {
-                    let mut out = Vec::new();
-                    resolver.finish(pending, &mut out).await.then_some(out)
-                }),
+                Step::Wait(pending) => {
+                    let resolver = resolver.clone();
+                    let finished = async move {
+                        let mut out = Vec::new();
+                        resolver.finish(pending, &mut out).await.then_some(out)
+                    };
+                    waiting.spawn_on(finished, waits);
+                }
             }
         }
         received.drain(..taken);
+        let more = outgoing.len() >= UNSENT || looked_at == TURN;
         if !outgoing.is_empty() {
-            // All answers of what one read brought, in one write if they are short.
+            // All answers of one turn, in one write if they are short.
             timeout(IDLE, writer.write_all(&outgoing)).await??;
-            let more = outgoing.len() >= UNSENT;
             outgoing.clear();
             outgoing.shrink_to(UNSENT);
-            if more {
-                continue;
-            }
+        }
+        if more {
+            yield_now().await;
+            continue;
         }
         if !open && waiting.is_empty() {
             return Ok(());
@@ -143,8 +164,9 @@ async fn converse(resolver: &Arc<Resolver>, stream: &mut TcpStream, from: Socket
         }
         received.reserve(READ);
         tokio::select! {
-            Some(answer) = waiting.next() => {
-                if let Some(answer) = answer {
+            Some(finished) = waiting.join_next() => {
+                // An error means that it panicked, which has been logged, or that the resolver is being stopped.
+                if let Ok(Some(answer)) = finished {
                     frame(&answer, &mut outgoing)?;
                 }
                 idle_at = Instant::now() + IDLE;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::counters::{Counters, count};
 use super::guests::Guest;
 use super::query::{Query, flag};
-use super::reply::{self, Code};
+use super::reply::{self, Code, Ede};
 use super::resolve::{Asked, Resolver, Step};
 use super::zone;
 
@@ -25,7 +25,11 @@ impl Resolver {
     ) -> Step {
         let bytes = answer
             .and_then(|answer| reply::local(asked.message, &asked.query, asked.from, asked.how, &answer));
-        self.put_logged(asked, out, bytes, source)
+        match bytes {
+            Some(_) => self.put_logged(asked, out, bytes, source),
+            // Not to be put into a message, or behind an alias of ours: that is no reason for silence.
+            None => self.put_code(asked, out, Code::failed(Ede::Other)),
+        }
     }
 
     pub(super) fn put_code(&self, asked: &Asked<'_>, out: &mut Vec<u8>, code: Code) -> Step {

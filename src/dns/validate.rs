@@ -35,6 +35,9 @@ const DEPTH: usize = 26;
 const CHAINS: usize = 2 << 20;
 /// Seconds. None of that is held longer, whatever its TTL: it is held before anybody has looked whether it is right.
 const CHAINS_FOR: u32 = 3_600;
+/// Seconds. A bogus name has what its chain is made of asked for again, up to the root, of which every other name's chain is made too:
+/// not what has been asked for within this. Else a flood of names of one broken zone would have everybody wait for keys.
+const ANEW_AFTER: u32 = 2;
 /// Of what a chain of trust is made.
 const OF_CHAINS: [u16; 3] = [qtype::NS, qtype::DS, qtype::DNSKEY];
 /// RRsets whose proofs hickory holds, beside that: by default a million, some 200 MB. A test fills it.
@@ -110,7 +113,7 @@ impl Validator {
     /// Forgets what chains of trust of `name` and all below it were made of, and what was found of any.
     pub(super) fn flush(&self, name: &Name) {
         self.upstreams.chains.flush(name);
-        self.upstreams.forget_chain(name);
+        self.upstreams.forget_chain(name, 0);
         self.handle.store(Arc::new(anew(&self.handle.load())));
     }
 
@@ -241,17 +244,25 @@ fn failure(error: &NetError) -> Failure {
 }
 
 impl Upstreams {
-    /// Forgets what the chain of trust of `name` is made of.
-    fn forget_chain(&self, name: &Name) {
+    /// Forgets what the chain of trust of `name` is made of, as far as it has been held for so many seconds.
+    fn forget_chain(&self, name: &Name, held_for: u32) {
         for count in 0..=name.labels().count() {
             let zone = name.parent(count);
-            OF_CHAINS.iter().for_each(|qtype| self.chains.forget(&Key::of(&of_chain(zone, *qtype))));
+            for qtype in OF_CHAINS {
+                let key = Key::of(&of_chain(zone, qtype));
+                let held = self.chains.peek(&key, Instant::now());
+                let young = |age| matches!(age, Age::Seconds(age) if age < held_for);
+                if !matches!(held, Some(Held::Fresh { age, .. }) if young(age)) {
+                    self.chains.forget(&key);
+                }
+            }
         }
     }
 
+    /// The same for names that have come out bogus.
     fn forget_chains<'a>(&self, names: impl IntoIterator<Item = &'a rr::Name>) {
         for name in names.into_iter().filter_map(|name| Name::from_labels(name.iter())) {
-            self.forget_chain(&name);
+            self.forget_chain(&name, ANEW_AFTER);
         }
     }
 
@@ -451,6 +462,27 @@ mod tests {
         };
         assert_eq!(data(0), b"\x03new\x07example\0");
         assert_eq!(data(1), b"\x03NeW\x07Example\0");
+    }
+
+    #[test]
+    fn a_bogus_name_has_nothing_asked_for_again_that_was_asked_for_just_now() {
+        let validator = validator();
+        let chains = &validator.upstreams.chains;
+        let names = ["", "example", "broken.example"].map(|name| Name::from_text(name).unwrap());
+        let held = |name: &Name| {
+            let question = of_chain(*name, qtype::DNSKEY);
+            chains.peek(&Key::of(&question), Instant::now()).is_some()
+        };
+        let bogus = rr::Name::from_ascii("n1.broken.example.").unwrap();
+        for (before, stays) in [(0, true), (3, false)] {
+            for name in &names {
+                let question = of_chain(*name, qtype::DNSKEY);
+                let answer = Arc::new(Answer::withheld(&question, super::super::reply::Ede::Other, 60));
+                chains.put(&Key::of(&question), answer, Instant::now() - Duration::from_secs(before));
+            }
+            validator.upstreams.forget_chains([&bogus]);
+            assert_eq!(names.each_ref().map(held), [stays; 3], "{before}");
+        }
     }
 
     #[test]

@@ -184,7 +184,8 @@ impl Zones<'_> {
             return self.in_domain(&labels, &name, asked, aliases - 1);
         }
         let zone = self.added.zone(&name);
-        if zone.is_some() || self.added.find(&name, |_| false).is_some() {
+        // Above a record of the operator's there may be much of others.
+        if zone.is_some() || matches!(self.added.find(&name, |_| false), Some(Found::Data(_))) {
             return self.added(&zone.unwrap_or(name), &name, asked, aliases - 1);
         }
         Some(Answer { beyond: Some(name), ..Answer::empty() })

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use tracing::trace;
 
 pub(super) use self::secure::{SecureError, Trust};
@@ -32,6 +32,8 @@ use crate::model::{Network, NetworkName, Upstream as Server};
 pub(super) const BUDGET: Duration = Duration::from_millis(3_500);
 /// Upstreams asked at once for one question, so sockets per question.
 const ABREAST: usize = 3;
+/// What nobody could be asked is tried again so often at most (`RESEND`).
+const AGAIN: usize = udp::RESEND.len();
 /// What a question to one upstream may take when only its health is asked for.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -205,8 +207,8 @@ impl Forwarder {
         let order = self.ranked(self.group(&question.side()));
         let mut waiting = order.iter();
         // When each question went out; it may wait for its turn, of which its upstream knows nothing.
-        let sent: [OnceLock<Instant>; ABREAST] = Default::default();
-        let mut unsent = sent.iter();
+        let sent: [OnceLock<Instant>; ABREAST + AGAIN] = Default::default();
+        let (mut unsent, mut pauses, mut transient) = (sent.iter(), udp::RESEND.into_iter(), false);
         let mut running = FuturesUnordered::new();
         let mut started: Vec<(&Arc<Upstream>, &OnceLock<Instant>)> = vec![];
         let (mut failure, mut declined) = (Failure::Silence, vec![]);
@@ -223,6 +225,11 @@ impl Forwarder {
             }
             if waiting.len() == 0 {
                 next_at = deadline;
+                if failure == Failure::Unable {
+                    // One has said that it cannot: a look now and then at whether more is to be expected.
+                    let usual = started.iter().map(|(upstream, _)| upstream.health.late()).max();
+                    next_at = deadline.min(tokio::time::Instant::now() + usual.unwrap_or_default());
+                }
             }
             match timeout_at(next_at, running.next()).await {
                 Ok(Some((upstream, Ok(answer)))) => {
@@ -235,15 +242,27 @@ impl Forwarder {
                 }
                 Ok(Some((upstream, Err(trouble)))) => {
                     trace!(upstream = %upstream.server, %trouble, "no answer");
+                    transient |= trouble.is_transient();
                     if trouble.is_sign_of_life() {
                         failure = Failure::Unable;
                         declined.push(upstream);
                     }
                     self.settle_one(&mut started, upstream, &trouble);
                 }
-                Ok(None) => return Err(failure),
-                // Late: on to the next upstream, unless there is no more time.
-                Err(_) if next_at < deadline => {}
+                // Nobody is left. Who could not be reached may be there in a moment, unless it has not been for some time.
+                Ok(None) => {
+                    let lives = order.iter().position(|upstream| !upstream.health.is_silent());
+                    let (true, Failure::Silence, Some(at)) = (transient, failure, lives) else {
+                        return Err(failure);
+                    };
+                    let Some(pause) = pauses.next() else { return Err(failure) };
+                    if timeout_at(deadline, sleep(pause)).await.is_err() {
+                        return Err(failure);
+                    }
+                    waiting = order[at..=at].iter();
+                }
+                // Late: on to the next upstream, unless there is no more time, or there are only some that are silent.
+                Err(_) if next_at < deadline && (waiting.len() > 0 || !are_silent(&started)) => {}
                 Err(_) => {
                     self.settle(&started, None);
                     return Err(failure);
@@ -333,6 +352,10 @@ impl Forwarder {
         };
         (upstream, outcome)
     }
+}
+
+fn are_silent(started: &[(&Arc<Upstream>, &OnceLock<Instant>)]) -> bool {
+    started.iter().all(|(upstream, _)| upstream.health.is_silent())
 }
 
 fn groups(

@@ -26,6 +26,21 @@ impl Trouble {
     pub(super) fn is_sign_of_life(&self) -> bool {
         matches!(self, Self::Unable(_) | Self::Referral)
     }
+
+    /// Whether it could not even be asked, which may be otherwise in a moment: its port was closed, as while it is started anew,
+    /// or there was no way to it.
+    pub(super) fn is_transient(&self) -> bool {
+        use io::ErrorKind::{
+            AddrNotAvailable, ConnectionRefused, HostUnreachable, NetworkDown, NetworkUnreachable,
+        };
+        let unreached = |kind| {
+            matches!(
+                kind,
+                AddrNotAvailable | ConnectionRefused | HostUnreachable | NetworkDown | NetworkUnreachable
+            )
+        };
+        matches!(self, Self::Io(error) if unreached(error.kind()))
+    }
 }
 
 /// An upstream, how it is spoken to and how it has been doing.

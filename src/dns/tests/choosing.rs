@@ -252,3 +252,59 @@ async fn who_joins_a_question_does_not_wait_for_what_its_first_asker_has_under_w
     assert_eq!((first.metadata.id, addresses(&first)), (shared.metadata.id, vec![ANSWER]));
     assert_eq!(server.counters().servfail, 0);
 }
+
+#[tokio::test]
+async fn an_upstream_that_cannot_say_is_taken_at_its_word_where_the_other_is_dead() {
+    let unable = Upstream::that(|asked| now(asked.code(ResponseCode::ServFail))).await;
+    let silent = Upstream::silent().await;
+    for upstreams in [[&unable, &silent], [&silent, &unable]] {
+        let server = forwarding(&upstreams);
+        // That it is silent is found out by the first.
+        lookup(&server, "first.example.com.").await;
+        for n in 0..3 {
+            let since = Instant::now();
+            let query = with_edns(question(&format!("n{n}.example.com."), RecordType::A), 1232, false);
+            let answer = ask(&server, query).await;
+            assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+            assert_eq!(extended_error(&answer), Some(23));
+            // Some 150 ms; the budget is 3.5 s.
+            assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+        }
+    }
+}
+
+/// One that lives and takes its time: it may be able to say.
+#[tokio::test]
+async fn an_upstream_that_is_slow_is_waited_for_where_the_other_cannot_say() {
+    let unable = Upstream::that(|asked| now(asked.code(ResponseCode::ServFail))).await;
+    let slow = Upstream::that(|asked| {
+        let wait = if asked.nth == usize::MAX { 0 } else { 2_000 };
+        vec![(Duration::from_millis(wait), asked.a(300))]
+    })
+    .await;
+    let server = forwarding(&[&unable, &slow]);
+    assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
+}
+
+/// Its port is closed for a moment, as when it is started anew.
+#[tokio::test]
+async fn a_lone_upstream_that_is_back_in_a_moment_answers_what_was_asked_meanwhile() {
+    // Nobody else's: not an address that other tests use, and below the ports that the kernel gives away.
+    let address: SocketAddr = "127.0.4.9:5399".parse().unwrap();
+    let server = start_with(network("default"), Registry::default(), &endpoints(&[address]));
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let udp = UdpSocket::bind(address).await.unwrap();
+        let mut buffer = [0; 512];
+        loop {
+            let (length, from) = udp.recv_from(&mut buffer).await.unwrap();
+            let message = Message::from_vec(&buffer[..length]).unwrap();
+            let asked = Asked { nth: 0, message, from, tcp: false };
+            udp.send_to(&asked.a(300), from).await.unwrap();
+        }
+    };
+    tokio::select! {
+        answer = lookup(&server, "www.example.com.") => assert_eq!(addresses(&answer), [ANSWER]),
+        () = back => {}
+    }
+}

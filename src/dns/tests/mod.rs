@@ -23,6 +23,7 @@ use crate::registry::{Binding, Registry};
 
 mod changing;
 mod choosing;
+mod explaining;
 mod forwarding;
 mod hostile;
 mod lifecycle;

@@ -212,3 +212,20 @@ async fn prompt_upstreams_that_are_slow_with_a_name_are_waited_for() {
     // Most, as above: a pause of the upstreams, which are threads here, is no silence of theirs, and cannot be told from it.
     assert!(fresh > ROUNDS / 2, "{fresh}");
 }
+
+#[tokio::test]
+async fn a_refresh_that_has_failed_is_not_asked_for_again_at_once() {
+    let fails = Upstream::that(|asked| match asked.nth {
+        0 => now(asked.a(1)),
+        _ if asked.name().starts_with("www") => now(asked.code(ResponseCode::ServFail)),
+        _ => now(asked.a(300)),
+    })
+    .await;
+    let server = forwarding(&[&fails]);
+    lookup(&server, "www.example.com.").await;
+    tokio::time::sleep(Duration::from_millis(1_050)).await;
+    assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
+    // Whatever was asked before this has come before it.
+    lookup(&server, "other.example.com.").await;
+    assert_eq!((fails.seen(), server.counters().stale), (3, 1));
+}

@@ -145,3 +145,94 @@ async fn an_answer_is_never_called_cut_by_tcp() {
     assert!(!answer.metadata.truncation && answer.edns.is_some(), "{answer}");
     assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
 }
+
+/// 32 connections of one guest that ask for a name that is held as fast as they are answered, until dropped; from a thread of
+/// their own.
+struct Flood {
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn of(server: SocketAddr, query: &Message) -> Self {
+        let bytes = query.to_vec().unwrap();
+        let many = [&(bytes.len() as u16).to_be_bytes()[..], &bytes].concat().repeat(1_000);
+        let connection = async move |many: &[u8]| {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+            let (mut reader, mut writer) = socket.connect(server).await.unwrap().into_split();
+            let mut buffer = vec![0; 64 << 10];
+            let asks = async { while writer.write_all(many).await.is_ok() {} };
+            let takes = async { while reader.read(&mut buffer).await.is_ok_and(|read| read > 0) {} };
+            tokio::join!(asks, takes)
+        };
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = join_all((0..32).map(|_| connection(&many))) => {}
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.take();
+        self.thread.take().map(std::thread::JoinHandle::join);
+    }
+}
+
+#[tokio::test]
+async fn one_guests_flood_by_tcp_leaves_a_neighbour_its_misses() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let held = question("held.example.com.", RecordType::A);
+    ask(&server, held.clone()).await;
+    let _flood = Flood::of(server.local_addr(), &held);
+    while server.counters().queries < 5_000 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let before = server.counters().queries;
+    for n in 0..10 {
+        let since = Instant::now();
+        let answer = lookup(&server, &format!("n{n}.example.com.")).await;
+        assert_eq!(
+            (answer.metadata.response_code, addresses(&answer)),
+            (ResponseCode::NoError, vec![ANSWER])
+        );
+        // Some ms; the machine may do much else.
+        assert!(since.elapsed() < Duration::from_secs(1), "{:?}", since.elapsed());
+    }
+    let answer = ask_tcp(&server, question("by-tcp.example.com.", RecordType::A)).await;
+    assert_eq!(addresses(&answer), [ANSWER]);
+    assert!(server.counters().queries > before + 100, "the flood has ended");
+}
+
+#[tokio::test]
+async fn a_message_longer_than_any_query_is_a_format_error() {
+    let upstream = Upstream::prompt().await;
+    let server = forwarding(&[&upstream]);
+    let mut stream = TcpStream::connect(server.local_addr()).await.unwrap();
+    for (length, code) in [
+        (4_096, ResponseCode::NoError),
+        (4_097, ResponseCode::FormErr),
+        (usize::from(u16::MAX), ResponseCode::FormErr),
+        (4_096, ResponseCode::NoError),
+    ] {
+        // A record of a type that nobody knows fills it up: the root's, of the class IN.
+        let mut bytes = question("www.example.com.", RecordType::A).to_vec().unwrap();
+        bytes[11] = 1;
+        let data = length - bytes.len() - 11;
+        bytes.extend_from_slice(b"\0\xff\0\0\x01\0\0\0\0");
+        bytes.extend_from_slice(&(data as u16).to_be_bytes());
+        bytes.resize(length, b'x');
+        stream.write_u16(length as u16).await.unwrap();
+        stream.write_all(&bytes).await.unwrap();
+        assert_eq!(receive_tcp(&mut stream).await.metadata.response_code, code, "{length}");
+    }
+}

@@ -384,3 +384,26 @@ async fn an_answer_with_a_loop_of_pointers_is_not_passed_on() {
     let server = forwarding(&[&upstream, &prompt]);
     assert_eq!(addresses(&lookup(&server, "www.example.com.").await), [ANSWER]);
 }
+
+/// Before anybody has mixed the case, the one it comes back in says nothing.
+#[tokio::test]
+async fn an_upstream_that_answers_in_a_case_of_its_own_is_asked_once() {
+    let seen = Seen::default();
+    let upstream = Upstream::that({
+        let seen = seen.clone();
+        move |asked| {
+            noting(&seen, asked);
+            let mut reply = asked.reply();
+            let own = asked.message.queries[0].name().to_string().to_ascii_uppercase();
+            reply.queries = vec![Query::query(name(&own), RecordType::A)];
+            reply.add_answer(a(&own, 300));
+            now(reply.to_vec().unwrap())
+        }
+    })
+    .await;
+    let server = forwarding(&[&upstream]);
+    look_up(&server, 0..60).await;
+    // Where it was tried out, twice by UDP and once by TCP.
+    let asked = seen.lock().unwrap().iter().filter(|name| !is_mixed(name)).count();
+    assert_eq!(asked, 60, "{seen:?}");
+}

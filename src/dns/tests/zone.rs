@@ -173,3 +173,45 @@ async fn records_of_one_name_and_type_hold_equally_long_and_no_wildcard_is_below
     registry.unbind(&"i-1".parse().unwrap());
     assert_eq!(addresses(&lookup(&server, "x.i-1.vm.internal.").await), [Ipv4Addr::new(10, 9, 0, 9)]);
 }
+
+#[tokio::test]
+async fn an_alias_to_a_name_above_a_record_of_ours_leads_to_what_others_have_there() {
+    let upstream = Upstream::prompt().await;
+    let settings = ResolverSettings {
+        records: vec![
+            settings::record("db.corp.example.", "A", "10.9.0.1"),
+            settings::record("out", "CNAME", "corp.example"),
+        ],
+        ..Default::default()
+    };
+    let server = resolver(settings, &[&upstream]);
+    for owner in ["corp.example.", "out.vm.internal."] {
+        assert_eq!(addresses(&lookup(&server, owner).await), [ANSWER], "{owner}");
+    }
+}
+
+/// Whole as a record, and too short for an address: a stub may make something of it, we cannot put it behind our alias.
+#[tokio::test]
+async fn an_answer_that_cannot_stand_behind_an_alias_of_ours_is_a_failure_and_not_silence() {
+    let upstream = Upstream::that(|asked| {
+        let mut reply = asked.reply();
+        reply.edns = None;
+        reply.add_answer(a(&asked.name(), 300));
+        let mut bytes = reply.to_vec().unwrap();
+        let at = bytes.len() - 6;
+        bytes[at + 1] = 3;
+        bytes.pop();
+        now(bytes)
+    })
+    .await;
+    let records = vec![settings::record("out", "CNAME", "www.example.com")];
+    let server = resolver(ResolverSettings { records, ..Default::default() }, &[&upstream]);
+    // From the upstream, then from what is held.
+    for _ in 0..2 {
+        let query = with_edns(question("out.vm.internal.", RecordType::A), 1232, false);
+        let answer = ask(&server, query).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        assert_eq!(extended_error(&answer), Some(0));
+    }
+    assert_eq!((upstream.seen(), server.counters().dropped), (1, 0));
+}

@@ -1,7 +1,8 @@
 //! No query is lost, or answered wrongly, while VMs, records, lists and the configuration change.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hickory_proto::op::{Message, OpCode, Query, ResponseCode};
@@ -79,6 +80,36 @@ fn question(n: usize, guest: &PortGuest) -> Asked {
     }
 }
 
+fn query(asked: &Asked, id: u16) -> Vec<u8> {
+    let mut query = Message::query();
+    query.metadata.id = id;
+    query.metadata.recursion_desired = true;
+    let name = Name::from_ascii(format!("{}.", asked.name)).unwrap();
+    query.add_query(Query::query(name, RecordType::A));
+    query.to_vec().unwrap()
+}
+
+/// The same by TCP until told to stop, one question after the other, all on one connection; how many answers came.
+fn ask_by_tcp(guest: &PortGuest, in_force: &InForce, done: &AtomicBool) -> usize {
+    let mut stream = guest.inside.run(|| TcpStream::connect((guest.gateway.as_str(), 53)).unwrap());
+    stream.set_read_timeout(Some(LOST)).unwrap();
+    let mut answered = 0;
+    while !done.load(Ordering::Relaxed) {
+        let (asked, id, from) = (question(answered, guest), answered as u16, in_force.at());
+        let query = query(&asked, id);
+        stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat()).unwrap();
+        let mut length = [0; 2];
+        stream.read_exact(&mut length).unwrap();
+        let mut bytes = vec![0; u16::from_be_bytes(length).into()];
+        stream.read_exact(&mut bytes).unwrap();
+        let answer = Message::from_vec(&bytes).unwrap();
+        assert_eq!(answer.metadata.id, id);
+        check(&asked, &answer, from, in_force.at());
+        answered += 1;
+    }
+    answered
+}
+
 /// Asks until told to stop, `WINDOW` questions at a time; how many answers came. Each is looked at.
 fn ask(guest: &PortGuest, in_force: &InForce, done: &AtomicBool, answered: &AtomicUsize) {
     let socket = guest.inside.run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
@@ -93,13 +124,9 @@ fn ask(guest: &PortGuest, in_force: &InForce, done: &AtomicBool, answered: &Atom
         if !done.load(Ordering::Relaxed) {
             // Ids come round after 65,536 questions, long after their answers.
             let (asked, id) = (question(n, guest), n as u16);
-            let mut query = Message::query();
-            query.metadata.id = id;
-            query.metadata.recursion_desired = true;
-            let name = Name::from_ascii(format!("{}.", asked.name)).unwrap();
-            query.add_query(Query::query(name, RecordType::A));
+            let query = query(&asked, id);
             assert!(waiting.insert(id, (asked, in_force.at(), Instant::now())).is_none());
-            socket.send(&query.to_vec().unwrap()).unwrap();
+            socket.send(&query).unwrap();
         }
         while waiting.len() >= WINDOW || (done.load(Ordering::Relaxed) && !waiting.is_empty()) {
             if let Some((asked, _, _)) = waiting.values().find(|(_, _, since)| since.elapsed() > LOST) {
@@ -175,9 +202,10 @@ fn no_query_is_lost_or_answered_wrongly_under_load_during_over_a_hundred_updates
             }
         }
         let asking = scope.spawn(|| ask(&guest, &in_force, &done, &answered));
+        let by_tcp = scope.spawn(|| ask_by_tcp(&guest, &in_force, &done));
         let stop = Stop(&done);
         let mut update = |arguments: &[&str]| {
-            assert!(!asking.is_finished(), "the questions have ended during {arguments:?}");
+            assert!(!asking.is_finished() && !by_tcp.is_finished(), "they have ended during {arguments:?}");
             updates += 1;
             daemon.guestnet(arguments)
         };
@@ -206,6 +234,7 @@ fn no_query_is_lost_or_answered_wrongly_under_load_during_over_a_hundred_updates
         });
         drop(stop);
         asking.join().unwrap();
+        assert!(by_tcp.join().unwrap() > 100);
     });
     assert!(updates > 100, "{updates}");
     assert_eq!(sockets(), before, "the same sockets as at the start");
