@@ -4,7 +4,7 @@
 
 mod keys;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -180,6 +180,9 @@ impl Inner {
     fn make_ready(&self, before: &Table) -> Result<MadeReady, ConfigError> {
         let path = self.path.as_deref();
         let new = Config::load(path)?;
+        if is_lost(before, &new) {
+            return Err(ConfigError::Lost { path: path.unwrap_or(Path::new(Config::DEFAULT_PATH)).into() });
+        }
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         let keys = parts.iter().flat_map(|part| &part.keys).filter(|key| self.is_in_place(key, &new));
         let keys: Vec<&String> = keys.collect();
@@ -202,6 +205,11 @@ impl Inner {
         let at: usize = at.parse().unwrap_or(usize::MAX);
         new.networks.get(at).map(|network| &network.name) == self.networks.get(at)
     }
+}
+
+/// Whether the file that said something says nothing at all any more: somebody is writing it anew, or has lost it.
+fn is_lost(before: &Table, new: &Config) -> bool {
+    new.is_blank() && !changed_keys(before, &Table::new()).is_empty()
 }
 
 fn is_at_or_below(key: &str, live: &str) -> bool {
@@ -304,6 +312,20 @@ mod tests {
         let mut file = before.clone();
         put(&mut file, &after, "metrics.vm_labels");
         assert_eq!(changed_keys(&file, &after), ["network[0].mtu", "network[1].name"]);
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_any_more_is_lost_and_one_of_comments_is_meant() {
+        let read = |text: Option<&str>| Config::from_parts(text, |_| None).unwrap();
+        let before = "[metrics]\nvm_labels = true".parse::<Table>().unwrap();
+        for (text, lost) in [(None, true), (Some(" \n\t\n"), true), (Some("# as it comes\n"), false)] {
+            assert_eq!(is_lost(&before, &read(text)), lost, "{text:?}");
+        }
+        // Where nothing was said, as a reload leaves it.
+        let mut nothing = Table::new();
+        put(&mut nothing, &Table::new(), "metrics.vm_labels");
+        put(&mut nothing, &Table::new(), "network[0].resolver");
+        assert!(!is_lost(&nothing, &read(None)), "{nothing}");
     }
 
     #[test]

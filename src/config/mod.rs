@@ -51,6 +51,12 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the configuration {} does not fit:\n{problems}", path.display())]
     Refused { path: PathBuf, problems: Problems },
+    #[error(
+        "the configuration {} is gone or empty: what it said stays in force; write it again in one go (mv over it), or leave a \
+         comment in it and all is as it comes",
+        path.display()
+    )]
+    Lost { path: PathBuf },
     #[error("reading the configuration was broken off")]
     BrokenOff,
 }
@@ -84,6 +90,11 @@ impl Config {
             .map(|mut file| state_directory(&mut file, &mut problems))
             .map_err(|problems| refusal(path, problems))?;
         directory.ok_or_else(|| refusal(path, Problems(problems)))
+    }
+
+    /// Whether the file was not there, or has not even a comment.
+    pub fn is_blank(&self) -> bool {
+        self.text.trim().is_empty()
     }
 
     /// The socket that a file names, whatever else is in it.

@@ -49,6 +49,26 @@ fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_do
     daemon.guestnet(&["vm", "create", "a"]);
 }
 
+/// Who rewrites a file empties it first, and a signal may come between.
+#[test]
+fn a_reload_of_a_file_that_is_empty_or_gone_changes_nothing_and_names_it() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[metrics]\nvm_labels = true\n");
+    let path = Paths::of(&lab).config;
+    let before = fs::read_to_string(&path).unwrap();
+    for text_left in [Some(""), Some("\n \n"), None] {
+        match text_left {
+            Some(left) => fs::write(&path, left).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let refused = daemon.client(&["reload"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+        assert!(text(&refused).contains(path.to_str().unwrap()), "{}", text(&refused));
+    }
+    fs::write(&path, before).unwrap();
+    assert_eq!(daemon.guestnet(&["reload"]), "nothing has changed\n");
+}
+
 /// The command of the unit, with the program that the tests have built.
 fn of_the_unit(key: &str) -> Vec<String> {
     let unit = fs::read_to_string(project("packaging/guestnet.service")).unwrap();
