@@ -97,6 +97,12 @@ impl Config {
         self.text.trim().is_empty()
     }
 
+    /// The variable of this process that goes before the file's `key`, like `network[0].dns_servers`.
+    pub fn overriding(key: &str) -> Option<&'static str> {
+        let variable = env::variable_of(key.strip_prefix("network[0].")?)?;
+        environment(variable).map(|_| variable)
+    }
+
     /// The socket that a file names, whatever else is in it.
     pub fn socket_of(path: &Path) -> Option<PathBuf> {
         let file: Table = std::fs::read_to_string(path).ok()?.parse().ok()?;
