@@ -216,6 +216,11 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     sh("echo 'UNKEY_METALD_NETWORK_VM_SUBNET=\"nonsense\"' > /etc/default/guestnet");
     let of_the_file = configuration(&doctor).expect("a variable that does not fit");
     assert!(of_the_file["seen"].to_string().contains("UNKEY_METALD_NETWORK_VM_SUBNET"), "{of_the_file}");
+    sh("chmod 600 /etc/default/guestnet");
+    let hidden = configuration(&["setpriv", "--reuid=65534", "--clear-groups", "guestnet", "doctor"]);
+    let hidden = hidden.expect("variables that nobody else may read");
+    assert_eq!((&hidden["verdict"], &hidden["mend"]), (&"warning".into(), &"sudo guestnet doctor".into()));
+    assert!(hidden["seen"].as_str().unwrap().contains("/etc/default/guestnet"), "{hidden}");
     sh("rm /etc/default/guestnet");
 
     let drop_in = "/etc/systemd/system/guestnet.service.d";
