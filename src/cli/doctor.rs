@@ -115,11 +115,13 @@ fn summary(found: &[Finding]) -> String {
 
 fn screen(found: &[Finding], conclusion: &str) -> String {
     let line = |finding: &Finding| {
-        let Finding { check, verdict, seen, meaning, mend } = finding;
+        let Finding { check, verdict, seen, meaning, mend, advice } = finding;
         let mut out = format!("{verdict:<8} {check:<13} {seen}\n");
         if *verdict != Verdict::Ok {
             out += &format!("{:22} {meaning}\n", "");
-            out += &mend.as_ref().map(|mend| format!("{:22} mend: {mend}\n", "")).unwrap_or_default();
+            for (what, text) in [("mend", mend), ("advice", advice)] {
+                out += &text.as_ref().map(|text| format!("{:22} {what}: {text}\n", "")).unwrap_or_default();
+            }
         }
         out
     };

@@ -175,7 +175,7 @@ fn configuration(facts: &Facts) -> Option<Finding> {
     let seen = why.lines().collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     Some(
         severe("configuration", seen, meaning)
-            .mended_by("edit what is named there; then: systemctl restart guestnet"),
+            .advised("edit what is named there, then systemctl restart guestnet"),
     )
 }
 
@@ -208,7 +208,7 @@ fn tun(facts: &Facts) -> Finding {
 fn kvm(facts: &Facts) -> Finding {
     // Where the processor has nothing of the kind, no device file helps.
     let make = "modprobe kvm_intel || modprobe kvm_amd";
-    let open = "ls -l /dev/kvm; usermod --append --groups kvm USER";
+    let open = "ls -l /dev/kvm; sudo usermod --append --groups kvm \"$(id -un)\"";
     let meaning = "VMs do not start, or run emulated and slowly; networks are made all the same";
     device("kvm", "/dev/kvm", &facts.kvm, [make, open], meaning, Finding::warning)
 }
@@ -264,7 +264,7 @@ fn default_route(facts: &Facts) -> Finding {
             "the host has no default route",
             "guests reach what the host has a route for, and no internet",
         )
-        .mended_by("ip route add default via GATEWAY"),
+        .advised("ip route add default via ROUTER, with the address of this host's router"),
     }
 }
 
@@ -340,9 +340,10 @@ fn dhcp_servers(facts: &Facts) -> Finding {
         return Finding::problem(
             "dhcp",
             format!("another DHCP server answers guests: {} ({} ago)", last.detail, ago(last.age)),
-            "a guest that takes its answer has a wrong address, gateway or DNS server: that server has to go",
+            "a guest that takes its answer has a wrong address, gateway or DNS server",
         )
-        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow");
+        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow")
+        .advised("that server has to go: what has been heard of it is among the events");
     }
     let bridges: Vec<&str> =
         facts.networks.iter().flat_map(|network| &network.bridges).map(String::as_str).collect();
@@ -445,6 +446,7 @@ pub(super) mod tests {
 
     fn wrong(facts: &Facts) -> Vec<(&'static str, Verdict)> {
         let found = check(facts);
+        super::super::tests::assert_mendable(&found);
         for finding in &found {
             assert_eq!(finding.verdict == Verdict::Ok, finding.meaning.is_empty(), "{finding:?}");
         }
@@ -480,6 +482,59 @@ pub(super) mod tests {
             with(|f| f.configuration = Configuration::Hidden("EACCES".into())),
             [("configuration", Verdict::Warning)]
         );
+    }
+
+    #[test]
+    fn what_is_called_a_command_is_one_whatever_is_wrong() {
+        let devices = [Device::Missing, Device::Replaced, Device::Refused("EACCES".into())];
+        let services = ["silent", "elsewhere", "closed", "fails"];
+        for (at, device) in devices.iter().cycle().take(services.len()).enumerate() {
+            let mut facts = healthy();
+            let why = services[at].to_owned();
+            facts.service = match at {
+                0 => Service::Silent(why),
+                1 => Service::Elsewhere(why),
+                2 => Service::Closed(why),
+                _ => Service::Fails(why),
+            };
+            facts.configuration = Configuration::Refused("it does not fit:\na: b".into());
+            (facts.tun, facts.kvm) = (device.clone(), device.clone());
+            (facts.ip_forward, facts.has_default_route) = (None, None);
+            (facts.postrouting, facts.forward) = (Some(Vec::new()), Some(Vec::new()));
+            facts.stale_namespaces = vec!["vm-gone".into()];
+            facts.rogue_dhcp = vec![Said { age: 1, detail: "192.0.2.9".into() }];
+            facts.uplink_mtu = Some(("up0".into(), 1_280));
+            let broken = NetworkFacts {
+                mtu: 1_500,
+                bridge_exists: at % 2 == 0,
+                bridge_is_up: false,
+                bridge_has_gateway: false,
+                managed: at < 2,
+                rp_filter: Some("0".into()),
+                overlap: Some(["10.100.7.0/24 dev lan0", "10.100.7.0/24 via 192.0.2.1"][at % 2].into()),
+                upstreams: vec![("8.8.8.8".parse().unwrap(), false)],
+                resolver: Some(false),
+                free_addresses: Some(0),
+                ..facts.networks[0].clone()
+            };
+            facts.networks = vec![broken];
+            let wrong = wrong(&facts);
+            for check in [
+                "service",
+                "configuration",
+                "tun",
+                "kvm",
+                "uplink",
+                "dhcp",
+                "bridge",
+                "routes",
+                "upstreams",
+                "addresses",
+                "mtu",
+            ] {
+                assert!(wrong.iter().any(|(found, _)| *found == check), "{check}: {wrong:?}");
+            }
+        }
     }
 
     #[test]
