@@ -1,5 +1,7 @@
 //! What the facts about a host mean. Pure.
 
+use std::net::Ipv4Addr;
+
 use super::network::{self, NetworkFacts};
 use super::{Finding, firewall};
 use crate::kernel::features::Missing;
@@ -31,8 +33,8 @@ pub struct Facts {
     pub now: u64,
     pub tun: Device,
     pub kvm: Device,
-    /// Addresses on which UDP port 67 is open.
-    pub dhcp_sockets: Vec<String>,
+    /// Who listens on UDP port 67.
+    pub dhcp_sockets: Vec<Listener>,
     /// Namespaces called as a VM's whose VM the service does not know.
     pub stale_namespaces: Vec<String>,
     /// What the service remembers of other DHCP servers, and of guests that sent as another.
@@ -42,6 +44,13 @@ pub struct Facts {
     pub port_forwards: usize,
     pub uplink_mtu: Option<(String, u32)>,
     pub networks: Vec<NetworkFacts>,
+}
+
+/// A socket that takes packets: on all devices, or on one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub address: Ipv4Addr,
+    pub device: Option<String>,
 }
 
 /// The file that the next start reads.
@@ -347,10 +356,18 @@ fn dhcp_servers(facts: &Facts) -> Finding {
     }
     let bridges: Vec<&str> =
         facts.networks.iter().flat_map(|network| &network.bridges).map(String::as_str).collect();
-    match facts.dhcp_sockets.iter().find(|address| *address == "0.0.0.0") {
-        Some(_) => Finding::warning(
+    // One that is bound to another's bridge, as libvirt's dnsmasq is, hears none of our guests.
+    let hears = |listener: &&Listener| {
+        let ours = listener.device.as_ref().is_none_or(|device| bridges.contains(&device.as_str()));
+        listener.address.is_unspecified() && ours
+    };
+    match facts.dhcp_sockets.iter().find(hears) {
+        Some(Listener { device, .. }) => Finding::warning(
             "dhcp",
-            "another program listens on UDP 0.0.0.0:67",
+            match device {
+                Some(bridge) => format!("another program listens on UDP 0.0.0.0:67 of {bridge}"),
+                None => "another program listens on UDP 0.0.0.0:67".to_owned(),
+            },
             format!(
                 "a second DHCP server on this host may answer guests too: keep it off the bridges (dnsmasq: except-interface={})",
                 bridges.join(",")
