@@ -222,6 +222,8 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     assert_eq!((&hidden["verdict"], &hidden["mend"]), (&"warning".into(), &"sudo guestnet doctor".into()));
     assert!(hidden["seen"].as_str().unwrap().contains("/etc/default/guestnet"), "{hidden}");
     sh("rm /etc/default/guestnet");
+    let mistyped = told("service", &["guestnet", "--socket", "/run/guestnet/typo.sock", "doctor"]).unwrap();
+    assert_eq!(mistyped["mend"], "guestnet --socket /run/guestnet/guestnet.sock doctor", "{mistyped}");
 
     let drop_in = "/etc/systemd/system/guestnet.service.d";
     sh(&format!(

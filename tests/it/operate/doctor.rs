@@ -179,6 +179,8 @@ fn a_dhcp_server_is_one_of_guests_only_where_it_hears_them() {
     let listens = |device: Option<&'static str>| {
         lab.host.run(move || {
             let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+            // As dnsmasq does, beside one of another device.
+            socket.set_reuse_address(true).unwrap();
             socket.bind_device(device.map(str::as_bytes)).unwrap();
             socket.bind(&SocketAddr::from(([0, 0, 0, 0], 67)).into()).unwrap();
             socket
@@ -219,6 +221,16 @@ fn a_service_that_fails_and_a_configuration_that_does_not_fit_are_told_from_a_se
     let service = of(&silent, "service").unwrap();
     assert!(service["mend"].as_str().unwrap().starts_with("systemctl start guestnet"), "{service}");
     assert_eq!(of(&silent, "configuration"), None);
+
+    // The service is where it should be, and who asks has named another socket.
+    let daemon = Daemon::start(&lab);
+    let default = "mkdir -p /run/guestnet && ln -s \"$0\" /run/guestnet/guestnet.sock";
+    lab.on_host("sh", &["-ec", default, daemon.socket().to_str().unwrap()]);
+    let misnamed = of(&doctor(Path::new("/run/none"), &[]), "service").unwrap();
+    let seen = "nobody is at that socket; the service's is /run/guestnet/guestnet.sock";
+    assert!(misnamed["seen"].as_str().unwrap().contains(seen), "{misnamed}");
+    assert_eq!(misnamed["mend"], "guestnet --socket /run/guestnet/guestnet.sock doctor");
+    drop(daemon);
 
     let unfit = [("UNKEY_METALD_NETWORK_BRIDGE_IP", "ten")];
     let found = of(&doctor(Path::new("/run/none"), &unfit), "configuration").unwrap();
