@@ -285,7 +285,8 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
             "{conclusion}"
         );
         let to = if device == "tap0" { "in0" } else { "tap0" };
-        let redirect = "protocol all u32 match u32 0 0 action mirred egress redirect dev";
+        // Where the service has it: that is where it looks.
+        let redirect = "protocol all pref 1 u32 match u32 0 0 action mirred egress redirect dev";
         let words = ["filter", "add", "dev", device, "parent", "ffff:"].into_iter();
         succeed(inside.command("tc").args(words.chain(redirect.split(' ')).chain([to])));
         assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));
