@@ -110,7 +110,7 @@ async fn serve_with(
         Host::check_names(&kernel, &managed).await?;
     }
     // Before all that only one can have: the lock is the last that one that has ended lets go of.
-    let store = open_store(config).await?;
+    let store = open_store(&config.state_directory).await?;
     let entrances = entrances(&config.api)?;
     let reloader = Reloader::new(config_file.map(Path::to_owned), config);
     let host = Host::check(kernel.clone(), store.clone(), &managed).await?;
@@ -169,14 +169,14 @@ async fn reloaded(reloader: Reloader) {
     drop(reloader.reload().await);
 }
 
-/// Removes everything that guestnet has made on this host: VMs' networks, bridges, rules, changed settings.
+/// Removes everything that guestnet has made on this host: VMs' networks, bridges, rules, changed settings. What that is stands in
+/// its state, so all that matters of the configuration is where that is.
 pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
-    let config = Config::load(config)?;
+    let state_directory = Config::state_directory_of(config)?;
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    let store = open_store(&config).await?;
-    let host = Host::check(kernel.clone(), store.clone(), &managed(&config)).await?;
-    let walls = Walls::open(&managed(&config), kernel.clone(), store.clone())?;
+    let store = open_store(&state_directory).await?;
+    let walls = Walls::open(&[], kernel.clone(), store.clone())?;
     let vms = store.load()?;
     for vm in &vms {
         if matches!(kernel.hold_tap(vm.slot).await, Err(error) if error.is_busy()) {
@@ -194,7 +194,7 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     for vm in vms {
         store.remove(vm.vm_id).await?;
     }
-    Ok(host.uninstall(walls).await?)
+    Ok(Host::uninstall(kernel, store, &walls).await?)
 }
 
 /// The networks whose links are guestnet's: of the others it touches nothing.
@@ -219,8 +219,8 @@ fn entrances(api: &ApiConfig) -> Result<Entrances, SocketError> {
 }
 
 /// The store, which forgets devices and settings of another boot: nothing of them is left.
-async fn open_store(config: &Config) -> Result<Arc<Store>, AppError> {
-    let store = Store::open(&config.state_directory)?;
+async fn open_store(state_directory: &Path) -> Result<Arc<Store>, AppError> {
+    let store = Store::open(state_directory)?;
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map_err(|source| AppError::Io { doing: "reading the id of this boot", source })?;
     store.record_boot(boot_id.trim()).await?;

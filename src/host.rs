@@ -357,25 +357,36 @@ impl Host {
         Ok(!stood)
     }
 
-    /// Bridges, routes and NAT of networks that are in the configuration no more.
+    /// What networks had that are in the configuration no more.
     async fn remove_former(&self) -> Result<(), HostError> {
         let wanted: BTreeSet<u32> =
             self.networks.iter().flat_map(|(_, shards)| shards).map(|shard| shard.index).collect();
         for link in self.store.links()?.into_iter().filter(|link| !wanted.contains(&link.ifindex)) {
-            if self.kernel.device_index(link.name.as_str()).await? == Some(link.ifindex) {
-                info!(bridge = %link.name, "removing the bridge of a former configuration");
-                self.undo(Undo::Bridge { index: link.ifindex }).await?;
-            }
-            self.store.forget_link(link.ifindex).await?;
+            info!(bridge = %link.name, "removing the bridge of a former configuration");
+            self.remove_link(&link).await?;
         }
         for subnet in self.store.subnets()? {
             if !self.networks.iter().any(|(network, _)| network.subnet == subnet) {
-                self.undo(Undo::UnreachableSubnet { subnet }).await?;
-                self.kernel.remove_nat_rule(&plan::nat_rule(subnet))?;
-                self.store.forget_subnet(subnet).await?;
+                self.remove_subnet(subnet).await?;
             }
         }
         Ok(())
+    }
+
+    /// A bridge of the records, and what its guests are led to. One of its name with another index is somebody else's.
+    async fn remove_link(&self, link: &OwnedLink) -> Result<(), HostError> {
+        self.lead_nowhere(&link.name)?;
+        if self.kernel.device_index(link.name.as_str()).await? == Some(link.ifindex) {
+            self.undo(Undo::Bridge { index: link.ifindex }).await?;
+        }
+        Ok(self.store.forget_link(link.ifindex).await.map(drop)?)
+    }
+
+    /// The unreachable rest and the NAT of a subnet of the records.
+    async fn remove_subnet(&self, subnet: Subnet) -> Result<(), HostError> {
+        self.undo(Undo::UnreachableSubnet { subnet }).await?;
+        self.kernel.remove_nat_rule(&plan::nat_rule(subnet))?;
+        Ok(self.store.forget_subnet(subnet).await?)
     }
 
     /// The walls around these guests, before anything lets them through.
@@ -422,21 +433,36 @@ impl Host {
         result
     }
 
-    /// Removes all that any start made: bridges, routes, rules, and the settings that were changed.
-    pub async fn uninstall(mut self, walls: Walls) -> Result<(), HostError> {
-        let mut made: Vec<Made> = vec![Made::Walls(walls)];
-        for ChangedSysctl { path, old_value } in self.store.sysctls()? {
-            made.push(Made::Sysctl { key: path, before: old_value });
+    /// Removes all that any start made, whatever its configuration was: the records say what that is. Goes on past errors, logs
+    /// each, and returns the first.
+    pub async fn uninstall(kernel: Kernel, store: Arc<Store>, walls: &Walls) -> Result<(), HostError> {
+        let host = Self {
+            kernel,
+            indexes: store.index_range()?,
+            store,
+            networks: Vec::new(),
+            made: Vec::new(),
+            walls: None,
+        };
+        let mut result = Ok(());
+        let mut note = |done: Result<(), HostError>| {
+            if let Err(error) = done {
+                warn!(%error, "could not remove what was made");
+                result = std::mem::replace(&mut result, Ok(())).and(Err(error));
+            }
+        };
+        note(host.close(&HostRules::default()));
+        for subnet in host.store.subnets()? {
+            note(host.remove_subnet(subnet).await);
         }
-        for (network, shards) in &self.networks {
-            made.extend(shards.iter().map(|shard| Made::Step(plan::bridge(network, shard.clone()))));
-            made.push(Made::Step(Step::UnreachableSubnet { subnet: network.subnet }));
+        for link in host.store.links()? {
+            note(host.remove_link(&link).await);
         }
-        made.push(Made::Rules(self.rules()));
-        self.made = made;
-        self.take_back().await?;
-        info!("removed what guestnet had set up on this host");
-        Ok(())
+        for ChangedSysctl { path, old_value } in host.store.sysctls()? {
+            note(host.restore(&path, &old_value).await);
+        }
+        note(walls.remove().map_err(HostError::from));
+        result.inspect(|()| info!("removed what guestnet had set up on this host"))
     }
 
     /// Goes on past an error; the first is returned.

@@ -4,7 +4,8 @@
 
 mod keys;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,7 +17,7 @@ use toml::{Table, Value};
 use tracing::{error, info};
 
 use crate::api::SocketGroup;
-use crate::config::{Config, ConfigError, Problem, SpiffeIds};
+use crate::config::{ApiConfig, Config, ConfigError, Problem, SpiffeIds};
 use crate::logging;
 use crate::manager::Manager;
 use crate::model::NetworkName;
@@ -35,6 +36,8 @@ pub struct Reloaded {
     pub applied: Vec<String>,
     /// Keys that will be after a restart.
     pub needs_restart: Vec<String>,
+    /// Keys that will not be, each with the variable of this process that goes before the file.
+    pub overridden: BTreeMap<String, String>,
 }
 
 /// The running configuration. Clones share one state.
@@ -70,30 +73,28 @@ impl Reloader {
             allowed: Arc::new(ArcSwap::from_pointee(allowed)),
             vm_labels: Arc::new(AtomicBool::new(config.metrics.vm_labels)),
         }));
-        let allowed = reloader.allowed();
-        reloader.takes(["api.spiffe_ids", "api.read_only_spiffe_ids"], move |config| {
-            let (allowed, new) = (allowed.clone(), config.api.tls.as_ref().map(|tls| tls.allowed.clone()));
-            Ok(Box::pin(async move { new.into_iter().for_each(|new| allowed.store(Arc::new(new))) }))
-        });
+        // Who may call over TCP, and who may open a socket, changes live where there is one since the start.
+        if config.api.tls.is_some() {
+            let allowed = reloader.allowed();
+            reloader.takes(["api.spiffe_ids", "api.read_only_spiffe_ids"], move |config| {
+                let (allowed, new) =
+                    (allowed.clone(), config.api.tls.as_ref().map(|tls| tls.allowed.clone()));
+                Ok(Box::pin(async move { new.into_iter().for_each(|new| allowed.store(Arc::new(new))) }))
+            });
+        }
         reloader.takes(["log.filter"], |config| {
             let filter = config.log_filter.clone();
             Ok(Box::pin(async move { logging::follow(&filter) }))
         });
         // The sockets are those of the start, wherever the file has them.
-        let sockets = [
-            ("api.socket_group", Some(config.api.socket.clone())),
-            ("api.read_only_group", config.api.read_only_socket.clone()),
-        ];
-        reloader.takes(sockets.clone().map(|(key, _)| key), move |config| {
-            let groups = [&config.api.socket_group, &config.api.read_only_group];
-            let mut given = Vec::new();
-            for ((key, socket), group) in sockets.iter().zip(groups) {
-                let Some(socket) = socket else { continue };
-                let group = SocketGroup::find(socket, group.as_deref());
-                given.push(group.map_err(|error| Problem::new(*key, error.to_string()))?);
-            }
-            Ok(Box::pin(async move { given.iter().for_each(SocketGroup::give) }))
-        });
+        let sockets = [Some(&config.api.socket), config.api.read_only_socket.as_ref()];
+        for ((key, group_of), socket) in GROUPS.into_iter().zip(sockets) {
+            let Some(socket) = socket.cloned() else { continue };
+            reloader.takes([key], move |config| {
+                let group = find_group(key, &socket, group_of(&config.api))?;
+                Ok(Box::pin(async move { group.give() }))
+            });
+        }
         let vm_labels = reloader.vm_labels();
         reloader.takes(["metrics.vm_labels"], move |config| {
             let (vm_labels, new) = (vm_labels.clone(), config.metrics.vm_labels);
@@ -163,8 +164,8 @@ impl Reloader {
             change.await;
         }
         *file = made_ready.file;
-        let Reloaded { applied, needs_restart } = &made_ready.reloaded;
-        info!(?applied, ?needs_restart, "read the configuration again");
+        let Reloaded { applied, needs_restart, overridden } = &made_ready.reloaded;
+        info!(?applied, ?needs_restart, ?overridden, "read the configuration again");
         Ok(made_ready.reloaded)
     }
 }
@@ -180,18 +181,31 @@ impl Inner {
     fn make_ready(&self, before: &Table) -> Result<MadeReady, ConfigError> {
         let path = self.path.as_deref();
         let new = Config::load(path)?;
+        if is_lost(before, &new) {
+            return Err(ConfigError::Lost { path: path.unwrap_or(Path::new(Config::DEFAULT_PATH)).into() });
+        }
+        check_groups(&new).map_err(|problem| new.refused(path, problem))?;
         let parts = self.parts.read().unwrap_or_else(PoisonError::into_inner);
         let keys = parts.iter().flat_map(|part| &part.keys).filter(|key| self.is_in_place(key, &new));
         let keys: Vec<&String> = keys.collect();
-        let is_live = |key: &String| keys.iter().any(|live| is_at_or_below(key, live));
-        let (applied, needs_restart) = changed_keys(before, &new.file).into_iter().partition(is_live);
+        let is_live = |key: &str| keys.iter().any(|live| is_at_or_below(key, live));
+        let mut reloaded = Reloaded::default();
+        for key in changed_keys(before, &new.file) {
+            if let Some(variable) = overriding(&key) {
+                reloaded.overridden.insert(key, variable.to_owned());
+            } else if is_live(&key) {
+                reloaded.applied.push(key);
+            } else {
+                reloaded.needs_restart.push(key);
+            }
+        }
         let mut file = before.clone();
         keys.iter().for_each(|key| put(&mut file, &new.file, key));
         // What is live may not fit what stays as it was.
         let in_force = Config::of_table(path, file.clone())?;
         let prepared = parts.iter().map(|part| (part.prepare)(&in_force));
         let changes = prepared.collect::<Result<_, _>>().map_err(|problem| new.refused(path, problem))?;
-        Ok(MadeReady { reloaded: Reloaded { applied, needs_restart }, file, changes })
+        Ok(MadeReady { reloaded, file, changes })
     }
 
     /// A key of a network is one of the same network in the new file.
@@ -201,6 +215,41 @@ impl Inner {
         };
         let at: usize = at.parse().unwrap_or(usize::MAX);
         new.networks.get(at).map(|network| &network.name) == self.networks.get(at)
+    }
+}
+
+/// Who may open the two sockets.
+type GroupOf = fn(&ApiConfig) -> Option<&str>;
+const GROUPS: [(&str, GroupOf); 2] = [
+    ("api.socket_group", |api| api.socket_group.as_deref()),
+    ("api.read_only_group", |api| api.read_only_group.as_deref()),
+];
+
+fn find_group(key: &'static str, socket: &Path, group: Option<&str>) -> Result<SocketGroup, Problem> {
+    SocketGroup::find(socket, group).map_err(|error| Problem::new(key, error.to_string()))
+}
+
+/// Those of sockets that are opened at the next start too: it must not fail for what a reload has been told.
+fn check_groups(new: &Config) -> Result<(), Problem> {
+    let sockets = [Some(&new.api.socket), new.api.read_only_socket.as_ref()];
+    for ((key, group_of), socket) in GROUPS.into_iter().zip(sockets) {
+        if let Some(socket) = socket {
+            find_group(key, socket, group_of(&new.api))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the file that said something says nothing at all any more: somebody is writing it anew, or has lost it.
+fn is_lost(before: &Table, new: &Config) -> bool {
+    new.is_blank() && !changed_keys(before, &Table::new()).is_empty()
+}
+
+/// The variable of this process that goes before the file's `key`.
+fn overriding(key: &str) -> Option<&'static str> {
+    match key {
+        "log.filter" => logging::is_set_by_environment().then_some("GUESTNET_LOG"),
+        key => Config::overriding(key),
     }
 }
 
@@ -304,6 +353,20 @@ mod tests {
         let mut file = before.clone();
         put(&mut file, &after, "metrics.vm_labels");
         assert_eq!(changed_keys(&file, &after), ["network[0].mtu", "network[1].name"]);
+    }
+
+    #[test]
+    fn a_file_that_says_nothing_any_more_is_lost_and_one_of_comments_is_meant() {
+        let read = |text: Option<&str>| Config::from_parts(text, |_| None).unwrap();
+        let before = "[metrics]\nvm_labels = true".parse::<Table>().unwrap();
+        for (text, lost) in [(None, true), (Some(" \n\t\n"), true), (Some("# as it comes\n"), false)] {
+            assert_eq!(is_lost(&before, &read(text)), lost, "{text:?}");
+        }
+        // Where nothing was said, as a reload leaves it.
+        let mut nothing = Table::new();
+        put(&mut nothing, &Table::new(), "metrics.vm_labels");
+        put(&mut nothing, &Table::new(), "network[0].resolver");
+        assert!(!is_lost(&nothing, &read(None)), "{nothing}");
     }
 
     #[test]

@@ -579,13 +579,14 @@ impl GuestNetworkService for Service {
                 refusal(ErrorCode::FailedPrecondition, "CONFIGURATION_DOES_NOT_FIT", error.to_string())
             })
         };
-        let Reloaded { applied, needs_restart } = self.finished(change, reload).await?;
+        let Reloaded { applied, needs_restart, overridden } = self.finished(change, reload).await?;
         let why = |key: &String| (key.clone(), crate::reload::why(key).to_owned());
         let reasons = needs_restart.iter().map(why).collect();
         Response::ok(v1::ReloadConfigurationResponse {
             applied,
             needs_restart,
             reasons,
+            overridden: overridden.into_iter().collect(),
             ..Default::default()
         })
     }

@@ -60,9 +60,9 @@ impl Global {
         })
     }
 
-    /// Whether a socket is given by whoever calls.
-    pub(super) fn names_socket(&self) -> bool {
-        self.socket.is_some()
+    /// The socket, where whoever calls has given one.
+    pub(super) fn named_socket(&self) -> Option<&Path> {
+        self.socket.as_deref()
     }
 
     pub(super) fn format(&self) -> Format {

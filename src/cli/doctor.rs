@@ -1,6 +1,9 @@
 //! `guestnet doctor`: findings for people or programs; exit code 1 if something is wrong.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use clap::Args;
 use serde_json::json;
@@ -8,6 +11,8 @@ use serde_json::json;
 use super::CliError;
 use super::client::Client;
 use super::output::{Format, pretty};
+use crate::api::DEFAULT_SOCKET;
+use crate::config::Config;
 use crate::doctor::{self, Finding, Seen, Service, Started, Verdict};
 use crate::model::VmId;
 use crate::proto::guestnet::v1;
@@ -18,20 +23,21 @@ pub(super) struct DoctorArguments {
     vm_id: Option<VmId>,
 }
 
-/// What is printed, and whether something is wrong.
+/// What is printed, and whether something is wrong. `named` is the socket, where who asks has named it.
 pub(super) async fn run(
     client: &Client,
+    named: Option<&Path>,
     format: Format,
     asked: DoctorArguments,
 ) -> Result<(String, bool), CliError> {
     let (found, conclusion) = match asked.vm_id {
         Some(vm_id) => {
-            let found = vm(client, &vm_id).await?;
+            let found = vm(client, named, &vm_id).await?;
             let conclusion = doctor::conclusion(&found);
             (found, conclusion)
         }
         None => {
-            let found = host(client, None).await?;
+            let found = host(client, named, None).await?;
             let conclusion = summary(&found);
             (found, conclusion)
         }
@@ -45,7 +51,7 @@ pub(super) async fn run(
 }
 
 /// Findings of the host; of one network's and of what all share, where one is named.
-async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliError> {
+async fn host(client: &Client, named: Option<&Path>, only: Option<&str>) -> Result<Vec<Finding>, CliError> {
     let namespaces = doctor::vm_namespaces();
     let (service, status, seen) = match client.status().await {
         Ok(status) => {
@@ -59,7 +65,11 @@ async fn host(client: &Client, only: Option<&str>) -> Result<Vec<Finding>, CliEr
     };
     let Started { config, configuration, runs } = doctor::started();
     let service = match service {
-        Service::Silent(why) if runs => Service::Elsewhere(why),
+        Service::Silent(why) => match (elsewhere(named, config.as_ref()), runs) {
+            (Some(socket), _) => Service::Misnamed { why, socket },
+            (None, true) => Service::Elsewhere(why),
+            (None, false) => Service::Silent(why),
+        },
         service => service,
     };
     let mut networks = doctor::networks_of(status.as_ref(), config.as_ref());
@@ -85,7 +95,15 @@ fn unanswered(error: &CliError) -> Service {
     }
 }
 
-async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {
+/// The socket that the service has and somebody is behind, where another one was named.
+fn elsewhere(named: Option<&Path>, config: Option<&Config>) -> Option<String> {
+    let socket = config.map_or(Path::new(DEFAULT_SOCKET), |config| &config.api.socket);
+    let reached = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let somebody = || UnixStream::connect(socket).as_ref().err().is_none_or(reached);
+    (named? != socket && somebody()).then(|| socket.display().to_string())
+}
+
+async fn vm(client: &Client, named: Option<&Path>, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {
     let vm = client.get(vm_id).await?;
     let key = v1::get_lease_request::Key::VmId(vm.vm_id.clone());
     let lease = client.lease(key).await?;
@@ -96,7 +114,7 @@ async fn vm(client: &Client, vm_id: &VmId) -> Result<Vec<Finding>, CliError> {
     };
     let (before, _) = sent().await?;
     let (mut facts, host) =
-        tokio::join!(doctor::look_at_vm(&vm, Some(&lease)), host(client, Some(&vm.network_id)));
+        tokio::join!(doctor::look_at_vm(&vm, Some(&lease)), host(client, named, Some(&vm.network_id)));
     (facts.sent, facts.received) = sent().await?;
     facts.sent_meanwhile = facts.sent.saturating_sub(before);
     facts.drops = doctor::Drops::of(&vm.vm_id, &client.wall_drops().await?);
@@ -115,11 +133,13 @@ fn summary(found: &[Finding]) -> String {
 
 fn screen(found: &[Finding], conclusion: &str) -> String {
     let line = |finding: &Finding| {
-        let Finding { check, verdict, seen, meaning, mend } = finding;
+        let Finding { check, verdict, seen, meaning, mend, advice } = finding;
         let mut out = format!("{verdict:<8} {check:<13} {seen}\n");
         if *verdict != Verdict::Ok {
             out += &format!("{:22} {meaning}\n", "");
-            out += &mend.as_ref().map(|mend| format!("{:22} mend: {mend}\n", "")).unwrap_or_default();
+            for (what, text) in [("mend", mend), ("advice", advice)] {
+                out += &text.as_ref().map(|text| format!("{:22} {what}: {text}\n", "")).unwrap_or_default();
+            }
         }
         out
     };

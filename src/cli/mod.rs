@@ -203,13 +203,13 @@ async fn execute(Arguments { global, command }: Arguments) -> Result<Vec<u8>, Cl
             if failed { Err(CliError::Unwell) } else { Ok(Vec::new()) }
         }
         Command::Reload { config } => {
-            let named = global.names_socket() || config.is_some();
+            let named = global.named_socket().is_some() || config.is_some();
             Ok(reload::print(format, &reload::run(&client, named).await?).into_bytes())
         }
         Command::Completions { shell } => Ok(manual::completions(shell)),
         Command::Man { folder } => manual::pages(&folder).map(|()| Vec::new()),
         Command::Doctor(asked) => {
-            let (printed, wrong) = doctor::run(&client, format, asked).await?;
+            let (printed, wrong) = doctor::run(&client, global.named_socket(), format, asked).await?;
             write(&mut io::stdout().lock(), printed.as_bytes())?;
             if wrong { Err(CliError::Unwell) } else { Ok(Vec::new()) }
         }

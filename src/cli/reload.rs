@@ -1,5 +1,6 @@
 //! `guestnet reload`: has the service read its configuration again, and says what of it is in force.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
@@ -27,8 +28,13 @@ pub(super) async fn run(client: &Client, named: bool) -> Result<v1::ReloadConfig
 
 pub(super) fn print(format: Format, reloaded: &v1::ReloadConfigurationResponse) -> String {
     if format == Format::Json {
-        let v1::ReloadConfigurationResponse { applied, needs_restart, reasons, .. } = reloaded;
-        return pretty(&json!({"applied": applied, "needs_restart": needs_restart, "reasons": reasons}));
+        let v1::ReloadConfigurationResponse { applied, needs_restart, reasons, overridden, .. } = reloaded;
+        return pretty(&json!({
+            "applied": applied,
+            "needs_restart": needs_restart,
+            "reasons": reasons,
+            "overridden": overridden,
+        }));
     }
     let mut out = String::new();
     if !reloaded.applied.is_empty() {
@@ -40,6 +46,9 @@ pub(super) fn print(format: Format, reloaded: &v1::ReloadConfigurationResponse) 
     for key in &reloaded.needs_restart {
         let why = reloaded.reasons.get(key).map(String::as_str).unwrap_or_default();
         out += &format!("  {key}: {why}\n");
+    }
+    for (key, variable) in reloaded.overridden.iter().collect::<BTreeMap<_, _>>() {
+        out += &format!("not in force: {key}, overridden by {variable}\n");
     }
     if out.is_empty() { "nothing has changed\n".into() } else { out }
 }

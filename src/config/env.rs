@@ -26,6 +26,11 @@ pub(super) fn apply(env: impl Fn(&str) -> Option<String>, default_network: &mut 
     }
 }
 
+/// The variable that sets `key` of the default network.
+pub(super) fn variable_of(key: &str) -> Option<&'static str> {
+    VARIABLES.iter().find(|(_, of, _)| *of == key).map(|(variable, ..)| *variable)
+}
+
 /// `UNKEY_METALD_NETWORK_ENABLED`, no key of a network: false means that this host's VMs get none. A daemon that ran and
 /// served nothing would only hide that, so the start is refused.
 pub(super) fn refusal(env: impl Fn(&str) -> Option<String>) -> Option<Problem> {

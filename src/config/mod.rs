@@ -51,6 +51,12 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, source: io::Error },
     #[error("the configuration {} does not fit:\n{problems}", path.display())]
     Refused { path: PathBuf, problems: Problems },
+    #[error(
+        "the configuration {} is gone or empty: what it said stays in force; write it again in one go (mv over it), or leave a \
+         comment in it and all is as it comes",
+        path.display()
+    )]
+    Lost { path: PathBuf },
     #[error("reading the configuration was broken off")]
     BrokenOff,
 }
@@ -73,14 +79,28 @@ impl Config {
         path: Option<&Path>,
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self, ConfigError> {
-        let file = path.unwrap_or(Path::new(Self::DEFAULT_PATH));
-        let text = match std::fs::read_to_string(file) {
-            Ok(text) => Some(text),
-            Err(missing) if path.is_none() && missing.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(ConfigError::Unreadable { path: file.to_owned(), source }),
-        };
-        Self::from_parts(text.as_deref(), environment)
-            .map_err(|problems| ConfigError::Refused { path: file.to_owned(), problems })
+        let text = read(path)?;
+        Self::from_parts(text.as_deref(), environment).map_err(|problems| refusal(path, problems))
+    }
+
+    /// Where the state is, whatever else in the file fits or not; no variable says it.
+    pub fn state_directory_of(path: Option<&Path>) -> Result<PathBuf, ConfigError> {
+        let mut problems = Vec::new();
+        let directory = parse(&read(path)?.unwrap_or_default())
+            .map(|mut file| state_directory(&mut file, &mut problems))
+            .map_err(|problems| refusal(path, problems))?;
+        directory.ok_or_else(|| refusal(path, Problems(problems)))
+    }
+
+    /// Whether the file was not there, or has not even a comment.
+    pub fn is_blank(&self) -> bool {
+        self.text.trim().is_empty()
+    }
+
+    /// The variable of this process that goes before the file's `key`, like `network[0].dns_servers`.
+    pub fn overriding(key: &str) -> Option<&'static str> {
+        let variable = env::variable_of(key.strip_prefix("network[0].")?)?;
+        environment(variable).map(|_| variable)
     }
 
     /// The socket that a file names, whatever else is in it.
@@ -92,25 +112,19 @@ impl Config {
 
     /// The same with a file that was read before, and changed since.
     pub fn of_table(path: Option<&Path>, file: Table) -> Result<Self, ConfigError> {
-        let path = path.unwrap_or(Path::new(Self::DEFAULT_PATH)).to_owned();
-        Self::from_table(file, environment).map_err(|problems| ConfigError::Refused { path, problems })
+        Self::from_table(file, environment).map_err(|problems| refusal(path, problems))
     }
 
     /// That one more thing does not fit, found out by who uses it.
     pub fn refused(&self, path: Option<&Path>, problem: Problem) -> ConfigError {
-        let path = path.unwrap_or(Path::new(Self::DEFAULT_PATH)).to_owned();
         let line = lines::of(&self.text, &problem.key);
-        ConfigError::Refused { path, problems: Problems(vec![Problem { line, ..problem }]) }
+        refusal(path, Problems(vec![Problem { line, ..problem }]))
     }
 
     /// The same without file and process: `text` is the file, if there is one, `env` looks a variable up.
     pub fn from_parts(text: Option<&str>, env: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
         let text = text.unwrap_or_default();
-        // A syntax error says where it is.
-        let file: Table = text
-            .parse()
-            .map_err(|syntax: toml::de::Error| Problems(vec![Problem::new("", syntax.to_string())]))?;
-        match Self::from_table(file, env) {
+        match Self::from_table(parse(text)?, env) {
             Ok(config) => Ok(Self { text: text.to_owned(), ..config }),
             Err(Problems(problems)) => {
                 let with_line = |problem: Problem| Problem { line: lines::of(text, &problem.key), ..problem };
@@ -129,9 +143,7 @@ impl Config {
         let mut log = Section::of(&mut file, "log", &mut problems);
         let log_filter = log.take("filter", "info", log_filter);
         log.finish();
-        let mut state = Section::of(&mut file, "state", &mut problems);
-        let state_directory = state.take("directory", "/var/lib/guestnet", absolute_path);
-        state.finish();
+        let state_directory = state_directory(&mut file, &mut problems);
 
         let tables = network_tables(&mut file, &mut problems);
         let mut read = Vec::new();
@@ -173,6 +185,33 @@ impl Config {
             _ => Err(Problems(problems)),
         }
     }
+}
+
+/// The text of the file; none where it is not named and not there.
+fn read(path: Option<&Path>) -> Result<Option<String>, ConfigError> {
+    let file = path.unwrap_or(Path::new(Config::DEFAULT_PATH));
+    match std::fs::read_to_string(file) {
+        Ok(text) => Ok(Some(text)),
+        Err(missing) if path.is_none() && missing.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(ConfigError::Unreadable { path: file.to_owned(), source }),
+    }
+}
+
+/// A syntax error says where it is.
+fn parse(text: &str) -> Result<Table, Problems> {
+    text.parse().map_err(|syntax: toml::de::Error| Problems(vec![Problem::new("", syntax.to_string())]))
+}
+
+fn refusal(path: Option<&Path>, problems: Problems) -> ConfigError {
+    let path = path.unwrap_or(Path::new(Config::DEFAULT_PATH)).to_owned();
+    ConfigError::Refused { path, problems }
+}
+
+fn state_directory(file: &mut Table, problems: &mut Vec<Problem>) -> Option<PathBuf> {
+    let mut state = Section::of(file, "state", problems);
+    let directory = state.take("directory", "/var/lib/guestnet", absolute_path);
+    state.finish();
+    directory
 }
 
 /// The `[[network]]` tables; one with every default when there is none.

@@ -1,5 +1,7 @@
 //! What the facts about a host mean. Pure.
 
+use std::net::Ipv4Addr;
+
 use super::network::{self, NetworkFacts};
 use super::{Finding, firewall};
 use crate::kernel::features::Missing;
@@ -31,8 +33,8 @@ pub struct Facts {
     pub now: u64,
     pub tun: Device,
     pub kvm: Device,
-    /// Addresses on which UDP port 67 is open.
-    pub dhcp_sockets: Vec<String>,
+    /// Who listens on UDP port 67.
+    pub dhcp_sockets: Vec<Listener>,
     /// Namespaces called as a VM's whose VM the service does not know.
     pub stale_namespaces: Vec<String>,
     /// What the service remembers of other DHCP servers, and of guests that sent as another.
@@ -42,6 +44,13 @@ pub struct Facts {
     pub port_forwards: usize,
     pub uplink_mtu: Option<(String, u32)>,
     pub networks: Vec<NetworkFacts>,
+}
+
+/// A socket that takes packets: on all devices, or on one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub address: Ipv4Addr,
+    pub device: Option<String>,
 }
 
 /// The file that the next start reads.
@@ -62,6 +71,11 @@ pub enum Service {
     Silent(String),
     /// The same, and systemd says that it runs.
     Elsewhere(String),
+    /// Nobody is behind the socket that who asks has named, and somebody behind that of the service.
+    Misnamed {
+        why: String,
+        socket: String,
+    },
     /// Who asks may not open its socket.
     Closed(String),
     /// It is there, and what it says is no answer.
@@ -139,6 +153,12 @@ fn service(facts: &Facts) -> Finding {
              it was started with",
         )
         .mended_by(format!("systemctl restart guestnet; {log}")),
+        Service::Misnamed { why, socket } => Finding::problem(
+            "service",
+            format!("{why} (nobody is at that socket; the service's is {socket})"),
+            "how the service does has not been asked: what follows is what can be seen without it",
+        )
+        .mended_by(format!("guestnet --socket {socket} doctor")),
         Service::Closed(why) => Finding::warning(
             "service",
             why.clone(),
@@ -175,7 +195,7 @@ fn configuration(facts: &Facts) -> Option<Finding> {
     let seen = why.lines().collect::<Vec<_>>().join("; ").replace(":; ", ": ");
     Some(
         severe("configuration", seen, meaning)
-            .mended_by("edit what is named there; then: systemctl restart guestnet"),
+            .advised("edit what is named there, then systemctl restart guestnet"),
     )
 }
 
@@ -208,7 +228,7 @@ fn tun(facts: &Facts) -> Finding {
 fn kvm(facts: &Facts) -> Finding {
     // Where the processor has nothing of the kind, no device file helps.
     let make = "modprobe kvm_intel || modprobe kvm_amd";
-    let open = "ls -l /dev/kvm; usermod --append --groups kvm USER";
+    let open = "ls -l /dev/kvm; sudo usermod --append --groups kvm \"$(id -un)\"";
     let meaning = "VMs do not start, or run emulated and slowly; networks are made all the same";
     device("kvm", "/dev/kvm", &facts.kvm, [make, open], meaning, Finding::warning)
 }
@@ -264,7 +284,7 @@ fn default_route(facts: &Facts) -> Finding {
             "the host has no default route",
             "guests reach what the host has a route for, and no internet",
         )
-        .mended_by("ip route add default via GATEWAY"),
+        .advised("ip route add default via ROUTER, with the address of this host's router"),
     }
 }
 
@@ -340,16 +360,25 @@ fn dhcp_servers(facts: &Facts) -> Finding {
         return Finding::problem(
             "dhcp",
             format!("another DHCP server answers guests: {} ({} ago)", last.detail, ago(last.age)),
-            "a guest that takes its answer has a wrong address, gateway or DNS server: that server has to go",
+            "a guest that takes its answer has a wrong address, gateway or DNS server",
         )
-        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow");
+        .mended_by("guestnet events --kind rogue_dhcp_server --no-follow")
+        .advised("that server has to go: what has been heard of it is among the events");
     }
     let bridges: Vec<&str> =
         facts.networks.iter().flat_map(|network| &network.bridges).map(String::as_str).collect();
-    match facts.dhcp_sockets.iter().find(|address| *address == "0.0.0.0") {
-        Some(_) => Finding::warning(
+    // One that is bound to another's bridge, as libvirt's dnsmasq is, hears none of our guests.
+    let hears = |listener: &&Listener| {
+        let ours = listener.device.as_ref().is_none_or(|device| bridges.contains(&device.as_str()));
+        listener.address.is_unspecified() && ours
+    };
+    match facts.dhcp_sockets.iter().find(hears) {
+        Some(Listener { device, .. }) => Finding::warning(
             "dhcp",
-            "another program listens on UDP 0.0.0.0:67",
+            match device {
+                Some(bridge) => format!("another program listens on UDP 0.0.0.0:67 of {bridge}"),
+                None => "another program listens on UDP 0.0.0.0:67".to_owned(),
+            },
             format!(
                 "a second DHCP server on this host may answer guests too: keep it off the bridges (dnsmasq: except-interface={})",
                 bridges.join(",")
@@ -399,98 +428,4 @@ fn spoofing(facts: &Facts) -> Option<Finding> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::super::Verdict;
-    use super::*;
-
-    pub(in super::super) fn healthy() -> Facts {
-        Facts {
-            service: Service::Answers,
-            configuration: Configuration::Fits,
-            ip_forward: Some("1".into()),
-            forward: Some(vec!["-P FORWARD ACCEPT".into(), "-A FORWARD -j GUESTNET-FORWARD".into()]),
-            input: Some(vec!["-P INPUT DROP".into(), "-A INPUT -j GUESTNET-INPUT".into()]),
-            foreign: Ok(Ruleset::default()),
-            missing: Ok(Vec::new()),
-            postrouting: Some(vec![
-                "-A POSTROUTING -s 10.100.0.0/16 ! -d 10.100.0.0/16 -j MASQUERADE".into(),
-            ]),
-            bridge_nf_call_iptables: Some("1".into()),
-            send_redirects_all: Some("0".into()),
-            has_default_route: Some(true),
-            conntrack: Some((10, 1_000)),
-            clock_synchronised: Some(true),
-            now: EARLIEST + 1,
-            tun: Device::Usable,
-            kvm: Device::Usable,
-            dhcp_sockets: Vec::new(),
-            stale_namespaces: Vec::new(),
-            rogue_dhcp: Vec::new(),
-            spoofing: Vec::new(),
-            port_forwards: 0,
-            uplink_mtu: None,
-            networks: vec![NetworkFacts {
-                name: "default".into(),
-                bridge: "br-vms".into(),
-                subnet: "10.100.0.0/16".into(),
-                managed: true,
-                bridge_exists: true,
-                bridge_is_up: true,
-                bridge_has_gateway: true,
-                upstreams: vec![("8.8.8.8".parse().unwrap(), true)],
-                ..Default::default()
-            }],
-        }
-    }
-
-    fn wrong(facts: &Facts) -> Vec<(&'static str, Verdict)> {
-        let found = check(facts);
-        for finding in &found {
-            assert_eq!(finding.verdict == Verdict::Ok, finding.meaning.is_empty(), "{finding:?}");
-        }
-        found.iter().filter(|f| f.verdict != Verdict::Ok).map(|f| (f.check, f.verdict)).collect()
-    }
-
-    #[test]
-    fn a_healthy_host_has_nothing_to_complain_of() {
-        assert_eq!(wrong(&healthy()), []);
-    }
-
-    /// The clock is the machine's own; the rest has words here that a lab's breakages do not come to.
-    #[test]
-    fn what_cannot_be_broken_in_a_lab_is_found_too() {
-        let with = |change: fn(&mut Facts)| {
-            let mut facts = healthy();
-            change(&mut facts);
-            wrong(&facts)
-        };
-        assert_eq!(with(|f| f.conntrack = Some((850, 1_000))), [("conntrack", Verdict::Warning)]);
-        assert_eq!(with(|f| f.conntrack = Some((1_000, 1_000))), [("conntrack", Verdict::Problem)]);
-        assert_eq!(with(|f| f.conntrack = None), [("conntrack", Verdict::Warning)]);
-        assert_eq!(with(|f| f.now = 7), [("clock", Verdict::Problem)]);
-        assert_eq!(with(|f| f.clock_synchronised = Some(false)), [("clock", Verdict::Warning)]);
-        assert_eq!(with(|f| f.missing = Err("EPERM".into())), [("kernel", Verdict::Warning)]);
-        assert_eq!(with(|f| f.input = None), [("input", Verdict::Warning)]);
-        assert_eq!(with(|f| f.foreign = Err("EPERM".into())), [("firewall", Verdict::Warning)]);
-        assert_eq!(
-            with(|f| f.configuration = Configuration::Refused("it does not fit".into())),
-            [("configuration", Verdict::Warning)]
-        );
-        assert_eq!(
-            with(|f| f.configuration = Configuration::Hidden("EACCES".into())),
-            [("configuration", Verdict::Warning)]
-        );
-    }
-
-    #[test]
-    fn what_happened_long_ago_says_nothing_of_now() {
-        let said = |age| Said { age, detail: "192.0.2.9".into() };
-        let with = |age| {
-            let mut facts = healthy();
-            (facts.rogue_dhcp, facts.spoofing) = (vec![said(age)], vec![said(age)]);
-            wrong(&facts)
-        };
-        assert_eq!(with(60), [("dhcp", Verdict::Problem), ("spoofing", Verdict::Warning)]);
-        assert_eq!(with(2 * 86_400), []);
-    }
-}
+pub(super) mod tests;

@@ -7,11 +7,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::host::{Configuration, Device, Facts, Said, Service};
+use super::host::{Configuration, Device, Facts, Listener, Said, Service};
 use super::network::NetworkFacts;
 use super::probe;
 use crate::config::Config;
 use crate::kernel::nft::Nft;
+use crate::kernel::sockets::{self, UdpSocket};
 use crate::kernel::{Kernel, features};
 use crate::model::{DnsMode, Plumbing, Upstream};
 use crate::proto::guestnet::v1;
@@ -218,13 +219,27 @@ fn uplink() -> Option<String> {
     })
 }
 
-/// Local addresses of UDP sockets on `port`; /proc/net/udp has them in hex, the address in host order.
-fn udp_listeners(port: u16) -> Vec<String> {
+/// UDP sockets on `port`. Where the kernel has no udp_diag, of what /proc/net/udp says, which is not whether they are a device's.
+fn udp_listeners(port: u16) -> Vec<Listener> {
+    let Ok(sockets) = sockets::udp_on(port) else { return udp_listeners_of_proc(port) };
+    let named = |index| {
+        let name = nix::net::if_::if_indextoname(index).ok()?;
+        Some(name.to_string_lossy().into_owned())
+    };
+    let listener = |socket: UdpSocket| {
+        let device = socket.device.map(|index| named(index).unwrap_or_else(|| format!("device {index}")));
+        Listener { address: socket.address, device }
+    };
+    sockets.into_iter().map(listener).collect()
+}
+
+/// It has addresses in hex and in host order.
+fn udp_listeners_of_proc(port: u16) -> Vec<Listener> {
     let sockets = fs::read_to_string("/proc/net/udp").unwrap_or_default();
     let local = |line: &str| {
         let (address, on) = line.split_whitespace().nth(1)?.split_once(':')?;
-        let address = u32::from_str_radix(address, 16).ok()?;
-        (u16::from_str_radix(on, 16).ok()? == port).then(|| Ipv4Addr::from(address.to_ne_bytes()).to_string())
+        let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes().into();
+        (u16::from_str_radix(on, 16).ok()? == port).then_some(Listener { address, device: None })
     };
     sockets.lines().skip(1).filter_map(local).collect()
 }

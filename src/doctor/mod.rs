@@ -1,4 +1,4 @@
-//! `guestnet doctor`: what is wrong with this host or with one guest's way, in words, with the command that mends it. In: what
+//! `guestnet doctor`: what is wrong with this host or with one guest's way, in words, with the command that mends it or what to do instead. In: what
 //! the service says, /proc, /sys, the firewall, answers to a question or a ping. Out: findings; it changes nothing.
 
 mod firewall;
@@ -49,13 +49,22 @@ pub struct Finding {
     pub seen: String,
     /// What that means for guests.
     pub meaning: String,
-    /// The command that mends it.
+    /// The command that mends it, or that shows more: it can be run as it stands.
     pub mend: Option<String>,
+    /// What to do where no command does, in words.
+    pub advice: Option<String>,
 }
 
 impl Finding {
     fn ok(check: &'static str, seen: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Ok, seen: seen.into(), meaning: String::new(), mend: None }
+        Self {
+            check,
+            verdict: Verdict::Ok,
+            seen: seen.into(),
+            meaning: String::new(),
+            mend: None,
+            advice: None,
+        }
     }
 
     fn warning(check: &'static str, seen: impl Into<String>, meaning: impl Into<String>) -> Self {
@@ -68,5 +77,49 @@ impl Finding {
 
     fn mended_by(self, command: impl Into<String>) -> Self {
         Self { mend: Some(command.into()), ..self }
+    }
+
+    fn advised(self, words: impl Into<String>) -> Self {
+        Self { advice: Some(words.into()), ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{Finding, Verdict};
+
+    const PROGRAMS: [&str; 16] = [
+        "bridge",
+        "chmod",
+        "firewall-cmd",
+        "guestnet",
+        "ip",
+        "iptables",
+        "journalctl",
+        "ls",
+        "modprobe",
+        "nft",
+        "rm",
+        "ss",
+        "sudo",
+        "sysctl",
+        "systemctl",
+        "timedatectl",
+    ];
+
+    /// That whoever has them knows what to do, and that a program may run what is called a command.
+    pub(super) fn assert_mendable(found: &[Finding]) {
+        for finding in found.iter().filter(|finding| finding.verdict != Verdict::Ok) {
+            assert!(finding.mend.is_some() || finding.advice.is_some(), "{finding:?}");
+            let Some(command) = &finding.mend else { continue };
+            let shell = Command::new("sh").args(["-n", "-c", command]).output().unwrap();
+            assert!(shell.status.success(), "{finding:?}: {shell:?}");
+            let program = command.split(' ').next().unwrap();
+            assert!(PROGRAMS.contains(&program), "{program} is no program that is known here: {finding:?}");
+            let holds = ["GATEWAY", "USER", "VM_ID"].iter().find(|hole| command.contains(*hole));
+            assert_eq!(holds, None, "it cannot be run as it stands: {finding:?}");
+        }
     }
 }

@@ -47,16 +47,14 @@ pub(super) fn check(facts: &Facts, others: &Facts, network: &NetworkFacts) -> Ve
 
 fn bridge(network: &NetworkFacts) -> Vec<Finding> {
     let NetworkFacts { name, bridge, gateway, .. } = network;
-    let restart = if network.managed {
-        "systemctl restart guestnet".to_owned()
-    } else {
-        format!("ip addr show {bridge}")
+    let made_anew = |finding: Finding| match network.managed {
+        true => finding.mended_by("systemctl restart guestnet"),
+        false => finding
+            .advised(format!("{bridge} is not of guestnet's making: whoever makes it gives it {gateway}")),
     };
     let cut_off = format!("every guest of network {name} is cut off");
     if !network.bridge_exists {
-        return vec![
-            Finding::problem("bridge", format!("{bridge} does not exist"), cut_off).mended_by(restart),
-        ];
+        return vec![made_anew(Finding::problem("bridge", format!("{bridge} does not exist"), cut_off))];
     }
     let mut found = Vec::new();
     if !network.bridge_is_up {
@@ -66,14 +64,11 @@ fn bridge(network: &NetworkFacts) -> Vec<Finding> {
         );
     }
     if !network.bridge_has_gateway {
-        found.push(
-            Finding::problem(
-                "bridge",
-                format!("{bridge} does not have the gateway address {gateway}"),
-                cut_off,
-            )
-            .mended_by(restart),
-        );
+        found.push(made_anew(Finding::problem(
+            "bridge",
+            format!("{bridge} does not have the gateway address {gateway}"),
+            cut_off,
+        )));
     }
     if found.is_empty() {
         found.push(Finding::ok("bridge", format!("{bridge} is up and has {gateway}")));
@@ -91,11 +86,11 @@ fn overlap(network: &NetworkFacts) -> Finding {
             );
             let seen = format!("the host's route {route} overlaps {}", network.subnet);
             // One that a gateway has been named for is somebody's choice; another one is how the host reaches its own network.
-            let mend = match route.split_once(" via ") {
-                Some((destination, _)) => format!("ip route del {destination}"),
-                None => format!("choose another vm_subnet for network {}", network.name),
-            };
-            Finding::problem("routes", seen, meaning).mended_by(mend)
+            let found = Finding::problem("routes", seen, meaning);
+            match route.split_once(" via ") {
+                Some((destination, _)) => found.mended_by(format!("ip route del {destination}")),
+                None => found.advised(format!("choose another vm_subnet for network {}", network.name)),
+            }
         }
     }
 }
@@ -136,13 +131,13 @@ fn upstreams(network: &NetworkFacts) -> Finding {
     };
     let (up, down) = (of(true), of(false));
     let seen = format!("{} of network {} did not answer in 2 s", down.join(" and "), network.name);
-    let mend = "check the uplink, or set other dns_servers and guestnet reload";
+    let advice = "check the uplink, or set other dns_servers and guestnet reload";
     if down.is_empty() {
         Finding::ok("upstreams", format!("{} answer", up.join(" and ")))
     } else if up.is_empty() {
-        Finding::problem("upstreams", seen, "guests resolve only each other's names").mended_by(mend)
+        Finding::problem("upstreams", seen, "guests resolve only each other's names").advised(advice)
     } else {
-        Finding::warning("upstreams", seen, "the others are asked instead").mended_by(mend)
+        Finding::warning("upstreams", seen, "the others are asked instead").advised(advice)
     }
 }
 
@@ -153,7 +148,7 @@ fn addresses(network: &NetworkFacts) -> Option<Finding> {
             format!("network {} has no free address", network.name),
             "no further VM can be made on it",
         )
-        .mended_by("guestnet vm list; guestnet vm delete VM_ID of those that are gone"),
+        .advised("guestnet vm list, and guestnet vm delete VM_ID of those that are gone"),
         free => Finding::ok("addresses", format!("network {} has {free} free", network.name)),
     })
 }
@@ -166,6 +161,6 @@ fn mtu(facts: &Facts, network: &NetworkFacts) -> Option<Finding> {
             format!("guests have an MTU of {}, {uplink} one of {mtu}", network.mtu),
             "large packets are fragmented, or lost where fragments are not allowed",
         )
-        .mended_by(format!("set mtu = {mtu} for network {} and restart guestnet", network.name))
+        .advised(format!("set mtu = {mtu} for network {} and restart guestnet", network.name))
     })
 }

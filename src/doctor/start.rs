@@ -26,13 +26,17 @@ pub fn started() -> Started {
 }
 
 fn configuration(shown: Option<&str>) -> (Option<Config>, Configuration) {
-    let start = shown.map(|shown| Start::of_unit(shown, |file| fs::read_to_string(file).ok()));
+    let start = shown.map(|shown| Start::of_unit(shown, |file| fs::read_to_string(file)));
     let loaded = match &start {
         Some(start) => {
             Config::load_for(start.config.as_deref(), |variable| start.variables.get(variable).cloned())
         }
         None => Config::load(None),
     };
+    // Without variables that it may have, nothing is known of what it makes of the file.
+    if let Some(why) = start.and_then(|start| start.unread) {
+        return (loaded.ok(), Configuration::Hidden(why));
+    }
     match loaded {
         Ok(config) => (Some(config), Configuration::Fits),
         Err(error @ ConfigError::Unreadable { .. }) if is_forbidden(&error) => {
@@ -58,10 +62,12 @@ fn unit() -> Option<String> {
 struct Start {
     config: Option<PathBuf>,
     variables: HashMap<String, String>,
+    /// Why one of its files with variables cannot be read by who asks; what starts it may.
+    unread: Option<String>,
 }
 
 impl Start {
-    fn of_unit(shown: &str, read: impl Fn(&str) -> Option<String>) -> Self {
+    fn of_unit(shown: &str, read: impl Fn(&str) -> io::Result<String>) -> Self {
         let property = |name: &'static str| shown.lines().filter_map(move |line| line.strip_prefix(name));
         let assigned =
             |word: &str| word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -79,7 +85,13 @@ impl Start {
         // Files go before what is said in the unit (systemd.exec(5), EnvironmentFile=).
         for line in property("EnvironmentFiles=") {
             let file = line.rsplit_once(" (").map_or(line, |(file, _)| file);
-            let text = read(file).unwrap_or_default();
+            let text = read(file).unwrap_or_else(|error| {
+                if error.kind() != io::ErrorKind::NotFound {
+                    start.unread =
+                        Some(format!("cannot read {file}, which the unit has variables from: {error}"));
+                }
+                String::new()
+            });
             let lines = text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
             let read = lines.filter_map(|line| {
                 let (name, value) = line.split_once('=')?;
@@ -122,19 +134,24 @@ mod tests {
                      EnvironmentFiles=/etc/default/guestnet (ignore_errors=yes)\n\
                      EnvironmentFiles=/etc/none (ignore_errors=yes)\n\
                      LoadState=loaded\n";
-        let read = |file: &str| {
-            (file == "/etc/default/guestnet").then(|| "# C=9\nC = \"4 5\"\n\nD='6'\nno\n".to_owned())
+        let none = |_: &str| Err(io::ErrorKind::NotFound.into());
+        let read = |file: &str| match file {
+            "/etc/default/guestnet" => Ok("# C=9\nC = \"4 5\"\n\nD='6'\nno\n".to_owned()),
+            _ => none(file),
         };
         let start = Start::of_unit(shown, read);
         assert_eq!(start.config.as_deref(), Some("/etc/other.toml".as_ref()));
+        assert_eq!(start.unread, None, "a file that is not there has nothing to read");
+        let forbidden = Start::of_unit(shown, |_| Err(io::ErrorKind::PermissionDenied.into()));
+        assert!(forbidden.unread.as_ref().is_some_and(|why| why.contains("/etc/none")), "{forbidden:?}");
         let mut variables: Vec<_> = start.variables.into_iter().collect();
         variables.sort();
         let expected = [("A", "1"), ("B", "x y"), ("C", "4 5"), ("D", "6")];
         assert_eq!(variables, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
 
         let plain = "ExecStart={ path=/usr/bin/guestnet ; argv[]=/usr/bin/guestnet serve ; ignore_errors=no }\nEnvironment=\n";
-        assert_eq!(Start::of_unit(plain, |_| None), Start::default());
+        assert_eq!(Start::of_unit(plain, none), Start::default());
         let joined = "ExecStart={ path=/x ; argv[]=/x serve --config=/a.toml ; }";
-        assert_eq!(Start::of_unit(joined, |_| None).config, Some("/a.toml".into()));
+        assert_eq!(Start::of_unit(joined, none).config, Some("/a.toml".into()));
     }
 }

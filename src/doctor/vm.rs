@@ -184,7 +184,7 @@ pub fn check(facts: &VmFacts, host: &[Finding]) -> Vec<Finding> {
         }
         Some(flags) if flags & LOWER_UP == 0 => {
             Finding::problem("tap", "nobody has tap0 open", "no VMM runs on it: the guest is not there")
-                .mended_by(format!("start the VM with tap0 inside /run/netns/vm-{vm_id}"))
+                .advised(format!("start the VM with tap0 inside /run/netns/vm-{vm_id}"))
         }
         Some(_) => Finding::ok("tap", "tap0 is up and a VMM has it open"),
     });

@@ -18,6 +18,7 @@ mod observe;
 mod raw;
 mod routes;
 mod rtnl;
+pub mod sockets;
 mod steps;
 mod sysctl;
 mod tap;

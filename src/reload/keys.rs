@@ -12,6 +12,9 @@ pub(super) enum Effect {
 use Effect::{Live, Restart};
 
 const SOCKETS: &str = "sockets are opened at the start";
+const GROUP: &str = "for new connections, where the socket is open since the start";
+const IDS: &str =
+    "where listen is open since the start, from the next request on; a watch that is open goes on";
 const PLUMBING: &str = "bridges and ports of guests that run are made with it";
 const RESOLVER: &str = "where the network has a resolver; answers are kept where they hold";
 const WALLS: &str = "the tables of nf_tables are made with it at the start";
@@ -21,9 +24,9 @@ const TOLD: &str = "from each guest's next DHCP request on";
 /// Keys of arrays of tables without their numbers; what is below a key goes with it.
 const KEYS: [(&str, Effect); 61] = [
     ("api.socket", Restart(SOCKETS)),
-    ("api.socket_group", Live("for new connections")),
+    ("api.socket_group", Live(GROUP)),
     ("api.read_only_socket", Restart(SOCKETS)),
-    ("api.read_only_group", Live("for new connections")),
+    ("api.read_only_group", Live(GROUP)),
     ("api.listen", Restart(SOCKETS)),
     (
         "api.tls_certificate",
@@ -31,8 +34,8 @@ const KEYS: [(&str, Effect); 61] = [
     ),
     ("api.tls_key", Restart("as tls_certificate")),
     ("api.tls_client_ca", Restart("as tls_certificate")),
-    ("api.spiffe_ids", Live("from the next request on; a watch that is open goes on")),
-    ("api.read_only_spiffe_ids", Live("from the next request on; a watch that is open goes on")),
+    ("api.spiffe_ids", Live(IDS)),
+    ("api.read_only_spiffe_ids", Live(IDS)),
     ("metrics.socket", Restart(SOCKETS)),
     ("metrics.listen", Restart(SOCKETS)),
     ("metrics.vm_labels", Live("from the next look on")),
@@ -123,6 +126,7 @@ pub(super) const OF_GUESTS: [&str; 7] = [
 pub fn why(key: &str) -> &'static str {
     match effect(key) {
         Restart(why) => why,
+        Live(_) if key.starts_with("api.") => "what it is about is opened at the start, and was not",
         Live(_) => "the network in this place has another name now, or no resolver that runs",
     }
 }
@@ -160,7 +164,9 @@ mod tests {
 
     #[test]
     fn what_is_said_to_be_live_is_what_parts_take() {
-        let config = Config::from_parts(None, |_| None).unwrap();
+        let open = "[api]\nread_only_socket = \"/r\"\nlisten = \"127.0.0.1:1\"\ntls_certificate = \"/c\"\n\
+                    tls_key = \"/k\"\ntls_client_ca = \"/a\"\n";
+        let config = Config::from_parts(Some(open), |_| None).unwrap();
         let reloader = super::super::Reloader::new(None, &config);
         let taken: BTreeSet<String> = reloader
             .keys()

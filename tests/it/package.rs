@@ -146,6 +146,13 @@ fn it_installs_starts_upgrades_under_a_live_guest_and_purges_clean() {
     }
     doctor_looks_at_what_the_unit_starts_with(&system);
 
+    // Not what the file says, and of the packages' scripts none reads it.
+    let overrides = "UNKEY_METALD_NETWORK_BRIDGE=br-other\\nUNKEY_METALD_NETWORK_BRIDGE_IP=10.9.0.1/16\\n\
+                     UNKEY_METALD_NETWORK_VM_SUBNET=10.9.0.0/16\\n";
+    let restarted = format!("printf '{overrides}' > /etc/default/guestnet; systemctl restart guestnet");
+    system.run("sh", &["-ec", &restarted]);
+    system.run("ip", &["link", "show", "br-other"]);
+
     let vm = json(&system, &["vm", "create", "web-1"]);
     let tap = system.netns("vm-web-1").run(|| open_tap("tap0", libc::IFF_VNET_HDR).unwrap());
     let guest = TapGuest::attach_to(tap, &vm);
@@ -182,6 +189,8 @@ fn it_installs_starts_upgrades_under_a_live_guest_and_purges_clean() {
     drop(guest);
     system.run("dpkg", &["-P", "guestnet"]);
     assert_same(&before, &network_state(&system));
+    // The operator's, as is what else is in /etc/default.
+    system.run("rm", &["/etc/default/guestnet"]);
     for gone in ["/var/lib/guestnet", "/etc/guestnet", "/run/guestnet", "/usr/bin/guestnet"] {
         assert!(!system.try_run("test", &["-e", gone]).status.success(), "{gone} is left");
     }
@@ -207,7 +216,14 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     sh("echo 'UNKEY_METALD_NETWORK_VM_SUBNET=\"nonsense\"' > /etc/default/guestnet");
     let of_the_file = configuration(&doctor).expect("a variable that does not fit");
     assert!(of_the_file["seen"].to_string().contains("UNKEY_METALD_NETWORK_VM_SUBNET"), "{of_the_file}");
+    sh("chmod 600 /etc/default/guestnet");
+    let hidden = configuration(&["setpriv", "--reuid=65534", "--clear-groups", "guestnet", "doctor"]);
+    let hidden = hidden.expect("variables that nobody else may read");
+    assert_eq!((&hidden["verdict"], &hidden["mend"]), (&"warning".into(), &"sudo guestnet doctor".into()));
+    assert!(hidden["seen"].as_str().unwrap().contains("/etc/default/guestnet"), "{hidden}");
     sh("rm /etc/default/guestnet");
+    let mistyped = told("service", &["guestnet", "--socket", "/run/guestnet/typo.sock", "doctor"]).unwrap();
+    assert_eq!(mistyped["mend"], "guestnet --socket /run/guestnet/guestnet.sock doctor", "{mistyped}");
 
     let drop_in = "/etc/systemd/system/guestnet.service.d";
     sh(&format!(

@@ -1,5 +1,6 @@
 //! What guestnet makes on the host, seen with the operator's own tools.
 
+use crate::lab::daemon::Paths;
 use crate::lab::guest::Boot;
 use crate::lab::{Daemon, Guest, Lab, Machine, assert_same};
 
@@ -140,7 +141,7 @@ fn uninstalling_gives_the_host_back() {
     let before = lab.host_state();
     let daemon = Daemon::start(&lab);
     daemon.guestnet(&["vm", "create", "vm1"]);
-    let config = crate::lab::daemon::Paths::of(&lab).config;
+    let config = Paths::of(&lab).config;
     let uninstall = || {
         let mut command = lab.host_command(crate::lab::guestnet_binary());
         command.arg("uninstall").arg("--config").arg(&config).output().unwrap()
@@ -149,5 +150,33 @@ fn uninstalling_gives_the_host_back() {
     assert!(daemon.stop().success());
     let output = uninstall();
     assert!(output.status.success(), "{}", crate::lab::text(&output));
+    assert_same(&before, &lab.host_state());
+}
+
+#[test]
+fn uninstalling_needs_no_configuration_but_the_place_of_the_state() {
+    let lab = Lab::new();
+    let before = lab.host_state();
+    let first = "[[network]]\nname = \"first\"\npool_size = 1\nmetadata = true\ndns_only_resolver = true\n\
+                 [[network]]\nname = \"second\"\nbridge_name = \"br-second\"\nbridge_ip = \"10.9.0.1/16\"\n\
+                 vm_subnet = \"10.9.0.0/16\"\npool_size = 1\n";
+    assert!(Daemon::start_with(&lab, first).stop().success());
+    // What the former configuration's guests were led to goes with their bridge.
+    let of_variables = [("UNKEY_METALD_NETWORK_BRIDGE", "br-other".as_ref())];
+    let daemon = Daemon::start_with_env(&lab, first, &of_variables);
+    daemon.guestnet(&["vm", "create", "vm1"]);
+    let rules = lab.on_host("iptables", &["-t", "nat", "-S"]);
+    assert!(rules.contains("-i br-other ") && !rules.contains("-i br-vms "), "{rules}");
+    assert!(daemon.stop().success());
+
+    // Without the variable, with another network in the file, and with what does not fit; the name that it has is somebody's.
+    lab.on_host("ip", &["link", "add", "br-vms", "type", "bridge"]);
+    let config = Paths::of(&lab).config;
+    let file = crate::lab::daemon::config(&lab, "[[network]]\nname = \"third\"\nmtu = 1\n");
+    std::fs::write(&config, file).unwrap();
+    let mut command = lab.host_command(crate::lab::guestnet_binary());
+    let output = command.arg("uninstall").arg("--config").arg(&config).output().unwrap();
+    assert!(output.status.success(), "{}", crate::lab::text(&output));
+    lab.on_host("ip", &["link", "delete", "br-vms"]);
     assert_same(&before, &lab.host_state());
 }

@@ -32,8 +32,8 @@ pub(crate) const REPAIR: [(&[&str], &[&str]); 5] = [
     (&["iptables", "-F"], &["rules"]),
 ];
 /// Of taking all away that was ever made.
-pub(crate) const UNINSTALL: [&str; 6] =
-    ["clear", "undo-rules", "undo-unreachable", "undo-bridge", "sysctl", "undo-all-walls"];
+pub(crate) const UNINSTALL: [&str; 7] =
+    ["clear", "undo-rules", "undo-unreachable", "undo-nat-rule", "undo-bridge", "sysctl", "undo-all-walls"];
 /// Of taking away what belongs to nobody.
 pub(crate) const COLLECT: [&str; 7] = [
     "undo-forwarding",
@@ -45,7 +45,7 @@ pub(crate) const COLLECT: [&str; 7] = [
     "undo-namespace",
 ];
 /// That have a test of their own, the last in `walls::tables`.
-const OTHERS: [&str; 4] = ["tap-options", "undo-walls", "undo-nat-rule", "owned-tables"];
+const OTHERS: [&str; 3] = ["tap-options", "undo-walls", "owned-tables"];
 
 #[test]
 fn every_step_that_there_is_has_a_test_here() {

@@ -22,10 +22,19 @@ fn examine(daemon: &Daemon<'_>, arguments: &[&str]) -> (Output, Vec<Value>) {
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output)));
     let wrong = report["findings"].as_array().unwrap().iter().filter(|finding| finding["verdict"] != "ok");
     let wrong: Vec<Value> = wrong.cloned().collect();
+    wrong.iter().for_each(assert_mendable);
     let sick = wrong.iter().any(|finding| finding["verdict"] == "problem");
     assert_eq!(output.status.code(), Some(i32::from(sick)), "{}", text(&output));
     assert_eq!(report["healthy"], !sick);
     (output, wrong)
+}
+
+/// By a command that a shell understands, or in words.
+fn assert_mendable(finding: &Value) {
+    assert!(finding["mend"].is_string() || finding["advice"].is_string(), "{finding}");
+    if let Some(command) = finding["mend"].as_str() {
+        succeed(std::process::Command::new("sh").args(["-n", "-c", command]));
+    }
 }
 
 /// This machine's own state shows through the lab's namespaces: no /dev/kvm, a clock that nobody sets.
@@ -67,7 +76,7 @@ fn only(wrong: Vec<Value>, check: &str, verdict: &str, seen: &str) -> Value {
         "{finding}"
     );
     assert!(finding["seen"].as_str().unwrap().contains(seen), "{finding}");
-    assert!(!finding["meaning"].as_str().unwrap().is_empty() && finding["mend"].is_string(), "{finding}");
+    assert!(!finding["meaning"].as_str().unwrap().is_empty(), "{finding}");
     finding.clone()
 }
 
@@ -151,19 +160,7 @@ fn what_only_the_operator_can_mend_is_named_too() {
     let (_, wrong) = examine(&daemon, &[]);
     let checks: Vec<&str> = wrong.iter().map(|finding| finding["check"].as_str().unwrap()).collect();
     assert!(checks.contains(&"uplink") && checks.contains(&"upstreams"), "{checks:?}");
-    // As dnsmasq does for a network of libvirt.
-    let other = lab.host.run(|| {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        socket.bind_device(Some(b"lo")).unwrap();
-        socket.bind(&SocketAddr::from(([0, 0, 0, 0], 67)).into()).unwrap();
-        socket
-    });
-    let (_, wrong) = examine(&daemon, &[]);
-    let dhcp = wrong.iter().find(|finding| finding["check"] == "dhcp").unwrap_or_else(|| panic!("{wrong:?}"));
-    assert_eq!(dhcp["verdict"], "warning");
-    assert!(dhcp["seen"].as_str().unwrap().contains("0.0.0.0:67"), "{dhcp}");
-    assert!(dhcp["meaning"].as_str().unwrap().contains("except-interface=br-vms"), "{dhcp}");
-    drop((other, daemon));
+    drop(daemon);
 
     let dead = lab
         .host_command(crate::lab::guestnet_binary())
@@ -172,6 +169,36 @@ fn what_only_the_operator_can_mend_is_named_too() {
         .unwrap();
     assert_eq!(dead.status.code(), Some(1));
     assert!(text(&dead).contains("systemctl start guestnet"), "{}", text(&dead));
+}
+
+#[test]
+fn a_dhcp_server_is_one_of_guests_only_where_it_hears_them() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    lab.on_host("ip", &["link", "add", "virbr0", "type", "bridge"]);
+    let listens = |device: Option<&'static str>| {
+        lab.host.run(move || {
+            let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+            // As dnsmasq does, beside one of another device.
+            socket.set_reuse_address(true).unwrap();
+            socket.bind_device(device.map(str::as_bytes)).unwrap();
+            socket.bind(&SocketAddr::from(([0, 0, 0, 0], 67)).into()).unwrap();
+            socket
+        })
+    };
+    // As dnsmasq does for a network of libvirt.
+    let _libvirts = listens(Some("virbr0"));
+    assert_eq!(findings(&daemon), Vec::<Value>::new());
+    // What hears guests is in the way of the service itself: it is there first, or while that is down.
+    assert!(daemon.stop().success());
+    for (device, seen) in [(Some("br-vms"), "UDP 0.0.0.0:67 of br-vms"), (None, "UDP 0.0.0.0:67")] {
+        let other = listens(device);
+        let found = of_a_dead_service(&lab, "dhcp");
+        assert_eq!(found["verdict"], "warning", "{found}");
+        assert!(found["seen"].as_str().unwrap().ends_with(seen), "{found}");
+        assert!(found["meaning"].as_str().unwrap().contains("except-interface=br-vms"), "{found}");
+        drop(other);
+    }
 }
 
 /// What is behind the socket and does not answer is not a service that is down; nor is a configuration that does not fit.
@@ -194,6 +221,16 @@ fn a_service_that_fails_and_a_configuration_that_does_not_fit_are_told_from_a_se
     let service = of(&silent, "service").unwrap();
     assert!(service["mend"].as_str().unwrap().starts_with("systemctl start guestnet"), "{service}");
     assert_eq!(of(&silent, "configuration"), None);
+
+    // The service is where it should be, and who asks has named another socket.
+    let daemon = Daemon::start(&lab);
+    let default = "mkdir -p /run/guestnet && ln -s \"$0\" /run/guestnet/guestnet.sock";
+    lab.on_host("sh", &["-ec", default, daemon.socket().to_str().unwrap()]);
+    let misnamed = of(&doctor(Path::new("/run/none"), &[]), "service").unwrap();
+    let seen = "nobody is at that socket; the service's is /run/guestnet/guestnet.sock";
+    assert!(misnamed["seen"].as_str().unwrap().contains(seen), "{misnamed}");
+    assert_eq!(misnamed["mend"], "guestnet --socket /run/guestnet/guestnet.sock doctor");
+    drop(daemon);
 
     let unfit = [("UNKEY_METALD_NETWORK_BRIDGE_IP", "ten")];
     let found = of(&doctor(Path::new("/run/none"), &unfit), "configuration").unwrap();
@@ -248,7 +285,8 @@ fn one_guests_way_is_followed_hop_by_hop_to_where_packets_stop() {
             "{conclusion}"
         );
         let to = if device == "tap0" { "in0" } else { "tap0" };
-        let redirect = "protocol all u32 match u32 0 0 action mirred egress redirect dev";
+        // Where the service has it: that is where it looks.
+        let redirect = "protocol all pref 1 u32 match u32 0 0 action mirred egress redirect dev";
         let words = ["filter", "add", "dev", device, "parent", "ffff:"].into_iter();
         succeed(inside.command("tc").args(words.chain(redirect.split(' ')).chain([to])));
         assert_eq!(stop(&daemon), (Some(0), "every hop is as it should be".into()));

@@ -152,7 +152,24 @@ fn the_proto_files_keep_bufs_rules_and_break_no_client_of_the_last_release() {
     }
 }
 
-/// So that the test above can fail, and knows all of the API.
+/// A client that repeats calls by itself goes by it; a comment is for people.
+#[test]
+fn every_call_says_whether_it_may_be_repeated() {
+    let proto = fs::read_to_string(project("proto/guestnet/v1/guestnet.proto")).unwrap();
+    let calls: Vec<&str> = proto.split("\n  rpc ").skip(1).collect();
+    assert!(calls.len() > 30, "{}", calls.len());
+    for call in calls {
+        let body = call.split_once(" {\n").map_or("", |(_, rest)| rest.split('}').next().unwrap_or_default());
+        let level = body.trim().strip_prefix("option idempotency_level = ");
+        assert!(
+            matches!(level, Some("IDEMPOTENT;" | "NO_SIDE_EFFECTS;")),
+            "{}",
+            call.lines().next().unwrap()
+        );
+    }
+}
+
+/// So that `buf breaking` can fail, and knows all of the API.
 #[test]
 fn a_field_that_changes_its_type_or_a_name_against_the_rules_is_noticed() {
     let folder = tempfile::tempdir().unwrap();

@@ -49,6 +49,60 @@ fn a_reload_applies_what_can_change_live_and_says_what_cannot_and_a_file_that_do
     daemon.guestnet(&["vm", "create", "a"]);
 }
 
+#[test]
+fn a_reload_says_in_force_only_of_what_is() {
+    let lab = Lab::new();
+    // The lab sets GUESTNET_LOG.
+    let of_variables = [("UNKEY_METALD_NETWORK_DNS", "192.0.2.53".as_ref())];
+    let daemon = Daemon::start_with_env(&lab, "", &of_variables);
+    let path = Paths::of(&lab).config;
+    let before = fs::read_to_string(&path).unwrap();
+    let with_group = |group: &str| {
+        let socket = lab.directory().join("read.sock");
+        let opened = format!(
+            "[api]\nread_only_socket = {socket:?}\nread_only_group = {group:?}\nspiffe_ids = [\"spiffe://a/b\"]\n"
+        );
+        let text =
+            before.replace("[api]\n", &opened).replace("pool_size = 8", "dns_servers = [\"192.0.2.54\"]");
+        fs::write(&path, text + "\n[log]\nfilter = \"warn\"\n").unwrap();
+    };
+    with_group("no-such-group");
+    let refused = daemon.client(&["reload"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+    assert!(text(&refused).contains("api.read_only_group: "), "{}", text(&refused));
+
+    with_group("root");
+    let printed = daemon.guestnet(&["reload"]);
+    let overridden = "not in force: network[0].dns_servers, overridden by UNKEY_METALD_NETWORK_DNS\n";
+    assert!(printed.contains(overridden), "{printed}");
+    assert!(printed.contains("not in force: log.filter, overridden by GUESTNET_LOG\n"), "{printed}");
+    assert!(printed.contains("in force now: network[0].pool_size\n"), "{printed}");
+    let reloaded = daemon.json(&["reload"]);
+    let waiting = ["api.read_only_group", "api.read_only_socket", "api.spiffe_ids"];
+    assert_eq!(reloaded["needs_restart"], serde_json::json!(waiting), "{reloaded}");
+    assert_eq!(reloaded["applied"], serde_json::json!([]), "{reloaded}");
+}
+
+/// Who rewrites a file empties it first, and a signal may come between.
+#[test]
+fn a_reload_of_a_file_that_is_empty_or_gone_changes_nothing_and_names_it() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[metrics]\nvm_labels = true\n");
+    let path = Paths::of(&lab).config;
+    let before = fs::read_to_string(&path).unwrap();
+    for text_left in [Some(""), Some("\n \n"), None] {
+        match text_left {
+            Some(left) => fs::write(&path, left).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let refused = daemon.client(&["reload"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));
+        assert!(text(&refused).contains(path.to_str().unwrap()), "{}", text(&refused));
+    }
+    fs::write(&path, before).unwrap();
+    assert_eq!(daemon.guestnet(&["reload"]), "nothing has changed\n");
+}
+
 /// The command of the unit, with the program that the tests have built.
 fn of_the_unit(key: &str) -> Vec<String> {
     let unit = fs::read_to_string(project("packaging/guestnet.service")).unwrap();

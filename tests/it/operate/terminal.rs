@@ -190,7 +190,7 @@ fn every_command_that_changes_something_says_in_json_what() {
         (&format!("user-data set a {file}"), json!({"vm_id": "a", "bytes": 14})),
         ("user-data delete a", json!({"deleted": ["a"]})),
         ("gc --apply", json!([])),
-        ("reload", json!({"applied": [], "needs_restart": [], "reasons": {}})),
+        ("reload", json!({"applied": [], "needs_restart": [], "reasons": {}, "overridden": {}})),
         ("vm delete a b never-there", json!({"deleted": ["a", "b", "never-there"]})),
     ] {
         assert_eq!(daemon.json(&command.split(' ').collect::<Vec<_>>()), said, "{command}");
