@@ -63,6 +63,14 @@ pub(super) struct InFlight {
     request: u64,
 }
 
+/// How far a request's answer has been read, for who does not answer it.
+#[derive(Debug, Clone)]
+pub(super) struct Reader {
+    connections: Connections,
+    id: u64,
+    request: u64,
+}
+
 impl Entry {
     /// When its place may be another's; not while it is at work.
     fn given_up(&self, patience: Duration) -> Option<Instant> {
@@ -182,6 +190,10 @@ impl InFlight {
         }
     }
 
+    pub(super) fn reader(&self) -> Reader {
+        Reader { connections: self.connections.clone(), id: self.id, request: self.request }
+    }
+
     /// The answer is one that goes on until somebody ends it.
     pub(super) fn goes_on(&self) {
         self.change(|entry, request| {
@@ -205,6 +217,13 @@ impl InFlight {
         self.change(|entry, request| {
             entry.requests.entry(request).and_modify(|request| request.unread_since = None);
         });
+    }
+}
+
+impl Reader {
+    /// Since when something of the answer has been waiting for its caller.
+    pub(super) fn unread_since(&self) -> Option<Instant> {
+        self.connections.table().open.get(&self.id)?.requests.get(&self.request)?.unread_since
     }
 }
 

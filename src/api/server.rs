@@ -26,7 +26,7 @@ use super::listener::{Arrival, Listener};
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
 use super::status::Sources;
-use super::streams::Seats;
+use super::streams::Streams;
 use super::tls::Tls;
 use super::trace::Traced;
 use crate::config::{SpiffeIds, TlsConfig};
@@ -203,7 +203,7 @@ fn rpc(
         .with_deadline_policy(deadline)
         .with_interceptor(Traced)
         .with_interceptor(Gate)
-        .with_interceptor(Seats::new(stop))
+        .with_interceptor(Streams::new(stop))
         // On one machine copying is cheaper than packing.
         .with_compression_policy(CompressionPolicy::disabled());
     Ok((rpc, health))
@@ -274,6 +274,7 @@ impl Acceptor {
             let requests = if caller.access == Access::Full { &requests.full } else { &requests.read_only };
             let requests = requests.clone();
             request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(in_flight.reader());
             async move {
                 // The semaphore is never closed.
                 let room = Room::new(requests.acquire_owned().await.ok());

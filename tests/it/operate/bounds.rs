@@ -331,30 +331,59 @@ fn an_answer_that_the_socket_has_no_room_for_counts_until_it_is_read() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("lan0"), "{answer}");
 }
 
+/// Half of the seats of callers who only read, whose answers nobody reads; one caller has no more.
+fn watches_nobody_reads(socket: &Path, headers: &[(&str, &str)]) -> UnixStream {
+    never_reads(socket, 8, "connect+json", "WatchEvents", headers, b"\0\0\0\0\x02{}")
+}
+
+/// A watch by a process of its own, which reads.
+fn watch(lab: &Lab, socket: &Path, timeout: &str) -> Child {
+    stream(lab, socket, "connect+json", timeout, &format!("{SERVICE}/WatchEvents"), b"{}").0
+}
+
+struct Ends(Vec<Child>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_watch_that_nobody_reads_gives_its_seat_to_one_that_is_read() {
+    let lab = Lab::new();
+    let (daemon, socket) = read_only(&lab);
+    let unread = watches_nobody_reads(&socket, &[]);
+    let mut read = Ends((0..8).map(|_| watch(&lab, &socket, "")).collect());
+    let begun = || rest(watch(&lab, &socket, "Connect-Timeout-Ms: 100"));
+    let mut said = Vec::new();
+    eventually("a watch that is read gets in", || {
+        said.push(begun());
+        said.last().unwrap().contains("deadline_exceeded")
+    });
+    // Not at once: whoever reads slowly has some seconds.
+    assert!(said[0].contains("16 watches are open"), "{}", said[0]);
+    assert!(daemon.log().contains("a watch that nobody reads has given its seat"), "{}", daemon.log());
+    assert!(read.0.iter_mut().all(|watch| watch.try_wait().unwrap().is_none()), "one that is read has ended");
+    assert!(!is_closed(&unread), "its connection has other calls");
+}
+
 #[test]
 fn a_watch_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
     let lab = Lab::new();
-    let (_daemon, socket) = read_only(&lab);
-    let watches = |headers: &[(&str, &str)]| {
-        never_reads(&socket, 16, "connect+json", "WatchEvents", headers, b"\0\0\0\0\x02{}")
-    };
-    let endless = watches(&[]);
-    let begun = || {
-        let (read, _) = stream(
-            &lab,
-            &socket,
-            "connect+json",
-            "Connect-Timeout-Ms: 100",
-            &format!("{SERVICE}/WatchEvents"),
-            b"{}",
-        );
-        rest(read)
-    };
+    let (daemon, socket) = read_only(&lab);
+    let endless = watches_nobody_reads(&socket, &[]);
+    let _read = Ends((0..8).map(|_| watch(&lab, &socket, "")).collect());
+    let begun = || rest(watch(&lab, &socket, "Connect-Timeout-Ms: 100"));
     let said = begun();
     assert!(said.contains("16 watches are open"), "{said}");
     drop(endless);
     eventually("the seats of a caller that is gone are free", || begun().contains("deadline_exceeded"));
-    let unread = watches(&[("connect-timeout-ms", "1000")]);
+    let unread = watches_nobody_reads(&socket, &[("connect-timeout-ms", "1000")]);
     eventually("the seats are free at the deadline", || begun().contains("deadline_exceeded"));
+    assert!(!daemon.log().contains("a watch that nobody reads has given its seat"), "{}", daemon.log());
     drop(unread);
 }
