@@ -15,6 +15,7 @@ mod networks;
 mod paging;
 mod policy;
 mod reservations;
+mod rooms;
 mod seats;
 mod server;
 mod service;
