@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod bounds;
+mod capture;
 mod doctor;
 mod floods;
 mod foreign;
