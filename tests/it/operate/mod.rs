@@ -7,6 +7,7 @@ mod capture;
 mod doctor;
 mod floods;
 mod foreign;
+mod log;
 mod metrics;
 mod otlp;
 mod service;
