@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::broadcast;
@@ -15,6 +15,8 @@ use crate::model::{Invalid, NetworkName, VmId};
 const BACKLOG: usize = 1024;
 /// Events that are remembered for who comes later.
 const RECENT: usize = 128;
+/// And of what came before those, of each kind: the last of each VM. A busy host's comings and goings do not make it forget an attack.
+const OLDER: usize = 32;
 
 /// What happened. A kind that a guest can cause at will is sent by its source at a bounded rate, with a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -104,16 +106,43 @@ pub struct Events(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     stream: broadcast::Sender<Event>,
-    recent: Mutex<VecDeque<Event>>,
+    memory: Mutex<Memory>,
     /// In the order of `EventKind::ALL`.
     counts: [AtomicU64; EventKind::ALL.len()],
 }
 
+/// What is remembered, oldest first: `older` and then `recent`.
+#[derive(Debug, Default)]
+struct Memory {
+    recent: VecDeque<Event>,
+    older: Vec<Event>,
+}
+
+impl Memory {
+    fn remember(&mut self, event: Event) {
+        if self.recent.len() == RECENT
+            && let Some(old) = self.recent.pop_front()
+        {
+            let about = |event: &Event| (event.kind, event.vm_id.clone(), event.network.clone());
+            self.older.retain(|older| about(older) != about(&old));
+            let mut same_kind = self.older.iter().enumerate().filter(|(_, older)| older.kind == old.kind);
+            if let (Some((first, _)), true) = (same_kind.next(), same_kind.count() + 1 >= OLDER) {
+                self.older.remove(first);
+            }
+            self.older.push(old);
+        }
+        self.recent.push_back(event);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Event> {
+        self.older.iter().chain(&self.recent)
+    }
+}
+
 impl Default for Events {
     fn default() -> Self {
-        let recent = Mutex::new(VecDeque::with_capacity(RECENT));
-        let counts = Default::default();
-        Self(Arc::new(Shared { stream: broadcast::Sender::new(BACKLOG), recent, counts }))
+        let (memory, counts) = Default::default();
+        Self(Arc::new(Shared { stream: broadcast::Sender::new(BACKLOG), memory, counts }))
     }
 }
 
@@ -131,11 +160,8 @@ impl Events {
             self.0.counts[count].fetch_add(1, Relaxed);
         }
         let event = Event { at: SystemTime::now(), kind, vm_id, network, detail: detail.into() };
-        let mut recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.len() == RECENT {
-            recent.pop_front();
-        }
-        recent.push_back(event.clone());
+        let mut memory = self.memory();
+        memory.remember(event.clone());
         // Under the lock, so that `watch_from_recent` sees each event once. An error means that nobody watches.
         let _ = self.0.stream.send(event);
     }
@@ -147,8 +173,8 @@ impl Events {
 
     /// What is remembered, oldest first, and what happens from then on.
     pub fn watch_from_recent(&self) -> (Vec<Event>, broadcast::Receiver<Event>) {
-        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        (recent.iter().cloned().collect(), self.0.stream.subscribe())
+        let memory = self.memory();
+        (memory.all().cloned().collect(), self.0.stream.subscribe())
     }
 
     /// How many of each kind there were.
@@ -156,10 +182,15 @@ impl Events {
         EventKind::ALL.into_iter().zip(self.0.counts.iter().map(|count| count.load(Relaxed)))
     }
 
-    /// The last `most` events, oldest first.
+    /// The last `most` of what is remembered, oldest first.
     pub fn recent(&self, most: usize) -> Vec<Event> {
-        let recent = self.0.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.iter().skip(recent.len().saturating_sub(most)).cloned().collect()
+        let memory = self.memory();
+        let all = memory.older.len() + memory.recent.len();
+        memory.all().skip(all.saturating_sub(most)).cloned().collect()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -187,12 +218,23 @@ mod tests {
     }
 
     #[test]
-    fn only_the_last_events_are_remembered() {
+    fn the_last_events_are_remembered_and_of_older_ones_the_last_of_each_kind_and_vm() {
         let events = Events::default();
-        for n in 0..RECENT + 3 {
-            events.send(EventKind::Bound, None, None, n.to_string());
+        let vm = |n: usize| Some(format!("vm-{n}").parse::<VmId>().unwrap());
+        events.send(EventKind::RogueDhcpServer, None, None, "first");
+        events.send(EventKind::RogueDhcpServer, None, None, "last");
+        events.send(EventKind::SpoofDenied, vm(1).as_ref(), None, "of one");
+        events.send(EventKind::SpoofDenied, vm(2).as_ref(), None, "of another");
+        for n in 0..200 {
+            events.send(EventKind::Bound, vm(n).as_ref(), None, n.to_string());
         }
-        assert_eq!(events.watch_from_recent().0.len(), RECENT);
-        assert_eq!(events.recent(1)[0].detail, (RECENT + 2).to_string());
+        let all = events.recent(usize::MAX);
+        assert_eq!(events.watch_from_recent().0, all);
+        let details: Vec<&str> = all.iter().map(|event| event.detail.as_str()).collect();
+        assert_eq!(details[..3], ["last", "of one", "of another"]);
+        // 72 of the 200 are older than the last 128, and 32 of them are kept.
+        let bound: Vec<String> = (40..200).map(|n| n.to_string()).collect();
+        assert_eq!(details[3..], bound);
+        assert_eq!(events.recent(1)[0].detail, "199");
     }
 }

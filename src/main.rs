@@ -15,5 +15,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("starting the runtime's threads")?;
-    Ok(ExitCode::from(runtime.block_on(guestnet::cli::run())))
+    let code = runtime.block_on(guestnet::cli::run());
+    guestnet::logging::finish();
+    Ok(ExitCode::from(code))
 }

@@ -20,8 +20,8 @@ const PIECE: usize = 64 << 10;
 pub(super) struct Room(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Room {
-    pub(super) fn new(permit: Option<OwnedSemaphorePermit>) -> Self {
-        Self(Arc::new(Mutex::new(permit)))
+    pub(super) fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(Mutex::new(Some(permit))))
     }
 
     /// For an answer that goes on, and has a seat of its own instead.
@@ -46,7 +46,7 @@ pub(super) struct Held {
 /// How far an answer has got; it ends with its last piece.
 struct Way {
     progress: Mutex<Progress>,
-    _room: Room,
+    _room: Option<Room>,
 }
 
 struct Progress {
@@ -70,8 +70,9 @@ impl Way {
 }
 
 impl Held {
-    pub(super) fn new(body: ConnectRpcBody, in_flight: InFlight, room: Room) -> Self {
-        if room.is_left() {
+    /// Without `room`: a refusal of a few bytes.
+    pub(super) fn new(body: ConnectRpcBody, in_flight: InFlight, room: Option<Room>) -> Self {
+        if room.as_ref().is_some_and(Room::is_left) {
             in_flight.goes_on();
         }
         in_flight.waits_for_its_reader();
@@ -157,10 +158,10 @@ mod tests {
         let requests = Arc::new(Semaphore::new(1));
         let connections = Connections::new(1, Duration::from_secs(30));
         let place = connections.place().await;
-        let room = Room::new(requests.clone().try_acquire_owned().ok());
+        let room = Room::new(requests.clone().try_acquire_owned().unwrap());
         let whole: Vec<u8> = (0..=255).cycle().take(3 * PIECE + 1).collect();
         let body = ConnectRpcBody::Full(Bytes::from(whole.clone()).into());
-        let mut held = Held::new(body, place.requests()(), room);
+        let mut held = Held::new(body, place.requests()(), Some(room));
         let mut pieces = Vec::new();
         while let Some(frame) = std::future::poll_fn(|context| Pin::new(&mut held).poll_frame(context)).await
         {

@@ -7,7 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
+
+use super::rooms::Waiting;
+
+/// For a caller to read on in its answers while others wait for room, of which they have waited for `GRACE` at least.
+const SHORT: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub(super) struct Connections(Arc<Shared>);
@@ -63,6 +69,14 @@ pub(super) struct InFlight {
     request: u64,
 }
 
+/// How far a request's answer has been read, for who does not answer it.
+#[derive(Debug, Clone)]
+pub(super) struct Reader {
+    connections: Connections,
+    id: u64,
+    request: u64,
+}
+
 impl Entry {
     /// When its place may be another's; not while it is at work.
     fn given_up(&self, patience: Duration) -> Option<Instant> {
@@ -73,10 +87,15 @@ impl Entry {
         self.quiet_since.checked_add(patience)
     }
 
-    /// When it is closed, whether its place is needed or not: for an answer that nobody reads.
-    fn stalled(&self, patience: Duration) -> Option<Instant> {
+    /// When it is closed, whether its place is needed or not: for an answer that nobody reads. Sooner while others have been waiting
+    /// for room.
+    fn stalled(&self, patience: Duration, waiting: Option<Instant>) -> Option<Instant> {
         let finite = self.requests.values().filter(|request| !request.goes_on);
-        finite.filter_map(|request| request.unread_since?.checked_add(patience)).min()
+        let closed = |unread: Instant| match waiting {
+            Some(waiting) => (unread + SHORT).max(waiting + GRACE).min(unread + patience),
+            None => unread + patience,
+        };
+        finite.filter_map(|request| request.unread_since.map(closed)).min()
     }
 }
 
@@ -124,7 +143,7 @@ impl Connections {
 
     #[cfg(test)]
     pub(super) fn stalled_at(&self, place: &Place) -> Option<Instant> {
-        self.table().open[&place.id].stalled(self.0.patience)
+        self.table().open[&place.id].stalled(self.0.patience, None)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -159,16 +178,22 @@ impl Place {
     }
 
     /// Resolves when the connection's caller has left an answer unread for too long.
-    pub(super) fn stalled(&self) -> impl Future<Output = ()> + use<> {
+    pub(super) fn stalled(&self, mut waiting: watch::Receiver<Waiting>) -> impl Future<Output = ()> + use<> {
         let (connections, id) = (self.connections.clone(), self.id);
         async move {
             loop {
                 let (now, patience) = (Instant::now(), connections.0.patience);
-                let stalled = connections.table().open.get(&id).and_then(|entry| entry.stalled(patience));
+                let waits = waiting.borrow_and_update().since;
+                let stalled =
+                    connections.table().open.get(&id).and_then(|entry| entry.stalled(patience, waits));
+                // Of an answer that comes later the time is up later.
+                let later = now + if waits.is_some() { SHORT } else { patience };
                 match stalled {
                     Some(then) if then <= now => return,
-                    // Of an answer that comes later the time is up later.
-                    then => tokio::time::sleep_until(then.unwrap_or(now + patience).into()).await,
+                    then => tokio::select! {
+                        () = tokio::time::sleep_until(then.unwrap_or(later).into()) => {}
+                        Ok(()) = waiting.changed() => {}
+                    },
                 }
             }
         }
@@ -180,6 +205,10 @@ impl InFlight {
         if let Some(entry) = self.connections.table().open.get_mut(&self.id) {
             change(entry, self.request);
         }
+    }
+
+    pub(super) fn reader(&self) -> Reader {
+        Reader { connections: self.connections.clone(), id: self.id, request: self.request }
     }
 
     /// The answer is one that goes on until somebody ends it.
@@ -205,6 +234,13 @@ impl InFlight {
         self.change(|entry, request| {
             entry.requests.entry(request).and_modify(|request| request.unread_since = None);
         });
+    }
+}
+
+impl Reader {
+    /// Since when something of the answer has been waiting for its caller.
+    pub(super) fn unread_since(&self) -> Option<Instant> {
+        self.connections.table().open.get(&self.id)?.requests.get(&self.request)?.unread_since
     }
 }
 
@@ -300,5 +336,21 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(request);
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn an_answer_that_nobody_reads_is_given_up_sooner_while_others_wait_for_room() {
+        let connections = Connections::new(1, PATIENCE);
+        let place = connections.try_place(Instant::now()).unwrap();
+        let answer = place.requests()();
+        let closed = |waiting| connections.table().open[&place.id].stalled(PATIENCE, waiting);
+        assert_eq!(closed(Some(Instant::now())), None, "it is being answered");
+        answer.waits_for_its_reader();
+        let unread = answer.reader().unread_since().unwrap();
+        assert_eq!(closed(None), Some(unread + PATIENCE));
+        assert_eq!(closed(Some(unread)), Some(unread + SHORT));
+        let late = unread + Duration::from_secs(20);
+        assert_eq!(closed(Some(late)), Some(late + GRACE));
+        assert_eq!(closed(Some(unread + PATIENCE)), Some(unread + PATIENCE));
     }
 }

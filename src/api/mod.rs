@@ -4,6 +4,7 @@
 mod answer;
 mod caller;
 mod connections;
+mod deadline;
 mod dns;
 mod errors;
 mod events;
@@ -14,6 +15,8 @@ mod networks;
 mod paging;
 mod policy;
 mod reservations;
+mod rooms;
+mod seats;
 mod server;
 mod service;
 mod socket;

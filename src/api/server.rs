@@ -3,11 +3,11 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use connectrpc::compression::CompressionPolicy;
-use connectrpc::{ConnectRpcService, DeadlinePolicy, Limits, Router};
+use connectrpc::{ConnectError, ConnectRpcService, DeadlinePolicy, ErrorCode, Limits, Router};
 use connectrpc_health::StaticChecker;
 use connectrpc_reflection::Reflector;
 use hyper::body::Incoming;
@@ -16,17 +16,20 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::answer::{Held, Room};
 use super::caller::{Access, Gate};
 use super::connections::{Connections, Place};
+use super::deadline::{go_on_with, patience};
+use super::errors::refusal;
 use super::listener::{Arrival, Listener};
+use super::rooms::Rooms;
 use super::service::Service;
 use super::socket::{ApiSocket, SocketFile};
 use super::status::Sources;
-use super::streams::Seats;
+use super::streams::Streams;
 use super::tls::Tls;
 use super::trace::Traced;
 use crate::config::{SpiffeIds, TlsConfig};
@@ -42,7 +45,7 @@ pub struct Bounds {
     /// Open connections; the longest idle one makes room for a further one, which waits if none is idle. One in which
     /// for `deadline` nothing of what is ready for its caller could begin to be sent is no better than idle.
     pub connections: usize,
-    /// Requests being received or answered, over all connections; further ones wait.
+    /// Requests being received or answered, over all connections; further ones wait, for `deadline` or their callers' own.
     pub requests: usize,
     /// The same of callers that may only read, who keep none of the others waiting.
     pub read_only_requests: usize,
@@ -104,10 +107,8 @@ impl ApiServer {
         let service = Service::new(manager, sources);
         let (rpc, health) = rpc(service.clone(), &bounds, stop.clone())?;
         let drain = bounds.drain;
-        let requests = Requests {
-            full: Arc::new(Semaphore::new(bounds.requests)),
-            read_only: Arc::new(Semaphore::new(bounds.read_only_requests)),
-        };
+        let requests =
+            Requests { full: Rooms::new(bounds.requests), read_only: Rooms::new(bounds.read_only_requests) };
         let (mut listeners, mut files) = (Vec::new(), Vec::new());
         let sockets = [(Some(entrances.socket), Access::Full), (entrances.read_only, Access::ReadOnly)];
         for (socket, access) in sockets {
@@ -203,17 +204,29 @@ fn rpc(
         .with_deadline_policy(deadline)
         .with_interceptor(Traced)
         .with_interceptor(Gate)
-        .with_interceptor(Seats::new(stop))
+        .with_interceptor(Streams::new(stop))
         // On one machine copying is cheaper than packing.
         .with_compression_policy(CompressionPolicy::disabled());
     Ok((rpc, health))
 }
 
+/// For a caller whose request has found no room by its deadline.
+fn no_room() -> ConnectError {
+    let words = "guestnet answers as many requests as it may: there was no room for this one by its deadline, and it was not begun";
+    refusal(ErrorCode::DeadlineExceeded, "NO_ROOM", words)
+}
+
 /// Room for requests, by what their callers may do.
 #[derive(Clone)]
 struct Requests {
-    full: Arc<Semaphore>,
-    read_only: Arc<Semaphore>,
+    full: Rooms,
+    read_only: Rooms,
+}
+
+impl Requests {
+    fn of(&self, access: Access) -> &Rooms {
+        if access == Access::Full { &self.full } else { &self.read_only }
+    }
 }
 
 #[derive(Clone)]
@@ -267,19 +280,29 @@ impl Acceptor {
             Err(error) => return tracing::debug!(%error, "an API caller did not say who it is"),
         };
         let in_flight = place.requests();
-        let mut stalled = std::pin::pin!(place.stalled());
+        let waiting = requests.of(connected.caller().access).waiting();
+        let mut stalled = std::pin::pin!(place.stalled(waiting));
         let rpc = TowerToHyperService::new(rpc);
         let answer = service_fn(move |mut request: hyper::Request<Incoming>| {
             let (rpc, in_flight, caller) = (rpc.clone(), in_flight(), connected.caller());
-            let requests = if caller.access == Access::Full { &requests.full } else { &requests.read_only };
-            let requests = requests.clone();
+            let rooms = requests.of(caller.access).clone();
             request.extensions_mut().insert(caller);
+            request.extensions_mut().insert(in_flight.reader());
             async move {
-                // The semaphore is never closed.
-                let room = Room::new(requests.acquire_owned().await.ok());
+                let (begun, asked) = (Instant::now(), patience(request.headers()));
+                let most = asked.map_or(bounds.deadline, |asked| asked.min(bounds.deadline));
+                let Some(room) = rooms.room(most).await else {
+                    let answer = no_room().into_http_response(request.headers());
+                    return Ok(answer.map(|body| Held::new(body, in_flight, None)));
+                };
+                let waited = begun.elapsed();
+                if let Some(asked) = asked.filter(|_| waited >= Duration::from_millis(1)) {
+                    go_on_with(request.headers_mut(), asked.saturating_sub(waited));
+                }
+                let room = Room::new(room);
                 request.extensions_mut().insert(room.clone());
                 let answer = rpc.call(request).await;
-                answer.map(|answer| answer.map(|body| Held::new(body, in_flight, room)))
+                answer.map(|answer| answer.map(|body| Held::new(body, in_flight, Some(room))))
             }
         });
 

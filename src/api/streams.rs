@@ -5,17 +5,20 @@
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::Instant;
 
 use connectrpc::interceptor::{StreamRequest, StreamResponse};
-use connectrpc::{ConnectError, ErrorCode, Interceptor, NextStream, PayloadStream, Protocol, RequestContext};
+use connectrpc::{ConnectError, ErrorCode, Interceptor, NextStream, PayloadStream};
 use futures_util::{FutureExt, Stream, StreamExt, stream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
 use super::answer::Room;
-use super::caller;
+use super::caller::{self, Caller};
+use super::connections::Reader;
+use super::deadline::patience;
 use super::errors::refusal;
+use super::seats::{PATIENCE, Seats};
 
 /// Watches open at a time, over all callers that may change things.
 const SEATS: usize = 64;
@@ -25,46 +28,42 @@ const READ_ONLY_SEATS: usize = 16;
 /// Gives every stream its seat until it ends, its caller hangs up or the service stops: our watches, and those of gRPC health and
 /// reflection.
 #[derive(Debug, Clone)]
-pub(super) struct Seats {
-    full: Arc<Semaphore>,
-    read_only: Arc<Semaphore>,
+pub(super) struct Streams {
+    full: Seats,
+    read_only: Seats,
     stop: watch::Receiver<bool>,
 }
 
-impl Seats {
+impl Streams {
     pub(super) fn new(stop: watch::Receiver<bool>) -> Self {
-        let seats = |number| Arc::new(Semaphore::new(number));
-        Self { full: seats(SEATS), read_only: seats(READ_ONLY_SEATS), stop }
+        Self { full: Seats::new(SEATS), read_only: Seats::new(READ_ONLY_SEATS), stop }
     }
 }
 
 #[connectrpc::async_trait]
-impl Interceptor for Seats {
+impl Interceptor for Streams {
     async fn intercept_streaming(
         &self,
         request: StreamRequest,
         inbound: PayloadStream,
         next: NextStream<'_>,
     ) -> Result<StreamResponse, ConnectError> {
-        let (seats, number) = if caller::is_full(&request.ctx) {
-            (&self.full, SEATS)
-        } else {
-            (&self.read_only, READ_ONLY_SEATS)
-        };
-        let seat = seats.clone().try_acquire_owned().map_err(|_| {
-            let words = format!("{number} watches are open already: end one of them and repeat the call");
-            refusal(ErrorCode::ResourceExhausted, "TOO_MANY_WATCHES", words)
-        })?;
+        let seats = if caller::is_full(&request.ctx) { &self.full } else { &self.read_only };
+        let extensions = request.ctx.extensions();
+        let peer = extensions.get::<Caller>().map(|caller| caller.peer.clone());
+        let reader = extensions.get::<Reader>().cloned();
+        let mut seat = seats.take(peer, reader, Instant::now())?;
         // The policy of all calls ends with a stream's beginning: it has a longest time, and a watch has none.
-        let patience =
-            patience(&request.ctx).and_then(|patience| tokio::time::Instant::now().checked_add(patience));
+        let patience = patience(request.ctx.headers())
+            .and_then(|patience| tokio::time::Instant::now().checked_add(patience));
         let room = request.ctx.extensions().get::<Room>().cloned();
         let answer = next.run(request, inbound).await?;
         if let Some(room) = room {
             room.leave();
         }
-        let stop = self.stop.clone();
-        Ok(answer.map_body(|items| until(items, patience, stop, seat)))
+        let needed = seat.needed();
+        let end = its_end(patience, self.stop.clone(), needed);
+        Ok(answer.map_body(|items| until(items, end, seat)))
     }
 }
 
@@ -74,8 +73,7 @@ type Items<T> = Pin<Box<dyn Stream<Item = Result<T, ConnectError>> + Send>>;
 /// for no item while it holds one that its reader has no room for, so it is not the reading that notices.
 fn until<T: Send + 'static>(
     items: impl Stream<Item = Result<T, ConnectError>> + Send + 'static,
-    end: Option<tokio::time::Instant>,
-    stop: watch::Receiver<bool>,
+    end: impl Future<Output = ConnectError> + Send + 'static,
     seat: impl Send + 'static,
 ) -> Items<T> {
     let items: Items<T> = Box::pin(items);
@@ -85,7 +83,7 @@ fn until<T: Send + 'static>(
     let of_end = Arc::downgrade(&held);
     let ends = async move {
         let error = tokio::select! {
-            error = its_end(end, stop) => error,
+            error = end => error,
             () = tell.closed() => return,
         };
         let ended =
@@ -129,7 +127,11 @@ fn until<T: Send + 'static>(
 }
 
 /// Why nothing more comes.
-async fn its_end(end: Option<tokio::time::Instant>, mut stop: watch::Receiver<bool>) -> ConnectError {
+async fn its_end(
+    end: Option<tokio::time::Instant>,
+    mut stop: watch::Receiver<bool>,
+    needed: impl Future<Output = ()>,
+) -> ConnectError {
     let passed = async {
         match end {
             Some(end) => tokio::time::sleep_until(end).await,
@@ -140,6 +142,10 @@ async fn its_end(end: Option<tokio::time::Instant>, mut stop: watch::Receiver<bo
         () = passed => {
             refusal(ErrorCode::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's deadline has passed")
         }
+        () = needed => {
+            let words = format!("nobody has read this watch for {} s, and another caller needs its seat", PATIENCE.as_secs());
+            refusal(ErrorCode::ResourceExhausted, "WATCH_NOT_READ", words)
+        }
         // An error is a service that is gone already.
         _ = stop.wait_for(|stop| *stop) => {
             refusal(ErrorCode::Unavailable, "STOPPING", "guestnet is stopping: watch again later")
@@ -147,65 +153,43 @@ async fn its_end(end: Option<tokio::time::Instant>, mut stop: watch::Receiver<bo
     }
 }
 
-/// What a caller's own headers give it: Connect's in milliseconds, gRPC's with a unit (gRPC over HTTP/2, Timeout).
-fn patience(ctx: &RequestContext) -> Option<Duration> {
-    let header = |name| ctx.header(name).and_then(|value| value.to_str().ok());
-    if matches!(ctx.protocol(), Some(Protocol::Connect) | None) {
-        return header("connect-timeout-ms")?.parse().ok().map(Duration::from_millis);
-    }
-    grpc_timeout(header("grpc-timeout")?)
-}
-
-fn grpc_timeout(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = number.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(number.saturating_mul(3_600)),
-        "M" => Duration::from_secs(number.saturating_mul(60)),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::future::pending;
+    use std::time::Duration;
 
-    #[test]
-    fn a_timeout_of_grpc_has_a_unit() {
-        assert_eq!(grpc_timeout("5S"), Some(Duration::from_secs(5)));
-        assert_eq!(grpc_timeout("100m"), Some(Duration::from_millis(100)));
-        assert_eq!(grpc_timeout("2M"), Some(Duration::from_secs(120)));
-        for text in ["", "5", "S", "-1S", "5s"] {
-            assert_eq!(grpc_timeout(text), None, "{text}");
-        }
-    }
+    use tokio::sync::Semaphore;
+
+    use super::*;
 
     #[tokio::test]
     async fn a_stream_ends_by_itself_by_its_own_error_or_by_its_callers_deadline() {
         let end = || Some(tokio::time::Instant::now() + Duration::from_millis(100));
         let (stopping, stop) = watch::channel(false);
         let one = || stream::iter([Ok::<_, ConnectError>(1)]);
-        let ends: Vec<_> = until(one(), end(), stop.clone(), ()).collect().await;
+        let ends: Vec<_> = until(one(), its_end(end(), stop.clone(), pending()), ()).collect().await;
         assert!(matches!(ends.as_slice(), [Ok(1)]), "{ends:?}");
-        let fails: Vec<_> =
-            until(one().chain(stream::iter([Err(ConnectError::internal("x"))])), end(), stop.clone(), ())
-                .collect()
-                .await;
+        let fails: Vec<_> = until(
+            one().chain(stream::iter([Err(ConnectError::internal("x"))])),
+            its_end(end(), stop.clone(), pending()),
+            (),
+        )
+        .collect()
+        .await;
         assert!(
             matches!(fails.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::Internal),
             "{fails:?}"
         );
-        let goes_on: Vec<_> = until(one().chain(stream::pending()), end(), stop.clone(), ()).collect().await;
+        let goes_on: Vec<_> =
+            until(one().chain(stream::pending()), its_end(end(), stop.clone(), pending()), ())
+                .collect()
+                .await;
         assert!(
             matches!(goes_on.as_slice(), [Ok(1), Err(error)] if error.code == ErrorCode::DeadlineExceeded),
             "{goes_on:?}"
         );
         let health = stream::iter([Ok::<_, ConnectError>(1), Ok(2)]);
-        let mut health = until(health.chain(stream::pending()), None, stop.clone(), ());
+        let mut health = until(health.chain(stream::pending()), its_end(None, stop.clone(), pending()), ());
         assert!(matches!(health.next().await, Some(Ok(1))));
         stopping.send_replace(true);
         // It may be polled before its end has been noticed, or after: what is ready comes first.
@@ -215,7 +199,8 @@ mod tests {
             matches!(last.as_slice(), [Ok(2), Err(error)] if error.code == ErrorCode::Unavailable),
             "{last:?}"
         );
-        let stopped: Vec<_> = until(stream::pending::<Result<u8, _>>(), None, stop, ()).collect().await;
+        let stopped: Vec<_> =
+            until(stream::pending::<Result<u8, _>>(), its_end(None, stop, pending()), ()).collect().await;
         assert!(
             matches!(stopped.as_slice(), [Err(error)] if error.code == ErrorCode::Unavailable),
             "{stopped:?}"
@@ -228,7 +213,7 @@ mod tests {
         let seats = Arc::new(Semaphore::new(1));
         let seat = seats.clone().try_acquire_owned().unwrap();
         let end = Some(tokio::time::Instant::now() + Duration::from_millis(100));
-        let unread = until(stream::repeat(1).map(Ok::<_, ConnectError>), end, stop, seat);
+        let unread = until(stream::repeat(1).map(Ok::<_, ConnectError>), its_end(end, stop, pending()), seat);
         let _seat = seats.acquire().await.unwrap();
         let told: Vec<_> = unread.collect().await;
         assert!(
@@ -243,7 +228,7 @@ mod tests {
         let seats = Arc::new(Semaphore::new(1));
         let taken = |end| {
             let seat = seats.clone().try_acquire_owned().unwrap();
-            until(stream::pending::<Result<u8, ConnectError>>(), end, stop.clone(), seat)
+            until(stream::pending::<Result<u8, ConnectError>>(), its_end(end, stop.clone(), pending()), seat)
         };
         let mut told = taken(Some(tokio::time::Instant::now() + Duration::from_millis(100)));
         assert!(matches!(told.next().await, Some(Err(_))));

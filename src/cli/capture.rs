@@ -1,17 +1,23 @@
 //! `guestnet capture VM`: the packets of one guest, as pcap, from its port on the bridge. In: an AF_PACKET socket. Out: a file
-//! or standard output that tcpdump and Wireshark read; it ends by itself.
+//! or standard output that tcpdump and Wireshark read; it ends by itself, and outlives a restart of the service.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, IsTerminal, Read, Write};
+use std::io::{self, IoSliceMut, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::CliError;
 use super::client::Client;
+use crate::dhcp::dropped;
 use crate::model::VmId;
+use crate::proto::guestnet::v1;
 
 #[derive(Debug, Args)]
 pub(super) struct CaptureArguments {
@@ -59,7 +65,7 @@ pub(super) async fn run(client: &Client, asked: CaptureArguments) -> Result<(), 
         return Err(CliError::Binary("a capture".into()));
     }
     let vm = client.get(&asked.vm_id).await?;
-    let port = vm.host_device;
+    let port = vm.host_device.clone();
     let failed = |what: String| move |source| CliError::Io { what: what.clone(), source };
     let socket = open(&port).map_err(failed(format!("listening on {port} (needs root)")))?;
     let mut out: Box<dyn Write + Send> = match &asked.out {
@@ -69,31 +75,60 @@ pub(super) async fn run(client: &Client, asked: CaptureArguments) -> Result<(), 
     let failed = failed("capturing".into());
     let mut capture = Capture::new(socket, &asked);
     let mut is_read = write(out.as_mut(), &header(asked.snaplen)).map_err(&failed)?;
-    let mut its_own = true;
-    while is_read && its_own && !capture.is_over() {
+    // Packets that nobody knows yet whose they are.
+    let mut heard: Vec<Vec<u8>> = Vec::new();
+    let mut has_left = false;
+    while is_read && !has_left && !capture.is_over() {
+        let held = (heard.len(), heard.iter().map(Vec::len).sum());
         let round = tokio::task::spawn_blocking(move || {
-            let records = capture.round();
+            let records = capture.round(held);
             (capture, records)
         });
         let (back, records) = round.await.map_err(io::Error::other).map_err(&failed)?;
         capture = back;
-        // A port that its VM has left is the next one's: what was heard is its own if it still has the port.
-        its_own = match client.get(&asked.vm_id).await {
-            Ok(now) => now.host_device == port && now.mac_address == vm.mac_address,
-            Err(CliError::NoNetwork { .. }) => false,
-            Err(error) => return Err(error),
-        };
-        if its_own {
-            for record in records.map_err(&failed)? {
+        let whose = whose(client, &asked.vm_id, &vm).await;
+        has_left = whose == Whose::Others;
+        if has_left {
+            heard.clear();
+            break;
+        }
+        heard.extend(records.map_err(&failed)?);
+        if whose == Whose::Its {
+            for record in heard.drain(..) {
                 is_read = is_read && write(out.as_mut(), &record).map_err(&failed)?;
                 capture.written += u64::from(is_read);
             }
         }
     }
     // Beside the pcap, for people.
-    let why = if its_own { String::new() } else { format!("; VM {} has left it", asked.vm_id) };
-    let _ = writeln!(io::stderr(), "{} packets on {port}{why}", capture.written);
+    let dropped = dropped(capture.socket.as_fd());
+    let mut said = format!("{} packets on {port}, {dropped} packets dropped by the kernel", capture.written);
+    if has_left {
+        said += &format!("; VM {} has left it", asked.vm_id);
+    }
+    if !heard.is_empty() {
+        said += &format!("; {} left out: the service did not say whose they are", heard.len());
+    }
+    let _ = writeln!(io::stderr(), "{said}");
     Ok(())
+}
+
+/// Whose the packets are that were heard.
+#[derive(Debug, PartialEq, Eq)]
+enum Whose {
+    Its,
+    /// The VM has left the port, which is the next one's.
+    Others,
+    /// The service does not answer: until it does, nobody is given the port.
+    Unknown,
+}
+
+async fn whose(client: &Client, vm_id: &VmId, vm: &v1::VmNetwork) -> Whose {
+    match tokio::time::timeout(ANSWER, client.get(vm_id)).await {
+        Ok(Ok(now)) if now.host_device == vm.host_device && now.mac_address == vm.mac_address => Whose::Its,
+        Ok(Ok(_) | Err(CliError::NoNetwork { .. })) => Whose::Others,
+        Ok(Err(_)) | Err(_) => Whose::Unknown,
+    }
 }
 
 /// Every protocol, of one device.
@@ -103,6 +138,9 @@ fn open(device: &str) -> io::Result<Socket> {
     let every = (libc::ETH_P_ALL as u16).to_be();
     // Without a protocol it takes nothing until it is bound: other devices' packets are other guests'.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None)?;
+    // Forced, past the host's rmem_max; whoever may listen and not that does with what there is.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: a sockaddr_ll is smaller than the storage, aligned no stricter, and valid with every bit pattern.
     let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
@@ -117,6 +155,16 @@ fn open(device: &str) -> io::Result<Socket> {
 
 /// How long packets wait until it is known whose they are.
 const ROUND: Duration = Duration::from_millis(200);
+
+/// For the service to say it.
+const ANSWER: Duration = Duration::from_secs(1);
+
+/// Packets that come in bursts wait here.
+const RECEIVE_BUFFER: usize = 16 << 20;
+
+/// What is held while the service does not answer: beyond it the kernel holds them.
+const HELD: usize = 65_536;
+const HELD_BYTES: usize = 64 << 20;
 
 /// Of one round at most: beyond it the kernel holds them, and drops what is too much.
 const MOST: usize = 4_096;
@@ -141,25 +189,49 @@ impl Capture {
         self.written >= self.most || Instant::now() >= self.end
     }
 
-    /// What comes until the round's end, as records of a pcap.
-    fn round(&mut self) -> io::Result<Vec<Vec<u8>>> {
+    /// What comes until the round's end, as records of a pcap, beside those that are held and their bytes.
+    fn round(&mut self, (held, held_bytes): (usize, usize)) -> io::Result<Vec<Vec<u8>>> {
         let end = self.end.min(Instant::now() + ROUND);
-        let most = MOST.min(usize::try_from(self.most - self.written).unwrap_or(MOST));
+        let wanted = usize::try_from(self.most - self.written).unwrap_or(usize::MAX).min(HELD);
+        let (most, mut room) = (wanted.saturating_sub(held).min(MOST), HELD_BYTES.saturating_sub(held_bytes));
         let mut records = Vec::new();
-        while records.len() < most {
+        loop {
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                break;
+            if left.is_zero() || records.len() == MOST {
+                return Ok(records);
+            }
+            if records.len() == most || room == 0 {
+                if held == 0 {
+                    return Ok(records);
+                }
+                std::thread::sleep(left);
+                return Ok(records);
             }
             self.socket.set_read_timeout(Some(left))?;
-            let length = match (&self.socket).read(&mut self.buffer) {
-                Ok(length) => length,
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
-                Err(error) => return Err(error),
-            };
-            records.push(record(SystemTime::now(), &self.buffer[..length.min(self.snaplen)], length));
+            match self.receive() {
+                Ok(record) => {
+                    room = room.saturating_sub(record.len());
+                    records.push(record);
+                }
+                // EINTR: it was stopped, and goes on (signal(7)).
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(records),
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(records)
+    }
+
+    /// The next packet, with when the kernel heard it.
+    fn receive(&mut self) -> Result<Vec<u8>, Errno> {
+        let mut control = nix::cmsg_space!(TimeSpec);
+        let mut into = [IoSliceMut::new(&mut self.buffer)];
+        let got = recvmsg::<()>(self.socket.as_raw_fd(), &mut into, Some(&mut control), MsgFlags::MSG_TRUNC)?;
+        let heard = got.cmsgs()?.find_map(|message| match message {
+            ControlMessageOwned::ScmTimestampns(at) => Some(at),
+            _ => None,
+        });
+        let since = heard.map(Duration::from);
+        let (at, whole) = (since.map_or_else(SystemTime::now, |since| UNIX_EPOCH + since), got.bytes);
+        Ok(record(at, &self.buffer[..whole.min(self.buffer.len()).min(self.snaplen)], whole))
     }
 }
 

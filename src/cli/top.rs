@@ -10,7 +10,7 @@ use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
-use ratatui::text::Line;
+use ratatui::text::{Line, Text};
 use ratatui::widgets::{Cell, Row, Table};
 use serde_json::{Value, json};
 
@@ -150,6 +150,13 @@ pub(super) async fn run(client: &Client, format: Format, asked: TopArguments) ->
     shown.map(|()| Vec::new())
 }
 
+/// For the service to tell all; keys are not heard meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn look(client: &Client) -> Result<(Vec<Totals>, v1::GetStatusResponse), CliError> {
+    Ok((totals(client).await?, client.status().await?))
+}
+
 async fn screen(
     client: &Client,
     terminal: &mut ratatui::DefaultTerminal,
@@ -158,11 +165,19 @@ async fn screen(
     mut before: Before,
 ) -> Result<(), CliError> {
     let failed = |source| CliError::Io { what: "drawing on the terminal".into(), source };
+    let (mut rates, mut status) = (Vec::new(), v1::GetStatusResponse::default());
     loop {
-        let totals = totals(client).await?;
-        let status = client.status().await?;
-        let rates = before.rates(totals, Instant::now(), sort);
-        terminal.draw(|frame| draw(frame, &rates, &status, sort)).map_err(failed)?;
+        // The service may be restarted: what was seen last stays, and it goes on.
+        let missing = match tokio::time::timeout(PATIENCE, look(client)).await {
+            Ok(Ok((totals, now))) => {
+                status = now;
+                rates = before.rates(totals, Instant::now(), sort);
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no answer: journalctl -u guestnet".to_owned()),
+        };
+        terminal.draw(|frame| draw(frame, &rates, &status, sort, missing)).map_err(failed)?;
         let until = Instant::now() + pause;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
             let key = tokio::task::spawn_blocking(move || -> io::Result<Option<Event>> {
@@ -203,7 +218,14 @@ fn cells(rates: &Rates) -> [String; 7] {
     ]
 }
 
-fn draw(frame: &mut Frame<'_>, rates: &[Rates], status: &v1::GetStatusResponse, sort: Sort) {
+/// `missing`: why there is nothing newer.
+fn draw(
+    frame: &mut Frame<'_>,
+    rates: &[Rates],
+    status: &v1::GetStatusResponse,
+    sort: Sort,
+    missing: Option<String>,
+) {
     let [head, body, foot] =
         Layout::vertical([Constraint::Length(2), Constraint::Min(1), Constraint::Length(1)])
             .areas(frame.area());
@@ -218,7 +240,8 @@ fn draw(frame: &mut Frame<'_>, rates: &[Rates], status: &v1::GetStatusResponse, 
         bits(total(|r| r.tx_bytes)),
         total(|r| r.drops)
     );
-    frame.render_widget(Line::from(line), head);
+    let lines: Vec<Line<'_>> = std::iter::once(line).chain(missing).map(Line::from).collect();
+    frame.render_widget(Text::from(lines), head);
     let bold = Style::new().add_modifier(Modifier::REVERSED);
     let header = Row::new(COLUMNS.map(Cell::from)).style(bold);
     let rows = rates.iter().map(|rates| Row::new(cells(rates).map(Cell::from)));

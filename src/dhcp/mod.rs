@@ -39,6 +39,7 @@ pub use packet::{Kind, Relay, Request, Silence};
 pub use record::Record;
 pub use reply::write_reply;
 pub use server::{Dhcp, DhcpError, DhcpServer};
+pub(crate) use socket::dropped;
 pub use told::Told;
 
 /// UDP port of servers, RFC 2131 section 4.1.

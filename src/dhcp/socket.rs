@@ -121,20 +121,7 @@ impl PacketSocket {
 
     /// Frames that found the queue full since the last time this was asked.
     pub(super) fn lost(&self) -> u32 {
-        // struct tpacket_stats: frames in all, frames dropped.
-        let mut stats = [0_u32; 2];
-        let mut length = size_of_val(&stats) as libc::socklen_t;
-        // SAFETY: `stats` and `length` outlive the call, and the length is its own.
-        let done = unsafe {
-            libc::getsockopt(
-                self.0.as_raw_fd(),
-                libc::SOL_PACKET,
-                PACKET_STATISTICS,
-                (&raw mut stats).cast(),
-                &raw mut length,
-            )
-        };
-        if done == 0 { stats[1] } else { 0 }
+        dropped(self.as_fd())
     }
 
     /// Sends whole frames; how many of them the kernel took. Never waits.
@@ -173,6 +160,24 @@ impl PacketSocket {
         }
         sent
     }
+}
+
+/// Frames that found the queue of a packet socket full since the last time this was asked.
+pub(crate) fn dropped(socket: BorrowedFd<'_>) -> u32 {
+    // struct tpacket_stats: frames in all, frames dropped.
+    let mut stats = [0_u32; 2];
+    let mut length = size_of_val(&stats) as libc::socklen_t;
+    // SAFETY: `stats` and `length` outlive the call, and the length is its own.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_STATISTICS,
+            (&raw mut stats).cast(),
+            &raw mut length,
+        )
+    };
+    if done == 0 { stats[1] } else { 0 }
 }
 
 /// Buffers of one receive call, used again and again.

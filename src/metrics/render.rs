@@ -20,6 +20,7 @@ use super::{Histogram, Latency};
 use crate::dhcp;
 use crate::dns::{DnsControl, Latencies};
 use crate::events::Events;
+use crate::logging;
 use crate::manager::Manager;
 use crate::model::{LeaseState, NetworkName, VmId};
 use crate::stats::Snapshot;
@@ -128,6 +129,8 @@ impl Source {
             ConstGauge::new(resident),
         );
         registry.register("open_files", "Files and sockets the service has open", ConstGauge::new(files));
+        let lost = ConstCounter::new(logging::lost());
+        registry.register("log_lines_lost", "Lines of the log that were not taken in time", lost);
         for (name, help, histogram) in [
             ("bind_duration", "Time to make a VM's network", self.bind.snapshot()),
             ("unbind_duration", "Time to remove a VM's network", self.unbind.snapshot()),

@@ -184,10 +184,10 @@ fn an_error_names_its_reason_and_field_for_programs() {
 async fn a_watcher_that_never_reads_holds_up_nobody() {
     let lab = Lab::new();
     let daemon = Daemon::start(&lab);
-    // A connection has 32 calls at a time.
-    let watchers = [(); 4].map(|()| client_of(daemon.socket(), Protocol::Connect));
+    // A connection has 32 calls at a time, and a caller half of the seats.
+    let watchers = [(); 2].map(|()| client_of(daemon.socket(), Protocol::Connect));
     let mut watches = Vec::new();
-    for watcher in watchers.iter().cycle().take(64) {
+    for watcher in watchers.iter().cycle().take(32) {
         let request = WatchEventsRequest { include_recent: true, ..Default::default() };
         watches.push(watcher.watch_events(request).await.unwrap());
     }
@@ -198,6 +198,9 @@ async fn a_watcher_that_never_reads_holds_up_nobody() {
         Err(error) => error,
     };
     assert_eq!(refused.code, connectrpc::ErrorCode::ResourceExhausted);
+    assert!(refused.message.unwrap().contains("32 watches of this caller are open"));
+    // Another's has its seat.
+    let _other = Lines::of(&daemon, &["events", "--json"]);
     for round in 0..40 {
         daemon.guestnet(&["vm", "create", &format!("a{round}"), &format!("b{round}"), &format!("c{round}")]);
     }

@@ -285,9 +285,38 @@ fn an_answer_counts_as_long_as_nobody_reads_it_and_then_costs_its_caller_the_con
     assert!(begun.elapsed() < std::time::Duration::from_secs(20), "who may change things has waited");
     let listed = answer_to(&socket, &list);
     assert!(listed.starts_with("HTTP/1.1 200") && listed.contains("\"vmId\":\"b\""), "{listed}");
-    assert!(begun.elapsed() > std::time::Duration::from_secs(20), "there was room for one more at once");
+    assert!(begun.elapsed() >= std::time::Duration::from_secs(5), "there was room for one more at once");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(25), "it has waited as if nobody else did");
     eventually("both are closed", || unread.iter().all(is_closed));
     assert!(!is_closed(&reads));
+}
+
+#[test]
+fn who_waits_for_room_hears_at_its_deadline_and_what_it_asked_for_is_not_done() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    // All the room that there is.
+    let unread: Vec<_> =
+        (0..8).map(|_| never_reads(daemon.socket(), 32, "json", "ListVmNetworks", &[], b"{}")).collect();
+    let begun = std::time::Instant::now();
+    let record = r#"{"name":"late.corp","type":"A","value":"10.9.0.8"}"#;
+    let late = answer_to(daemon.socket(), &request("SetDnsRecord", "connect-timeout-ms: 200\r\n", record));
+    assert!(late.starts_with("HTTP/1.1 504") && late.contains("NO_ROOM"), "{late}");
+    assert!(late.contains("\"code\":\"deadline_exceeded\""), "{late}");
+    for (kind, timeout, says) in [
+        ("grpc", "grpc-timeout: 200m", "grpc-status: 4"),
+        ("connect+json", "Connect-Timeout-Ms: 200", "\"code\":\"deadline_exceeded\""),
+    ] {
+        let path = format!("{SERVICE}/DeleteVmNetwork");
+        let said = rest(stream(&lab, daemon.socket(), kind, timeout, &path, b"{}").0);
+        assert!(said.contains(says) && said.contains("not begun") | said.contains("not%20begun"), "{said}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+    // Whoever waits gets the room of those who do not read.
+    let records = daemon.json(&["dns", "record", "list"]);
+    assert!(!records.to_string().contains("late.corp"), "{records}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(25), "{:?}", begun.elapsed());
+    eventually("those who do not read are closed", || unread.iter().all(is_closed));
 }
 
 /// HTTP/1.1 has no windows: what its caller does not read stays in the socket, and beyond that with the service.
@@ -318,7 +347,8 @@ fn an_answer_that_the_socket_has_no_room_for_counts_until_it_is_read() {
     let mut unread: Vec<UnixStream> = (0..64).map(|_| begun()).collect();
     let mut waits = UnixStream::connect(&socket).unwrap();
     waits.write_all(&request("ListNetworks", "", "{}")).unwrap();
-    waits.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+    // Those who read slowly have a second, from when somebody waits.
+    waits.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
     let nothing = waits.read(&mut [0; 1]).unwrap_err();
     assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock, "64 answers are under way");
     // One that reads to the end makes room for one.
@@ -331,30 +361,59 @@ fn an_answer_that_the_socket_has_no_room_for_counts_until_it_is_read() {
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("lan0"), "{answer}");
 }
 
+/// Half of the seats of callers who only read, whose answers nobody reads; one caller has no more.
+fn watches_nobody_reads(socket: &Path, headers: &[(&str, &str)]) -> UnixStream {
+    never_reads(socket, 8, "connect+json", "WatchEvents", headers, b"\0\0\0\0\x02{}")
+}
+
+/// A watch by a process of its own, which reads.
+fn watch(lab: &Lab, socket: &Path, timeout: &str) -> Child {
+    stream(lab, socket, "connect+json", timeout, &format!("{SERVICE}/WatchEvents"), b"{}").0
+}
+
+struct Ends(Vec<Child>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn a_watch_that_nobody_reads_gives_its_seat_to_one_that_is_read() {
+    let lab = Lab::new();
+    let (daemon, socket) = read_only(&lab);
+    let unread = watches_nobody_reads(&socket, &[]);
+    let mut read = Ends((0..8).map(|_| watch(&lab, &socket, "")).collect());
+    let begun = || rest(watch(&lab, &socket, "Connect-Timeout-Ms: 100"));
+    let mut said = Vec::new();
+    eventually("a watch that is read gets in", || {
+        said.push(begun());
+        said.last().unwrap().contains("deadline_exceeded")
+    });
+    // Not at once: whoever reads slowly has some seconds.
+    assert!(said[0].contains("16 watches are open"), "{}", said[0]);
+    assert!(daemon.log().contains("a watch that nobody reads has given its seat"), "{}", daemon.log());
+    assert!(read.0.iter_mut().all(|watch| watch.try_wait().unwrap().is_none()), "one that is read has ended");
+    assert!(!is_closed(&unread), "its connection has other calls");
+}
+
 #[test]
 fn a_watch_that_nobody_reads_gives_its_seat_back_at_its_deadline() {
     let lab = Lab::new();
-    let (_daemon, socket) = read_only(&lab);
-    let watches = |headers: &[(&str, &str)]| {
-        never_reads(&socket, 16, "connect+json", "WatchEvents", headers, b"\0\0\0\0\x02{}")
-    };
-    let endless = watches(&[]);
-    let begun = || {
-        let (read, _) = stream(
-            &lab,
-            &socket,
-            "connect+json",
-            "Connect-Timeout-Ms: 100",
-            &format!("{SERVICE}/WatchEvents"),
-            b"{}",
-        );
-        rest(read)
-    };
+    let (daemon, socket) = read_only(&lab);
+    let endless = watches_nobody_reads(&socket, &[]);
+    let _read = Ends((0..8).map(|_| watch(&lab, &socket, "")).collect());
+    let begun = || rest(watch(&lab, &socket, "Connect-Timeout-Ms: 100"));
     let said = begun();
     assert!(said.contains("16 watches are open"), "{said}");
     drop(endless);
     eventually("the seats of a caller that is gone are free", || begun().contains("deadline_exceeded"));
-    let unread = watches(&[("connect-timeout-ms", "1000")]);
+    let unread = watches_nobody_reads(&socket, &[("connect-timeout-ms", "1000")]);
     eventually("the seats are free at the deadline", || begun().contains("deadline_exceeded"));
+    assert!(!daemon.log().contains("a watch that nobody reads has given its seat"), "{}", daemon.log());
     drop(unread);
 }

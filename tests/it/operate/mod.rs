@@ -3,9 +3,11 @@
 mod access;
 mod api;
 mod bounds;
+mod capture;
 mod doctor;
 mod floods;
 mod foreign;
+mod log;
 mod metrics;
 mod otlp;
 mod service;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::foreign::project;
 use crate::lab::{Daemon, Lab, lan, text};
+use crate::slots::eventually;
 
 /// `guestnet ARGUMENTS` on a terminal of that many columns; what it draws goes to `screen`.
 fn on_a_terminal(daemon: &Daemon<'_>, columns: u32, arguments: &str, screen: &Path) -> Command {
@@ -44,6 +45,24 @@ fn top_is_live_until_q() {
         assert!(Instant::now() < deadline, "{:?}", drawn());
         std::thread::sleep(Duration::from_millis(20));
     }
+    top.stdin.take().unwrap().write_all(b"q").unwrap();
+    assert!(top.wait().unwrap().success(), "{:?}", drawn());
+}
+
+#[test]
+fn top_goes_on_when_the_service_is_back() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "first"]);
+    let screen = lab.directory().join("screen");
+    let mut top = on_a_terminal(&daemon, 160, "top --interval 100", &screen).spawn().unwrap();
+    let drawn = || String::from_utf8_lossy(&fs::read(&screen).unwrap_or_default()).into_owned();
+    eventually("it is drawn", || drawn().contains("first"));
+    assert!(daemon.stop().success());
+    eventually("it says that the service does not answer", || drawn().contains("answer"));
+    let daemon = Daemon::start(&lab);
+    daemon.guestnet(&["vm", "create", "second"]);
+    eventually("it goes on", || drawn().contains("second"));
     top.stdin.take().unwrap().write_all(b"q").unwrap();
     assert!(top.wait().unwrap().success(), "{:?}", drawn());
 }
