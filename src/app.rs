@@ -1,7 +1,7 @@
 //! The composition root: what starts and stops in which order. A start that fails leaves the host as it was; a stop
 //! leaves guests' traffic running.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -20,6 +20,7 @@ use crate::dns::{DnsAdmin, DnsEndpoints, DnsError, DnsServer};
 use crate::drift::Drift;
 use crate::events::Events;
 use crate::host::{Host, HostError};
+use crate::kernel::nft::Nft;
 use crate::kernel::{For, Kernel, KernelError};
 use crate::logging;
 use crate::manager::{Manager, ManagerError, Parts};
@@ -33,6 +34,7 @@ use crate::reservations::Reservations;
 use crate::stats::Stats;
 use crate::store::{Store, StoreError};
 use crate::telemetry::Telemetry;
+use crate::walls::ruleset::BRIDGE;
 use crate::walls::{Guest, Walls};
 
 /// How long systemd is asked to wait for the next part of a start: longer than a look at all slots takes.
@@ -67,6 +69,11 @@ pub enum AppError {
     Metrics(#[from] MetricsError),
     #[error("{doing}: {source}")]
     Io { doing: &'static str, source: std::io::Error },
+    #[error(
+        "there is no state of guestnet in {}, and its walls or rules stand on this host: nothing was removed; name the configuration that \
+         the service was started with (--config)", directory.display()
+    )]
+    NoState { directory: PathBuf },
 }
 
 impl AppError {
@@ -175,7 +182,16 @@ pub async fn uninstall(config: Option<&Path>) -> Result<(), AppError> {
     let state_directory = Config::state_directory_of(config)?;
     let kernel = Kernel::open()?;
     kernel.check_host()?;
-    let store = open_store(&state_directory).await?;
+    if !Store::is_there(&state_directory) {
+        // Another directory's guests may be behind them.
+        if kernel.has_host_rules()? || Nft::open()?.has(BRIDGE)? {
+            return Err(AppError::NoState { directory: state_directory });
+        }
+        info!(directory = %state_directory.display(), "no guestnet has left anything: nothing to remove");
+        return Ok(());
+    }
+    // What it says of an earlier boot too: the host may have restored rules of that.
+    let store = Arc::new(Store::open(&state_directory)?);
     let walls = Walls::open(&[], kernel.clone(), store.clone())?;
     let vms = store.load()?;
     for vm in &vms {

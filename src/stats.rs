@@ -88,6 +88,13 @@ impl Entry {
         self.account.counts_as(&self.durable)
     }
 
+    /// The same of the device that `vm` has, which may have been deleted and made again on another since.
+    fn read_of(&mut self, vm: &Vm, begun: Instant, device: u32, counted: Reading) {
+        if vm.created_at_us == self.created_at_us {
+            self.read(begun, device, counted);
+        }
+    }
+
     /// Adds what `device` has counted, by a reading that began then.
     fn read(&mut self, begun: Instant, device: u32, counted: Reading) {
         if begun >= self.opened {
@@ -359,7 +366,7 @@ impl Inner {
             let device = self.accounts().get(vm_id).and_then(|entry| entry.account.device());
             let known = device.and_then(|index| Some((index, *counted.get(&index)?)));
             totals.extend(match known {
-                Some(_) => self.add(begun, vm_id, known),
+                Some(_) => self.add(begun, &binding.vm, known),
                 // A device that has been made or replaced since.
                 None => self.read_one(&binding)?,
             });
@@ -370,17 +377,17 @@ impl Inner {
     fn read_one(&self, binding: &Binding) -> Result<Option<(VmId, Counters)>, KernelError> {
         let begun = Instant::now();
         let counted = self.kernel.counters_of(&binding.vm.slot.host_device())?;
-        Ok(self.add(begun, &binding.vm.vm_id, counted))
+        Ok(self.add(begun, &binding.vm, counted))
     }
 
     /// The VM's total with what its device has counted, by a reading that began then; `None` when it is not counted any more.
-    fn add(&self, begun: Instant, vm_id: &VmId, counted: Option<(u32, Reading)>) -> Option<(VmId, Counters)> {
+    fn add(&self, begun: Instant, vm: &Vm, counted: Option<(u32, Reading)>) -> Option<(VmId, Counters)> {
         let mut accounts = self.accounts();
-        let entry = accounts.get_mut(vm_id)?;
+        let entry = accounts.get_mut(&vm.vm_id)?;
         if let Some((device, reading)) = counted {
-            entry.read(begun, device, reading);
+            entry.read_of(vm, begun, device, reading);
         }
-        Some((vm_id.clone(), entry.account.total().into()))
+        Some((vm.vm_id.clone(), entry.account.total().into()))
     }
 
     // A panic while it was held cannot leave an account half counted: adding does not fail.
@@ -392,7 +399,7 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Counter;
+    use crate::model::{Counter, testing};
 
     fn all(number: u64) -> Reading {
         Reading([number; Reading::LEN])
@@ -456,6 +463,18 @@ mod tests {
         after.read(7, all(5));
         entry.read(now, 7, all(5));
         assert_eq!(after.total(), entry.account.total());
+    }
+
+    #[test]
+    fn a_reading_of_an_earlier_vms_device_is_not_the_next_ones() {
+        let now = Instant::now();
+        let (earlier, vm) =
+            (Vm { created_at_us: 1, ..testing::vm(0) }, Vm { created_at_us: 2, ..testing::vm(0) });
+        let mut entry = Entry::new(vm.created_at_us, Account::on(7, all(9)), now);
+        entry.read_of(&earlier, now, 3, all(1_000));
+        assert_eq!(entry.account.total(), all(0));
+        entry.read_of(&vm, now, 7, all(10));
+        assert_eq!(entry.account.total(), all(1));
     }
 
     #[test]

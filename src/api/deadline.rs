@@ -20,11 +20,12 @@ pub(super) fn go_on_with(headers: &mut HeaderMap, left: Duration) {
     if patience(headers).is_none() {
         return;
     }
-    // gRPC has eight digits at most, and nobody has waited for more than 30 s.
-    let left = left.as_millis().min(99_999_999);
+    // gRPC has eight digits at most, Connect ten.
+    let (seconds, milliseconds) = (left.as_secs().min(99_999_999), left.as_millis());
     let (name, text) = match is_grpc(headers) {
-        true => ("grpc-timeout", format!("{left}m")),
-        false => ("connect-timeout-ms", left.to_string()),
+        true if milliseconds > 99_999_999 => ("grpc-timeout", format!("{seconds}S")),
+        true => ("grpc-timeout", format!("{milliseconds}m")),
+        false => ("connect-timeout-ms", milliseconds.min(9_999_999_999).to_string()),
     };
     if let Ok(value) = HeaderValue::from_str(&text) {
         headers.insert(name, value);

@@ -2,8 +2,10 @@
 //! are taken at once, else by a thread of its own in their order; what comes faster than it is taken is lost, counted, and said.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,7 +18,7 @@ use nix::sys::socket::{MsgFlags, UnixAddr, sendto};
 /// Lines that wait for a log that does not take them.
 const WAITING: usize = 4_096;
 
-/// What a pipe that poll(2) calls writable takes without waiting (pipe(7), PIPE_BUF).
+/// What a pipe that poll(2) calls writable takes without waiting (pipe(7), PIPE_BUF). A terminal is called so with less room than that.
 const AT_ONCE: usize = 4_096;
 
 /// Lines lost so far, for metrics.
@@ -31,13 +33,21 @@ pub fn lost() -> u64 {
 #[derive(Debug)]
 pub(super) enum Sink {
     /// Standard error, and in tests another stream.
-    Stream(std::fs::File),
+    Stream(File),
     /// Each is a datagram.
     Journal(UnixDatagram, UnixAddr),
 }
 
 impl Sink {
-    /// Whether it has been taken, without waiting for that. What fails (a full disk) is lost, and nothing else.
+    /// Whether poll(2) tells when a line can be written without waiting.
+    fn tells_when_ready(&self) -> bool {
+        match self {
+            Self::Stream(stream) => stream.metadata().is_ok_and(|found| !found.file_type().is_char_device()),
+            Self::Journal(..) => true,
+        }
+    }
+
+    /// Whether it has been taken, or lost, without waiting for that.
     fn try_write(&self, line: &[u8]) -> bool {
         match self {
             Self::Stream(stream) => {
@@ -51,22 +61,48 @@ impl Sink {
             }
             Self::Journal(socket, journal) => {
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                sendto(socket.as_raw_fd(), line, journal, flags) != Err(Errno::EAGAIN)
+                let sent = sendto(socket.as_raw_fd(), line, journal, flags);
+                if sent.is_err_and(|error| error != Errno::EAGAIN) {
+                    LOST.fetch_add(1, Relaxed);
+                }
+                sent != Err(Errno::EAGAIN)
             }
         }
     }
 
+    /// What fails (a full disk) is lost, and nothing else. It is counted, and not said: that line would be the next.
     fn write(&self, line: &[u8]) {
         let written = match self {
-            Self::Stream(stream) => { stream }.write_all(line),
+            Self::Stream(stream) => write_whole(stream, line),
             Self::Journal(socket, journal) => {
                 sendto(socket.as_raw_fd(), line, journal, MsgFlags::MSG_NOSIGNAL)
                     .map(drop)
                     .map_err(io::Error::from)
             }
         };
-        drop(written);
+        if written.is_err() {
+            LOST.fetch_add(1, Relaxed);
+        }
     }
+}
+
+/// Waits where it has to, whether or not whoever gave us the stream has made it one that does not (O_NONBLOCK).
+fn write_whole(mut stream: &File, mut line: &[u8]) -> io::Result<()> {
+    while !line.is_empty() {
+        match stream.write(line) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => line = line.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                match poll(&mut [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)], PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[derive(Debug, Clone)]
@@ -75,6 +111,8 @@ pub(super) struct Outlet(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     sink: Sink,
+    /// Lines are written by who has them, where that waits for nothing.
+    at_once: bool,
     queue: Mutex<Queue>,
     changed: Condvar,
 }
@@ -90,7 +128,9 @@ struct Queue {
 impl Outlet {
     /// With its thread, which lasts as long as the process.
     pub(super) fn open(sink: Sink) -> io::Result<Self> {
-        let outlet = Self(Arc::new(Shared { sink, queue: Mutex::default(), changed: Condvar::new() }));
+        let at_once = sink.tells_when_ready();
+        let shared = Shared { sink, at_once, queue: Mutex::default(), changed: Condvar::new() };
+        let outlet = Self(Arc::new(shared));
         let writer = outlet.clone();
         std::thread::Builder::new().name("log".into()).spawn(move || writer.write_what_waits())?;
         Ok(outlet)
@@ -100,7 +140,8 @@ impl Outlet {
     pub(super) fn send(&self, line: &[u8]) {
         let mut queue = self.queue();
         // Under the lock, so that lines stay in their order.
-        if queue.lines.is_empty() && !queue.busy && self.0.sink.try_write(line) {
+        let is_next = queue.lines.is_empty() && !queue.busy;
+        if self.0.at_once && is_next && self.0.sink.try_write(line) {
             return;
         }
         if queue.lines.len() < WAITING {
@@ -164,6 +205,7 @@ impl Write for Outlet {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::os::fd::FromRawFd;
 
     use super::*;
 
@@ -191,6 +233,48 @@ mod tests {
         let mut after = [0; 5];
         reader.read_exact(&mut after).unwrap();
         assert_eq!(&after, b"after");
+    }
+
+    #[test]
+    fn a_terminal_that_nobody_reads_holds_up_nobody() {
+        let (terminal, _reader) = terminal();
+        let outlet = Outlet::open(Sink::Stream(terminal)).unwrap();
+        // A terminal holds some twenty times less.
+        for n in 0..1_000 {
+            outlet.send(format!("{n:0>199}\n").as_bytes());
+        }
+        // And who ends waits no longer than it says.
+        outlet.drain(Duration::from_millis(1));
+    }
+
+    /// One, and the side on which it is read.
+    fn terminal() -> (File, File) {
+        let (mut reader, mut terminal) = (-1, -1);
+        let unnamed = std::ptr::null_mut();
+        // SAFETY: the kernel's answers go into two integers; neither a name, settings nor a size is given.
+        let made =
+            unsafe { libc::openpty(&mut reader, &mut terminal, unnamed, std::ptr::null(), std::ptr::null()) };
+        assert_eq!(made, 0, "{}", io::Error::last_os_error());
+        // SAFETY: both are open, and nobody else's.
+        unsafe { (File::from_raw_fd(terminal), File::from_raw_fd(reader)) }
+    }
+
+    #[test]
+    fn a_stream_that_does_not_wait_is_waited_for_and_what_fails_is_counted() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK)).unwrap();
+        let outlet = Outlet::open(Sink::Stream(std::os::fd::OwnedFd::from(writer).into())).unwrap();
+        let line = [b'x'; 100];
+        (0..2_000).for_each(|_| outlet.send(&line));
+        let mut all = vec![0; 2_000 * line.len()];
+        reader.read_exact(&mut all).unwrap();
+        assert!(all.iter().all(|byte| *byte == b'x'));
+        let before = lost();
+        let full =
+            Outlet::open(Sink::Stream(File::options().write(true).open("/dev/full").unwrap())).unwrap();
+        full.send(&line);
+        full.drain(Duration::from_secs(60));
+        assert!(lost() > before);
     }
 
     #[test]

@@ -356,10 +356,6 @@ impl Pool {
                 }
             }
         }
-        for (slot, network) in homeless {
-            let shard = self.0.room(&network).await.map_err(ManagerError::Bridges)?;
-            self.state().stock.add(self.0.place_on(slot, &shard));
-        }
         let mut broken = Vec::new();
         for slot in surplus {
             let bridge = observed.standing(slot);
@@ -382,6 +378,11 @@ impl Pool {
                 }
                 _ => broken.push(slot),
             }
+        }
+        // When every port that stands is counted.
+        for (slot, network) in homeless {
+            let shard = self.0.room(&network).await.map_err(ManagerError::Bridges)?;
+            self.state().stock.add(self.0.place_on(slot, &shard));
         }
         debug!(slots = ?broken, "taking away what is left of slots");
         self.0.clear(&broken).await;

@@ -103,16 +103,25 @@ impl Inner {
         debug!(?undo, ?steps, "mending");
         let vm_id = &binding.vm.vm_id;
         let anew = steps.iter().any(|step| matches!(step, Step::Veth { .. }));
-        let closing = if anew { Some(self.stats.closing(vm_id).await) } else { None };
+        // A limit that is set begins its queue's counters again.
+        let requeued = steps.iter().any(|step| matches!(step, Step::RateLimit { .. }));
+        let closing = if anew || requeued { Some(self.stats.closing(vm_id).await) } else { None };
         let errors = self.take_back(undo).await;
         if !errors.is_empty() {
             return Err(failed(&binding.vm, &errors));
         }
-        if let Some(closing) = closing {
-            closing.device_is_gone().await;
-        }
+        let closing = match closing {
+            Some(closing) if anew => {
+                closing.device_is_gone().await;
+                None
+            }
+            other => other,
+        };
         let count = steps.len();
         let applied = self.kernel.apply(For::Caller, steps).await;
+        if let Some(closing) = closing {
+            closing.queue_is_gone().await;
+        }
         applied.map_err(|failure| failed(&binding.vm, &[failure.to_string()]))?;
         Ok(count)
     }

@@ -2,7 +2,7 @@
 
 use crate::lab::daemon::Paths;
 use crate::lab::guest::Boot;
-use crate::lab::{Daemon, Guest, Lab, Machine, assert_same};
+use crate::lab::{Daemon, Guest, Lab, Machine, TapGuest, assert_same};
 
 #[test]
 fn a_vm_that_came_and_went_leaves_the_host_as_it_was() {
@@ -151,6 +151,29 @@ fn uninstalling_gives_the_host_back() {
     let output = uninstall();
     assert!(output.status.success(), "{}", crate::lab::text(&output));
     assert_same(&before, &lab.host_state());
+}
+
+#[test]
+fn uninstalling_by_another_state_directory_leaves_guests_their_walls() {
+    let lab = Lab::new();
+    let daemon = Daemon::start(&lab);
+    let vm = daemon.json(&["vm", "create", "vm1"]);
+    let guest = TapGuest::attach(&lab, &vm);
+    assert!(daemon.stop().success());
+    let before = lab.host_state();
+    let (elsewhere, config) = (lab.directory().join("elsewhere"), lab.directory().join("elsewhere.toml"));
+    std::fs::write(&config, format!("[state]\ndirectory = {elsewhere:?}\n")).unwrap();
+    let mut command = lab.host_command(crate::lab::guestnet_binary());
+    let output = command.arg("uninstall").arg("--config").arg(&config).output().unwrap();
+    crate::lab::assert_says(&output, 1, &["nothing was removed", "elsewhere", "--config"]);
+    assert_same(&before, &lab.host_state());
+    assert!(!elsewhere.exists());
+    drop(guest);
+
+    let nobody = Lab::new();
+    let mut command = nobody.host_command(crate::lab::guestnet_binary());
+    let output = command.arg("uninstall").arg("--config").arg(&config).output().unwrap();
+    assert!(output.status.success(), "{}", crate::lab::text(&output));
 }
 
 #[test]
