@@ -142,8 +142,9 @@ fn start_keeper(interrupted: SigSet) -> ExitCode {
         }
         println!("{line}");
     }
-    let _ = keeper.wait();
-    ExitCode::FAILURE
+    // Interrupted, it has ended as this process does: whichever of the two threads is first.
+    let code = keeper.wait().ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// Lets go of the output, so that a pipe that the demo was started into ends.
