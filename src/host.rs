@@ -131,20 +131,19 @@ impl Host {
         Ok(())
     }
 
+    /// Without networks yet.
+    fn of(kernel: Kernel, store: Arc<Store>) -> Result<Self, HostError> {
+        let indexes = store.index_range()?;
+        Ok(Self { kernel, indexes, store, networks: Vec::new(), made: Vec::new(), walls: None })
+    }
+
     /// Looks whether the bridges' names are free or ours; changes nothing.
     pub async fn check(
         kernel: Kernel,
         store: Arc<Store>,
         networks: &[Arc<Network>],
     ) -> Result<Self, HostError> {
-        let mut host = Self {
-            kernel,
-            indexes: store.index_range()?,
-            store,
-            networks: Vec::new(),
-            made: Vec::new(),
-            walls: None,
-        };
+        let mut host = Self::of(kernel, store)?;
         for network in networks {
             host.networks.push((network.clone(), Vec::new()));
             let recorded = host.store.links()?;
@@ -436,14 +435,7 @@ impl Host {
     /// Removes all that any start made, whatever its configuration was: the records say what that is. Goes on past errors, logs
     /// each, and returns the first.
     pub async fn uninstall(kernel: Kernel, store: Arc<Store>, walls: &Walls) -> Result<(), HostError> {
-        let host = Self {
-            kernel,
-            indexes: store.index_range()?,
-            store,
-            networks: Vec::new(),
-            made: Vec::new(),
-            walls: None,
-        };
+        let host = Self::of(kernel, store)?;
         let mut result = Ok(());
         let mut note = |done: Result<(), HostError>| {
             if let Err(error) = done {

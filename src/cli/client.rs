@@ -90,19 +90,15 @@ impl Client {
     /// All of them, page by page.
     pub(super) async fn list(
         &self,
-        mut request: v1::ListVmNetworksRequest,
+        request: v1::ListVmNetworksRequest,
     ) -> Result<Vec<v1::VmNetwork>, CliError> {
-        let mut all = Vec::new();
-        request.page_size = PAGE;
-        loop {
-            let answer = self.service.list_vm_networks(request.clone()).await;
+        pages(async |page_token| {
+            let request = v1::ListVmNetworksRequest { page_size: PAGE, page_token, ..request.clone() };
+            let answer = self.service.list_vm_networks(request).await;
             let page = answer.map_err(|error| self.failed(error))?.into_owned();
-            all.extend(page.vm_networks);
-            request.page_token = page.next_page_token;
-            if request.page_token.is_empty() {
-                return Ok(all);
-            }
-        }
+            Ok((page.vm_networks, page.next_page_token))
+        })
+        .await
     }
 
     pub(super) async fn delete(&self, vm_id: &VmId) -> Result<(), CliError> {
@@ -129,17 +125,14 @@ impl Client {
 
     pub(super) async fn list_leases(&self, network: Option<NetworkName>) -> Result<Vec<v1::Lease>, CliError> {
         let network_id = network.map(|name| name.to_string());
-        let mut request = v1::ListLeasesRequest { network_id, page_size: PAGE, ..Default::default() };
-        let mut all = Vec::new();
-        loop {
-            let answer = self.service.list_leases(request.clone()).await;
+        let request = v1::ListLeasesRequest { network_id, page_size: PAGE, ..Default::default() };
+        pages(async |page_token| {
+            let request = v1::ListLeasesRequest { page_token, ..request.clone() };
+            let answer = self.service.list_leases(request).await;
             let page = answer.map_err(|error| self.failed(error))?.into_owned();
-            all.extend(page.leases);
-            request.page_token = page.next_page_token;
-            if request.page_token.is_empty() {
-                return Ok(all);
-            }
-        }
+            Ok((page.leases, page.next_page_token))
+        })
+        .await
     }
 
     pub(super) async fn lease(&self, key: v1::get_lease_request::Key) -> Result<v1::Lease, CliError> {
@@ -181,17 +174,14 @@ impl Client {
         network: Option<NetworkName>,
     ) -> Result<Vec<v1::Reservation>, CliError> {
         let network_id = network.map(|name| name.to_string());
-        let mut request = v1::ListReservationsRequest { network_id, page_size: PAGE, ..Default::default() };
-        let mut all = Vec::new();
-        loop {
-            let answer = self.service.list_reservations(request.clone()).await;
+        let request = v1::ListReservationsRequest { network_id, page_size: PAGE, ..Default::default() };
+        pages(async |page_token| {
+            let request = v1::ListReservationsRequest { page_token, ..request.clone() };
+            let answer = self.service.list_reservations(request).await;
             let page = answer.map_err(|error| self.failed(error))?.into_owned();
-            all.extend(page.reservations);
-            request.page_token = page.next_page_token;
-            if request.page_token.is_empty() {
-                return Ok(all);
-            }
-        }
+            Ok((page.reservations, page.next_page_token))
+        })
+        .await
     }
 
     pub(super) async fn delete_reservation(
@@ -370,4 +360,19 @@ fn io_kind(error: &ConnectError) -> Option<io::ErrorKind> {
         next = error.source();
     }
     None
+}
+
+/// All of a list: `page` tells what stands where its token says, and the token of the next.
+async fn pages<T>(
+    mut page: impl AsyncFnMut(String) -> Result<(Vec<T>, String), CliError>,
+) -> Result<Vec<T>, CliError> {
+    let (mut all, mut token) = (Vec::new(), String::new());
+    loop {
+        let (items, next) = page(token).await?;
+        all.extend(items);
+        if next.is_empty() {
+            return Ok(all);
+        }
+        token = next;
+    }
 }

@@ -209,17 +209,12 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
-    use super::super::server::{DnsEndpoints, resolver};
+    use super::super::server::lonely_resolver;
     use super::*;
-    use crate::config::Config;
-    use crate::registry::Registry;
 
     #[test]
     fn a_question_that_comes_while_the_resolver_stops_holds_up_nobody() {
-        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
-        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
-        let endpoints = DnsEndpoints::of(&network);
-        let resolver = Arc::new(resolver(network, Registry::default(), &endpoints).unwrap());
+        let resolver = lonely_resolver();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         resolver.flights.run_on(runtime.handle().clone());
         drop(runtime);

@@ -418,16 +418,12 @@ impl Resolver {
 
 #[cfg(test)]
 mod tests {
-    use super::super::server::{DnsEndpoints, resolver};
+    use super::super::server::lonely_resolver;
     use super::*;
-    use crate::config::Config;
 
     #[test]
     fn of_a_query_that_waits_only_what_its_answer_repeats_is_kept() {
-        let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
-        let network = Config::from_parts(Some(text), |_| None).unwrap().networks[0].clone();
-        let endpoints = DnsEndpoints::of(&network);
-        let resolver = Arc::new(resolver(network, Registry::default(), &endpoints).unwrap());
+        let resolver = lonely_resolver();
         let plain = b"\xab\xcd\x01\x00\0\x01\0\0\0\0\0\x01\x03www\x07example\x03com\0\0\x01\0\x01";
         // With 3,000 bytes of a type that nobody knows.
         let mut message = plain.to_vec();

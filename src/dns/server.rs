@@ -243,6 +243,16 @@ impl Drop for DnsServer {
     }
 }
 
+/// One whose only upstream nobody reaches.
+#[cfg(test)]
+pub(super) fn lonely_resolver() -> Arc<Resolver> {
+    let text = "[[network]]\ndns_servers = [\"192.0.2.1\"]\n";
+    let config = crate::config::Config::from_parts(Some(text), |_| None).unwrap();
+    let network = config.networks[0].clone();
+    let endpoints = DnsEndpoints::of(&network);
+    Arc::new(resolver(network, Registry::default(), &endpoints).unwrap())
+}
+
 /// All of a resolver but its sockets and threads. It asks no upstream before its flights have a runtime.
 pub(super) fn resolver(
     network: Arc<Network>,

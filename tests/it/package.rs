@@ -243,7 +243,7 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     // A socket that the file has moved is not the service's before it is restarted; a reload is not lost on the way.
     let file = "/etc/guestnet/guestnet.toml";
     sh(&format!(
-        "cp -p {file} /root/kept; sed -i '0,/^socket = /s,^socket = .*,socket = \"/run/guestnet/moved.sock\",' {file}; grep -q moved.sock {file}"
+        "cp -p {file} /etc/guestnet/kept; sed -i '0,/^socket = /s,^socket = .*,socket = \"/run/guestnet/moved.sock\",' {file}; grep -q moved.sock {file}"
     ));
     let moved = told("service", &doctor).unwrap();
     assert_eq!(moved["verdict"], "problem", "{moved}");
@@ -251,7 +251,7 @@ fn doctor_looks_at_what_the_unit_starts_with(system: &System) {
     let reloaded = system.run("guestnet", &["reload"]);
     assert!(reloaded.contains("after systemctl restart guestnet:\n  api.socket: "), "{reloaded}");
     system.run("systemctl", &["reload", "guestnet"]);
-    sh(&format!("mv /root/kept {file}"));
+    sh(&format!("mv /etc/guestnet/kept {file}"));
     assert_eq!(told("service", &doctor).unwrap()["verdict"], "ok");
 }
 

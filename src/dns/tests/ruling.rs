@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::atomic::AtomicBool;
 
-use super::settings::{read_again, record, rule};
+use super::settings::{asked_by, read_again, record, rule, with_a_rule_for_vm_2};
 use super::*;
 use crate::model::{DnsAction, DnsRule};
 
@@ -122,33 +122,14 @@ async fn the_first_name_of_an_answer_that_a_rule_has_decides() {
 #[tokio::test]
 async fn an_answer_that_one_guests_rules_refuse_is_anothers() {
     let upstream = chains().await;
-    let (registry, network) = (Registry::default(), network("default"));
-    for last in [1, 2] {
-        let vm_id = format!("vm-{last}");
-        let vm = Vm { address: Ipv4Addr::new(127, 0, 0, last), ..vm(&network, &vm_id, &vm_id, last) };
-        registry.bind(Arc::new(Binding::new(vm, network.clone())));
-    }
-    let denied =
-        DnsRule { vms: vec!["vm-2".parse().unwrap()], ..rule(DnsAction::NxDomain, &["ads.example"]) };
-    let settings = ResolverSettings { rules: vec![denied], ..Default::default() };
-    let network = Arc::new(Network { resolver: settings, ..Network::clone(&network) });
-    let server = start_with(network, registry, &endpoints(&[upstream.address]));
-    let asked_by = async |last: u8, owner: &str| {
-        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
-        let query = question(owner, RecordType::A).to_vec().unwrap();
-        socket.send_to(&query, server.local_addr()).await.unwrap();
-        let mut buffer = [0; 512];
-        let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
-        let answer = Message::from_vec(&buffer[..length]).unwrap();
-        (answer.metadata.response_code, addresses(&answer))
-    };
+    let server = with_a_rule_for_vm_2(&upstream);
     for (owner, order) in [("a-ads.example.", [1, 2]), ("b-ads.example.", [2, 1])] {
         for last in order.into_iter().chain(order) {
             let expected = match last {
                 1 => (ResponseCode::NoError, vec![ANSWER]),
                 _ => (ResponseCode::NXDomain, vec![]),
             };
-            assert_eq!(asked_by(last, owner).await, expected, "{owner} by {last}");
+            assert_eq!(asked_by(&server, last, owner).await, expected, "{owner} by {last}");
         }
     }
     assert_eq!(upstream.seen(), 2);

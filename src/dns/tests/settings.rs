@@ -274,6 +274,18 @@ async fn a_rule_answers_in_its_way_and_says_so() {
 #[tokio::test]
 async fn a_rule_for_one_vm_holds_beside_a_cache_that_all_share() {
     let upstream = Upstream::prompt().await;
+    let server = with_a_rule_for_vm_2(&upstream);
+    let asked_by = |last| asked_by(&server, last, "x.ads.example.");
+    for _ in 0..2 {
+        assert_eq!(asked_by(2).await, (ResponseCode::NXDomain, vec![]));
+        assert_eq!(asked_by(1).await, (ResponseCode::NoError, vec![ANSWER]));
+    }
+    let counters = server.counters();
+    assert_eq!((upstream.seen(), counters.cache_hits, counters.policy), (1, 1, 2));
+}
+
+/// For two VMs, of which the second may not have what is in `ads.example`.
+pub(super) fn with_a_rule_for_vm_2(upstream: &Upstream) -> DnsServer {
     let (registry, network) = (Registry::default(), network("default"));
     for last in [1, 2] {
         let vm_id = format!("vm-{last}");
@@ -284,22 +296,18 @@ async fn a_rule_for_one_vm_holds_beside_a_cache_that_all_share() {
         DnsRule { vms: vec!["vm-2".parse().unwrap()], ..rule(DnsAction::NxDomain, &["ads.example"]) };
     let settings = ResolverSettings { rules: vec![denied], ..Default::default() };
     let network = Arc::new(Network { resolver: settings, ..Network::clone(&network) });
-    let server = start_with(network, registry, &endpoints(&[upstream.address]));
-    let asked_by = async |last: u8| {
-        let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
-        let query = question("x.ads.example.", RecordType::A).to_vec().unwrap();
-        socket.send_to(&query, server.local_addr()).await.unwrap();
-        let mut buffer = [0; 512];
-        let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
-        let answer = Message::from_vec(&buffer[..length]).unwrap();
-        (answer.metadata.response_code, addresses(&answer))
-    };
-    for _ in 0..2 {
-        assert_eq!(asked_by(2).await, (ResponseCode::NXDomain, vec![]));
-        assert_eq!(asked_by(1).await, (ResponseCode::NoError, vec![ANSWER]));
-    }
-    let counters = server.counters();
-    assert_eq!((upstream.seen(), counters.cache_hits, counters.policy), (1, 1, 2));
+    start_with(network, registry, &endpoints(&[upstream.address]))
+}
+
+/// What the VM of that number is told of a name.
+pub(super) async fn asked_by(server: &DnsServer, last: u8, owner: &str) -> (ResponseCode, Vec<Ipv4Addr>) {
+    let socket = UdpSocket::bind((Ipv4Addr::new(127, 0, 0, last), 0)).await.unwrap();
+    let query = question(owner, RecordType::A).to_vec().unwrap();
+    socket.send_to(&query, server.local_addr()).await.unwrap();
+    let mut buffer = [0; 512];
+    let length = timeout(PATIENCE, socket.recv(&mut buffer)).await.expect("an answer").unwrap();
+    let answer = Message::from_vec(&buffer[..length]).unwrap();
+    (answer.metadata.response_code, addresses(&answer))
 }
 
 /// Reads all files of a resolver's settings anew. Its upstreams stand in no settings here.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -113,14 +113,18 @@ fn of_the_unit(key: &str) -> Vec<String> {
     words
 }
 
-#[test]
-fn the_unit_reloads_a_service_whose_socket_is_elsewhere() {
-    let lab = Lab::new();
-    // An /etc of its own, so that the service has its configuration where the package puts it.
+/// Gives the lab's host an /etc of its own; the file in it that is where the package puts the service's configuration.
+fn own_configuration(lab: &Lab) -> PathBuf {
     let etc = lab.directory().join("etc");
     let own = "cp -a /etc \"$0\" && mkdir -p \"$0\"/guestnet && mount --bind \"$0\" /etc";
     lab.on_host("sh", &["-ec", own, etc.to_str().unwrap()]);
-    let config = etc.join("guestnet/guestnet.toml");
+    etc.join("guestnet/guestnet.toml")
+}
+
+#[test]
+fn the_unit_reloads_a_service_whose_socket_is_elsewhere() {
+    let lab = Lab::new();
+    let config = own_configuration(&lab);
     fs::write(&config, crate::lab::daemon::config(&lab, "")).unwrap();
     let notify_path = lab.directory().join("notify");
     let notify = UnixDatagram::bind(&notify_path).unwrap();
@@ -166,10 +170,8 @@ fn the_unit_reloads_a_service_whose_socket_is_elsewhere() {
 #[test]
 fn a_socket_that_the_file_has_moved_waits_for_a_restart_and_the_old_one_is_served() {
     let lab = Lab::new();
-    let etc = lab.directory().join("etc");
-    let own = "cp -a /etc \"$0\" && mkdir -p \"$0\"/guestnet /run/guestnet && mount --bind \"$0\" /etc";
-    lab.on_host("sh", &["-ec", own, etc.to_str().unwrap()]);
-    let config = etc.join("guestnet/guestnet.toml");
+    let config = own_configuration(&lab);
+    lab.on_host("mkdir", &["-p", "/run/guestnet"]);
     let at = |socket: &str| {
         let text = crate::lab::daemon::config(&lab, "");
         let ours = format!("socket = {:?}", Paths::of(&lab).socket);
