@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::counters::Questions;
 use super::error::KernelError;
 use super::rtnl::Rtnl;
-use super::sysctl::Ipv6Conf;
+use super::sysctl::{Ipv6Conf, ProcApart};
 
 /// What work on a lane has at hand.
 pub(super) struct Hands {
@@ -22,6 +22,8 @@ pub(super) struct Hands {
     pub questions: Questions,
     /// Of the host's namespace.
     pub ipv6: Ipv6Conf,
+    /// For the slots' namespaces.
+    pub proc: ProcApart,
     home: File,
 }
 
@@ -39,7 +41,8 @@ impl Lane {
     /// A thread in the calling thread's network namespace.
     pub(super) fn start(name: &str, questions: Questions) -> io::Result<Self> {
         let home = File::open("/proc/thread-self/ns/net")?;
-        let mut hands = Hands { rtnl: Rtnl::open()?, questions, ipv6: Ipv6Conf::default(), home };
+        let (ipv6, proc) = (Ipv6Conf::default(), ProcApart::default());
+        let mut hands = Hands { rtnl: Rtnl::open()?, questions, ipv6, proc, home };
         let port = hands.rtnl.port();
         let (lane, queue) = mpsc::channel::<Work>();
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {

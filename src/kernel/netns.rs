@@ -5,16 +5,20 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 
 use super::error::{Doing, KernelError};
 use super::lane::Hands;
+use super::observe::mark;
 use super::rtnl::Rtnl;
 use super::sysctl::Ipv6Conf;
 use super::{fault, links};
@@ -27,8 +31,8 @@ fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
 
-/// Makes the namespace of `slot`, without IPv6, its `lo` marked; it is an error if the name is taken.
-pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), KernelError> {
+/// Makes the namespace of `slot`, without IPv6, its `lo` marked by the index of the slot's port; it is an error if the name is taken.
+pub(super) fn create(hands: &mut Hands, slot: Slot, port: u32) -> Result<(), KernelError> {
     fault::operation().and_then(|()| prepare_directory()).doing(|| format!("preparing {DIRECTORY}"))?;
     let path = path_of(&slot.namespace());
     OpenOptions::new()
@@ -41,14 +45,14 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), Ke
     let made = (|| {
         fault::operation()?;
         unshare(CloneFlags::CLONE_NEWNET)?;
-        let mut ipv6 = Ipv6Conf::default();
+        let mut ipv6 = Ipv6Conf::of_slot(&mut hands.proc)?;
         ipv6.disable("all")?;
         ipv6.disable("default")?;
         // Before it has a name: a namespace of that name without the mark is somebody else's.
-        Rtnl::open()?.all(&[links::alias(1, mark)])?;
+        Rtnl::open()?.all(&[links::alias(1, &mark(port))])?;
         fault::operation()?;
         mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        Ok(())
+        number(&mut hands.rtnl, &File::open(OWN)?, port)
     })();
     let home = hands.go_home();
     if made.is_err() {
@@ -56,6 +60,20 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, mark: &str) -> Result<(), Ke
         let _ = fs::remove_file(&path);
     }
     made.and(home).doing(|| format!("making network namespace {}", slot.namespace()))
+}
+
+/// Gives a namespace its number in the host's. The kernel looks for that of a namespace by going through all numbers from the least on, for each
+/// message that tells of something inside and for each that names a veth's other end (net/core/net_namespace.c, __peernet2id). By itself it
+/// counts up, so that what was made last, and most often is what comes and goes, is found last: ours count down.
+fn number(rtnl: &mut Rtnl, namespace: &File, port: u32) -> io::Result<()> {
+    let Some(id) = i32::try_from(port).ok().map(|port| i32::MAX - port) else { return Ok(()) };
+    let mut message = NsidMessage::default();
+    message.attributes = vec![NsidAttribute::Id(id), NsidAttribute::Fd(namespace.as_raw_fd() as u32)];
+    match rtnl.request(0, RouteNetlinkMessage::NewNsId(message)) {
+        // Somebody else's number: the kernel gives another, when it needs one.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        done => done,
+    }
 }
 
 /// Removes the slot's namespace; the kernel frees it when its last process is gone.

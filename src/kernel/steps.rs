@@ -126,7 +126,7 @@ fn one(hands: &mut Hands, step: &Step) -> Result<(), KernelError> {
         Step::Bridge { shard, gateway, subnet, mtu } => {
             links::bridge(&mut hands.rtnl, shard, *gateway, *subnet, *mtu)
         }
-        Step::Namespace { slot, port } => netns::create(hands, *slot, &mark(*port)),
+        Step::Namespace { slot, port } => netns::create(hands, *slot, *port),
         Step::Tap { slot, port, mtu, multi_queue } => {
             let namespace = netns::existing(*slot)?;
             let make = |_| {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
 
@@ -182,6 +183,68 @@ fn a_create_and_a_delete_fork_nothing_and_change_no_device() {
     let changed: Vec<&str> = said.lines().filter(|line| !line.contains("seen")).collect();
     assert!(changed.is_empty(), "devices changed:\n{}", changed.join("\n"));
     assert_eq!(forks(&traced.stop()), Vec::<String>::new());
+}
+
+#[test]
+fn building_a_slot_looks_nothing_up_where_the_kernel_keeps_all_namespaces() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 0\n");
+    daemon.json(&["vm", "create", "first"]);
+    let traced = Traced::start(&lab, &daemon, &["-e", "trace=openat,unshare,fsopen,fsmount"]);
+    for vm_id in ["second", "third"] {
+        daemon.json(&["vm", "create", vm_id]);
+    }
+    let calls = traced.stop();
+    let counted = |what: &str| calls.lines().filter(|line| line.contains(what)).count();
+    assert_eq!(counted("unshare(CLONE_NEWNET)"), 2, "{calls}");
+    assert_eq!(counted("\"sys/net/ipv6/conf\""), 2, "{calls}");
+    // The mount is the first slot's; and its settings are not read by the path that all have.
+    assert_eq!(counted("fsopen(") + counted("/proc/sys/net/ipv6"), 0, "{calls}");
+}
+
+#[test]
+fn a_kernel_that_mounts_no_procfs_apart_has_slots_without_ipv6_too() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 0\n");
+    let traced = Traced::start(&lab, &daemon, &["-e", "trace=fsopen", "-e", "inject=fsopen:error=ENOSYS"]);
+    let vm = daemon.json(&["vm", "create", "vm"]);
+    let calls = traced.stop();
+    assert!(calls.contains("ENOSYS"), "{calls}");
+    let settings = ["all", "default"].map(|name| format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"));
+    let read = [
+        &["netns", "exec", vm["namespace"].as_str().unwrap(), "cat"][..],
+        &settings.each_ref().map(String::as_str),
+    ];
+    assert_eq!(lab.on_host("ip", &read.concat()), "1\n1\n");
+}
+
+#[test]
+fn namespaces_have_numbers_that_count_down() {
+    let lab = Lab::new();
+    let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 0\n");
+    let port = |vm_id: &str| {
+        let vm = daemon.json(&["vm", "create", vm_id]);
+        let link = lab.on_host("ip", &["-j", "link", "show", vm["host_device"].as_str().unwrap()]);
+        let link: Value = serde_json::from_str(&link).unwrap();
+        link[0]["ifindex"].as_i64().unwrap()
+    };
+    let numbers = || {
+        let all: Value = serde_json::from_str(&lab.on_host("ip", &["-j", "netns", "list-id"])).unwrap();
+        let numbers = all.as_array().unwrap().iter().map(|namespace| namespace["nsid"].as_i64().unwrap());
+        numbers.collect::<Vec<_>>()
+    };
+    let ports = [port("first"), port("second")];
+    assert!(ports[0] < ports[1], "{ports:?}");
+    let own = ports.map(|port| i64::from(i32::MAX) - port);
+    assert!(own.iter().all(|number| numbers().contains(number)), "{own:?}: {:?}", numbers());
+
+    // The number that the next would have is another namespace's.
+    lab.on_host("ip", &["netns", "add", "theirs"]);
+    lab.on_host("ip", &["netns", "set", "theirs", &(own[1] - 1).to_string()]);
+    let before = numbers().len();
+    assert_eq!(port("third"), ports[1] + 1);
+    assert_eq!(numbers().len(), before + 1, "{:?}", numbers());
+    lab.on_host("ip", &["netns", "del", "theirs"]);
 }
 
 #[test]
