@@ -50,9 +50,11 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, port: u32) -> Result<(), Ker
         ipv6.disable("default")?;
         // Before it has a name: a namespace of that name without the mark is somebody else's.
         Rtnl::open()?.all(&[links::alias(1, &mark(port))])?;
+        number(&mut hands.rtnl, &File::open(OWN)?, port)?;
         fault::operation()?;
+        // Last: without it the namespace goes as this thread leaves.
         mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        number(&mut hands.rtnl, &File::open(OWN)?, port)
+        Ok(())
     })();
     let home = hands.go_home();
     if made.is_err() {
@@ -62,9 +64,9 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, port: u32) -> Result<(), Ker
     made.and(home).doing(|| format!("making network namespace {}", slot.namespace()))
 }
 
-/// Gives a namespace its number in the host's. The kernel looks for that of a namespace by going through all numbers from the least on, for each
-/// message that tells of something inside and for each that names a veth's other end (net/core/net_namespace.c, __peernet2id). By itself it
-/// counts up, so that what was made last, and most often is what comes and goes, is found last: ours count down.
+/// Gives a namespace its number in the host's. The kernel looks for it by going through all numbers from the least on, for each message that
+/// tells of something inside and for each that names a veth's other end (net/core/net_namespace.c, __peernet2id). By itself it
+/// counts up: where most VMs stay and some come and go, those of the highest slots, theirs would be found last. So these count down.
 fn number(rtnl: &mut Rtnl, namespace: &File, port: u32) -> io::Result<()> {
     let Some(id) = i32::try_from(port).ok().map(|port| i32::MAX - port) else { return Ok(()) };
     let mut message = NsidMessage::default();

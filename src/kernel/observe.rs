@@ -12,7 +12,7 @@ use crate::model::{IndexRange, Slot};
 use crate::plan::garbage::Marked;
 use crate::plan::{Anchor, Observed, ObservedPort};
 
-/// The kernel numbers namespaces from 0.
+/// No namespace has a number below 0.
 const NOWHERE: i32 = -1;
 
 /// Into which slots to look: it takes entering each one's namespace.

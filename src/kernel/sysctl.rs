@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+use tracing::debug;
 
 use super::fault;
 
@@ -33,9 +34,9 @@ pub(super) fn write(key: &str, value: &str) -> io::Result<Option<String>> {
     Ok(Some(before))
 }
 
-/// procfs, mounted where no path leads. The kernel keeps the directories of all namespaces under one parent and one name, each mount its own, and
-/// a lookup goes through all that were looked up there before (fs/proc/proc_sysctl.c, proc_sys_compare): with 4,000 namespaces that was half of
-/// what it took to build a slot, in one go of 5 ms for which whoever else was to run on that processor waited. So a mount serves few.
+/// procfs, mounted where no path leads. The kernel keeps the directories of all namespaces under one parent and one name, each mount its own,
+/// and a lookup goes through all that were looked up there before (fs/proc/proc_sysctl.c, proc_sys_compare): with 4,000 namespaces 3 to 7
+/// ms in one go, for which whoever else was to run on that processor waited. So a mount serves few.
 #[derive(Default)]
 pub(super) struct ProcApart {
     mounted: Option<OwnedFd>,
@@ -48,27 +49,31 @@ const LOOKUPS: usize = 64;
 impl ProcApart {
     /// `ipv6/conf` of the calling thread's namespace.
     fn ipv6_conf(&mut self) -> io::Result<File> {
+        self.lookup().or_else(|error| {
+            // Not let, by a filter of system calls or a security module: by the path that everybody has it is only slower.
+            debug!(%error, "no procfs of our own");
+            File::open(path_of("ipv6/conf"))
+        })
+    }
+
+    fn lookup(&mut self) -> io::Result<File> {
         if self.lookups >= LOOKUPS {
             *self = Self::default();
         }
         self.lookups += 1;
         let mounted = match &mut self.mounted {
             Some(mounted) => mounted,
-            none => match mount_proc() {
-                Ok(mounted) => none.insert(mounted),
-                // Before Linux 5.2, or not let: the same by the path that everybody has, only slower.
-                Err(_) => return File::open(path_of("ipv6/conf")),
-            },
+            none => none.insert(mount_proc()?),
         };
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         Ok(File::from(openat(mounted, "sys/net/ipv6/conf", flags, Mode::empty())?))
     }
 }
 
-fn mount_proc() -> rustix::io::Result<OwnedFd> {
+fn mount_proc() -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
-    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?)
 }
 
 /// `ipv6/conf` of one namespace, found once, by the first use in it.

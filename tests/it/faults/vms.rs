@@ -25,6 +25,27 @@ fn a_create_that_fails_at_any_operation_leaves_the_host_as_it_was() {
     assert_eq!(walled(&lab), Vec::<String>::new());
 }
 
+/// Of slots that no VM has, too, which `host_state` leaves out.
+#[test]
+fn a_slot_that_fails_at_any_operation_leaves_no_namespace() {
+    let lab = Lab::new();
+    let faults = Faults::new(&lab, "[[network]]\npool_size = 0\n");
+    let daemon = faults.start();
+    let nothing_is_left = || {
+        // A slot that is whole and whose VM is not goes in the background.
+        eventually("no slot is left", || {
+            slots(&lab) == 0 && !lab.on_host("ip", &["netns", "list"]).contains("guestnet-")
+        });
+        String::new()
+    };
+    let back = || drop(daemon.guestnet(&["vm", "delete", "vm1"]));
+    let create = || daemon.client(&["vm", "create", "vm1"]);
+    let operations = at_every_operation(&faults, nothing_is_left, create, back);
+    assert!(operations >= 40, "only {operations} operations");
+    back();
+    assert_nothing_left(&lab, &daemon);
+}
+
 #[test]
 fn an_update_and_a_delete_that_fail_at_any_operation_leave_the_vm_as_it_was() {
     let lab = Lab::new();
