@@ -53,6 +53,9 @@ pub(super) struct Health {
     /// Smoothed time to answer in microseconds, 0 before the first; and how much it varies.
     srtt: AtomicU64,
     rttvar: AtomicU64,
+    /// Twice what the races took that it lost: by it others come first, and it fades as it answers. It is no measure of how long answers
+    /// take, and so of how long one is waited for.
+    lost: AtomicU64,
     unanswered: AtomicU32,
     answered_at: AtomicU64,
     /// When it was last found out that it does not even give a sign of life.
@@ -86,6 +89,7 @@ impl Health {
         };
         self.srtt.store(srtt.max(1), Relaxed);
         self.rttvar.store(rttvar, Relaxed);
+        self.lost.store((self.lost.load(Relaxed) * 7 + took) / 8, Relaxed);
         self.answers.fetch_add(1, Relaxed);
         self.heard(now);
     }
@@ -168,7 +172,7 @@ impl Health {
 
     /// It lost a race that took `took`: one not yet known must not go on counting as the fastest.
     pub(super) fn slower_than(&self, took: Duration) {
-        self.srtt.fetch_max(micros(took.saturating_mul(2)).max(2), Relaxed);
+        self.lost.fetch_max(micros(took.saturating_mul(2)).max(2), Relaxed);
     }
 
     pub(super) fn note(&self, trouble: impl Display) {
@@ -210,7 +214,8 @@ impl Health {
     /// question, then those that are down.
     pub(super) fn rank(&self, now: u64) -> (bool, bool, bool, u64) {
         let missed = self.unanswered.load(Relaxed) > 0;
-        (self.is_down(), missed, self.is_declining(now), self.srtt.load(Relaxed))
+        let takes = self.srtt.load(Relaxed).max(self.lost.load(Relaxed));
+        (self.is_down(), missed, self.is_declining(now), takes)
     }
 
     pub(super) fn late(&self) -> Duration {
@@ -348,6 +353,19 @@ mod tests {
         let varies = quick(100);
         varies.answered(100 * MS, 0);
         assert!(varies.haste().0 > 100 * MS, "{:?}", varies.haste());
+    }
+
+    #[test]
+    fn who_has_lost_a_race_comes_after_others_until_it_answers_and_is_waited_for_no_longer() {
+        let quick = || that_took(Health::default(), MS / 2, 100);
+        let lost = quick();
+        lost.slower_than(32 * MS);
+        assert!(lost.rank(0) > that_took(Health::default(), 60 * MS, 100).rank(0));
+        assert_eq!((lost.haste(), lost.patience(), lost.late()), (HASTE, PATIENCE.0, LATE.0));
+        let lost = that_took(lost, MS / 2, 4);
+        assert!(lost.rank(0) > quick().rank(0));
+        assert_eq!(lost.haste(), HASTE);
+        assert_eq!(that_took(lost, MS / 2, 100).rank(0), quick().rank(0));
     }
 
     #[test]
