@@ -402,7 +402,8 @@ fn answer_all(socket: &UdpSocket, silent: &AtomicBool, asked: &AtomicUsize) {
         // Header, question, and what follows it, which is the query's OPT record.
         let question =
             message[12..length].iter().position(|byte| *byte == 0).map_or(length, |end| 12 + end + 5);
-        let short = message[13..].starts_with(b"short") || message[13..].starts_with(b"SHORT");
+        // In whatever case: some draw that of each letter.
+        let short = message[13..].get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"short"));
         let mut answer = message[..question].to_vec();
         answer[2..4].copy_from_slice(&[0x81, 0x80]);
         answer[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
