@@ -205,7 +205,7 @@ fn measure(name: &str, guest: &Guest<'_>, pid: u32, names: &Names, upstream: &Fa
     let failover_max_ms = failover(guest, upstream);
     done("failover");
     let stale_max_ms = stale(guest, upstream);
-    done("stale");
+    done(&format!("stale, {stale_max_ms:.1} ms at most"));
     Run { cached_qps, cached_cpu_us, miss_qps, tcp_qps, failover_max_ms, stale_max_ms, absent }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
+use super::udp::RESEND;
 use super::upstream::Upstream;
 use super::{Context, PROBE};
 use crate::dns::answer::Question;
@@ -81,6 +82,13 @@ impl Health {
     }
 
     pub(super) fn answered(&self, took: Duration, now: u64) {
+        self.answers.fetch_add(1, Relaxed);
+        // Of one that comes back it may be the answer to a datagram that was sent later (RFC 6298 section 3, Karn's algorithm).
+        let missed = self.unanswered.load(Relaxed) > 0 || self.is_silent();
+        if missed && !self.connects && took >= RESEND[0] {
+            self.heard(now);
+            return;
+        }
         let took = micros(took).max(1);
         // RFC 6298 sections 2.2 and 2.3
         let (srtt, rttvar) = match self.srtt.load(Relaxed) {
@@ -90,7 +98,6 @@ impl Health {
         self.srtt.store(srtt.max(1), Relaxed);
         self.rttvar.store(rttvar, Relaxed);
         self.lost.store((self.lost.load(Relaxed) * 7 + took) / 8, Relaxed);
-        self.answers.fetch_add(1, Relaxed);
         self.heard(now);
     }
 
@@ -366,6 +373,17 @@ mod tests {
         assert!(lost.rank(0) > quick().rank(0));
         assert_eq!(lost.haste(), HASTE);
         assert_eq!(that_took(lost, MS / 2, 100).rank(0), quick().rank(0));
+    }
+
+    #[test]
+    fn who_comes_back_by_a_datagram_that_was_sent_again_is_not_slow_for_it() {
+        let quick = that_took(Health::default(), MS / 2, 100);
+        quick.missed(200);
+        quick.answered(500 * MS, 300);
+        assert_eq!((quick.haste(), quick.rank(300).3), (HASTE, 500));
+        // One that is there, and takes so long, does.
+        quick.answered(500 * MS, 400);
+        assert!(quick.haste().0 > 100 * MS, "{:?}", quick.haste());
     }
 
     #[test]
