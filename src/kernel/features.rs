@@ -1,7 +1,6 @@
 //! Whether this kernel has what guestnet asks of it: each thing is made in a network namespace of its own, which goes with the
 //! thread that looks. Nothing of the host is changed.
 
-use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
 
@@ -16,7 +15,7 @@ use super::fault::{self, When};
 use super::nft::Nft;
 use super::rtnl::{Request, Rtnl};
 use super::sysctl::Ipv6Conf;
-use super::{GUEST_SIDE_INDEX, firewall, links, tap, tc};
+use super::{GUEST_SIDE_INDEX, firewall, links, netns, tap, tc};
 use crate::model::{RateLimit, RateMbps, Slot, Vm};
 use crate::plan::COMMENT;
 use crate::walls::ruleset::{bridge, inet};
@@ -58,7 +57,7 @@ fn in_this_namespace() -> Vec<Missing> {
         rtnl.all(&[new(device.build())]).doing(|| "making a bridge".into())
     });
     look("CONFIG_VETH", "veth", &mut || {
-        let here = File::open("/proc/thread-self/ns/net").doing(|| "opening a namespace".into())?;
+        let here = netns::own().doing(|| "opening a namespace".into())?;
         let mut rtnl = Rtnl::open().doing(|| "opening a netlink socket".into())?;
         links::veth(&mut rtnl, &mut Ipv6Conf::default(), Slot(0), PORT_INDEX, &here, 1_500)
     });

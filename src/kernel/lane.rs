@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use super::counters::Questions;
 use super::error::KernelError;
+use super::netns;
 use super::rtnl::Rtnl;
 use super::sysctl::{Ipv6Conf, ProcApart};
 
@@ -40,7 +41,7 @@ pub(super) struct Lane {
 impl Lane {
     /// A thread in the calling thread's network namespace.
     pub(super) fn start(name: &str, questions: Questions) -> io::Result<Self> {
-        let home = File::open("/proc/thread-self/ns/net")?;
+        let home = netns::own()?;
         let (ipv6, proc) = (Ipv6Conf::default(), ProcApart::default());
         let mut hands = Hands { rtnl: Rtnl::open()?, questions, ipv6, proc, home };
         let port = hands.rtnl.port();

@@ -27,6 +27,11 @@ use crate::model::Slot;
 const DIRECTORY: &str = "/run/netns";
 const OWN: &str = "/proc/thread-self/ns/net";
 
+/// A handle on the calling thread's namespace.
+pub(super) fn own() -> io::Result<File> {
+    File::open(OWN)
+}
+
 fn path_of(name: &str) -> PathBuf {
     Path::new(DIRECTORY).join(name)
 }
@@ -45,12 +50,12 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, port: u32) -> Result<(), Ker
     let made = (|| {
         fault::operation()?;
         unshare(CloneFlags::CLONE_NEWNET)?;
-        let mut ipv6 = Ipv6Conf::of_slot(&mut hands.proc)?;
+        let mut ipv6 = Ipv6Conf::of_slot(&mut hands.proc);
         ipv6.disable("all")?;
         ipv6.disable("default")?;
         // Before it has a name: a namespace of that name without the mark is somebody else's.
         Rtnl::open()?.all(&[links::alias(1, &mark(port))])?;
-        number(&mut hands.rtnl, &File::open(OWN)?, port)?;
+        number(&mut hands.rtnl, &own()?, port)?;
         fault::operation()?;
         // Last: without it the namespace goes as this thread leaves.
         mount(Some(OWN), &path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
@@ -68,7 +73,7 @@ pub(super) fn create(hands: &mut Hands, slot: Slot, port: u32) -> Result<(), Ker
 /// tells of something inside and for each that names a veth's other end (net/core/net_namespace.c, __peernet2id). By itself it
 /// counts up: where most VMs stay and some come and go, those of the highest slots, theirs would be found last. So these count down.
 fn number(rtnl: &mut Rtnl, namespace: &File, port: u32) -> io::Result<()> {
-    let Some(id) = i32::try_from(port).ok().map(|port| i32::MAX - port) else { return Ok(()) };
+    let id = i32::MAX.saturating_sub_unsigned(port);
     let mut message = NsidMessage::default();
     message.attributes = vec![NsidAttribute::Id(id), NsidAttribute::Fd(namespace.as_raw_fd() as u32)];
     match rtnl.request(0, RouteNetlinkMessage::NewNsId(message)) {

@@ -49,14 +49,7 @@ const LOOKUPS: usize = 64;
 impl ProcApart {
     /// `ipv6/conf` of the calling thread's namespace.
     fn ipv6_conf(&mut self) -> io::Result<File> {
-        self.lookup().or_else(|error| {
-            // Not let, by a filter of system calls or a security module: by the path that everybody has it is only slower.
-            debug!(%error, "no procfs of our own");
-            File::open(path_of("ipv6/conf"))
-        })
-    }
-
-    fn lookup(&mut self) -> io::Result<File> {
+        fault::operation()?;
         if self.lookups >= LOOKUPS {
             *self = Self::default();
         }
@@ -81,14 +74,11 @@ fn mount_proc() -> io::Result<OwnedFd> {
 pub(super) struct Ipv6Conf(Option<File>);
 
 impl Ipv6Conf {
-    /// Of the calling thread's namespace, one of many.
-    pub(super) fn of_slot(proc: &mut ProcApart) -> io::Result<Self> {
-        fault::operation()?;
-        match proc.ipv6_conf() {
-            Ok(directory) => Ok(Self(Some(directory))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error),
-        }
+    /// Of the calling thread's namespace, one of many. Where we are not let, by a filter of system calls or a security module, it is found by
+    /// the path that everybody has, which is only slower.
+    pub(super) fn of_slot(proc: &mut ProcApart) -> Self {
+        let apart = proc.ipv6_conf().inspect_err(|error| debug!(%error, "no procfs of our own"));
+        Self(apart.ok())
     }
 
     /// No IPv6 on `device`; a kernel without IPv6 has nothing to switch off.

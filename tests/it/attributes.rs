@@ -55,7 +55,7 @@ pub(crate) struct OfHost {
     routes: Value,
 }
 
-fn read(lab: &Lab, program: &str, arguments: &[&str]) -> Value {
+pub(crate) fn read(lab: &Lab, program: &str, arguments: &[&str]) -> Value {
     let shown = lab.on_host(program, arguments);
     serde_json::from_str(if shown.trim().is_empty() { "[]" } else { &shown }).unwrap()
 }

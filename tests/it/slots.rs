@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
 
+use crate::attributes::read;
 use crate::lab::{Daemon, Lab, TapGuest, WEB, assert_same, assert_says};
 
 /// Waits for what happens in the background.
@@ -203,7 +203,7 @@ fn building_a_slot_looks_nothing_up_where_the_kernel_keeps_all_namespaces() {
         daemon.json(&["vm", "create", &format!("vm{number}")]);
     }
     let calls = traced.stop();
-    let counted = |what: &str| calls.lines().filter(|line| line.contains(what)).count();
+    let counted = |what: &str| calls.matches(what).count();
     assert_eq!(counted("unshare("), 69, "{calls}");
     assert_eq!(counted("\"sys/net/ipv6/conf\""), 69, "{calls}");
     assert_eq!(counted("/proc/sys/net/ipv6"), 0, "{calls}");
@@ -233,12 +233,11 @@ fn namespaces_have_numbers_that_count_down() {
     let daemon = Daemon::start_with(&lab, "[[network]]\npool_size = 0\n");
     let port = |vm_id: &str| {
         let vm = daemon.json(&["vm", "create", vm_id]);
-        let link = lab.on_host("ip", &["-j", "link", "show", vm["host_device"].as_str().unwrap()]);
-        let link: Value = serde_json::from_str(&link).unwrap();
+        let link = read(&lab, "ip", &["-j", "link", "show", vm["host_device"].as_str().unwrap()]);
         link[0]["ifindex"].as_i64().unwrap()
     };
     let numbers = || {
-        let all: Value = serde_json::from_str(&lab.on_host("ip", &["-j", "netns", "list-id"])).unwrap();
+        let all = read(&lab, "ip", &["-j", "netns", "list-id"]);
         let numbers = all.as_array().unwrap().iter().map(|namespace| namespace["nsid"].as_i64().unwrap());
         numbers.collect::<Vec<_>>()
     };

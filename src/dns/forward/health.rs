@@ -82,23 +82,26 @@ impl Health {
     }
 
     pub(super) fn answered(&self, took: Duration, now: u64) {
-        self.answers.fetch_add(1, Relaxed);
         // Of one that comes back it may be the answer to a datagram that was sent later (RFC 6298 section 3, Karn's algorithm).
         let missed = self.unanswered.load(Relaxed) > 0 || self.is_silent();
-        if missed && !self.connects && took >= RESEND[0] {
-            self.heard(now);
-            return;
+        if !missed || self.connects || took < RESEND[0] {
+            self.measured(micros(took).max(1));
         }
-        let took = micros(took).max(1);
+        self.answers.fetch_add(1, Relaxed);
+        self.heard(now);
+    }
+
+    /// An answer took so many microseconds.
+    fn measured(&self, took: u64) {
+        let smoothed = |before: u64| (before * 7 + took) / 8;
         // RFC 6298 sections 2.2 and 2.3
         let (srtt, rttvar) = match self.srtt.load(Relaxed) {
             0 => (took, took / 2),
-            srtt => ((srtt * 7 + took) / 8, (self.rttvar.load(Relaxed) * 3 + srtt.abs_diff(took)) / 4),
+            srtt => (smoothed(srtt), (self.rttvar.load(Relaxed) * 3 + srtt.abs_diff(took)) / 4),
         };
         self.srtt.store(srtt.max(1), Relaxed);
         self.rttvar.store(rttvar, Relaxed);
-        self.lost.store((self.lost.load(Relaxed) * 7 + took) / 8, Relaxed);
-        self.heard(now);
+        self.lost.store(smoothed(self.lost.load(Relaxed)), Relaxed);
     }
 
     /// It could say what a guest asked, which an answer to a check tells nothing of.
